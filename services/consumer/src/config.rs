@@ -1,0 +1,140 @@
+//! What a consumer can be told.
+
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Parser;
+use herald_runtime::CommonArgs;
+use herald_runtime::config::duration;
+use herald_runtime::kafka::KafkaArgs;
+use rdkafka::ClientConfig;
+
+use crate::access::Origins;
+
+/// Relays every message of Kafka topics to browsers, over server-sent events, WebSocket and Socket.IO.
+#[derive(Clone, Debug, Parser)]
+#[command(version)]
+pub struct Config {
+    /// Address of the page and the doors, for browsers.
+    #[arg(long, env, default_value = "0.0.0.0:5000")]
+    pub listen: SocketAddr,
+
+    #[command(flatten)]
+    pub common: CommonArgs,
+
+    #[command(flatten)]
+    pub kafka: KafkaArgs,
+
+    /// Topics to serve, separated by commas; the first is the default.
+    #[arg(long, env, default_value = "my-topic")]
+    pub kafka_topic: Topics,
+
+    /// A text that the page shows above the messages.
+    #[arg(long, env, default_value = "default")]
+    pub custom_header: String,
+
+    /// Origins of pages that may read, beside our own: `https://a.example,https://b.example`, or `*`.
+    #[arg(long, env, default_value = "", hide_default_value = true, value_parser = Origins::parse)]
+    pub allowed_origins: Origins,
+
+    /// Connections at one time; more are told to come back.
+    #[arg(long, env, default_value_t = 10_000, value_parser = at_least_one)]
+    pub max_connections: usize,
+
+    /// Values over this many bytes are announced as a gap, not delivered.
+    #[arg(long, env, default_value_t = 1 << 20, value_parser = at_least_one)]
+    pub max_message_bytes: usize,
+
+    /// Messages of a topic that are kept in memory. Older ones come from Kafka.
+    #[arg(long, env, default_value_t = 10_000, value_parser = at_least_one)]
+    pub ring_messages: usize,
+
+    /// Bytes of a topic that are kept in memory, with what the doors make of them.
+    #[arg(long, env, default_value_t = 64 << 20, value_parser = at_least_one)]
+    pub ring_bytes: usize,
+
+    /// Reads of older messages from Kafka at the same time, for each topic.
+    #[arg(long, env, default_value_t = 4, value_parser = at_least_one)]
+    pub replay_readers: usize,
+
+    /// After SIGTERM: how long new connections are still accepted, since balancers lag.
+    #[arg(long, env, default_value = "5s", value_parser = duration)]
+    pub drain_delay: Duration,
+
+    /// After that: the time over which the ends of the open streams are spread.
+    #[arg(long, env, default_value = "10s", value_parser = duration)]
+    pub drain_window: Duration,
+}
+
+impl Config {
+    /// The configuration of a client that reads.
+    ///
+    /// # Errors
+    ///
+    /// When the Kafka properties cannot be used.
+    pub fn kafka_client(&self) -> anyhow::Result<ClientConfig> {
+        // Nothing is ever committed; librdkafka refuses an assignment without a group all the same. An offset that is not
+        // there any more must be seen, not skipped.
+        const RELIED_ON: [(&str, &str); 3] = [("group.id", "herald-consumer"), ("enable.auto.commit", "false"), ("auto.offset.reset", "error")];
+        // The next fetch of a full queue would wait a second.
+        const DEFAULTS: [(&str, &str); 1] = [("fetch.queue.backoff.ms", "10")];
+        let reserved: Vec<&str> = RELIED_ON.iter().map(|(key, _)| *key).chain(["enable.partition.eof"]).collect();
+        let mut config = self.kafka.client_config("herald-consumer", &DEFAULTS, &reserved)?;
+        for (key, value) in RELIED_ON {
+            config.set(key, value);
+        }
+        Ok(config)
+    }
+}
+
+/// The names of the topics that are served, at least one, each once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topics(Vec<String>);
+
+impl Topics {
+    pub fn names(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl FromStr for Topics {
+    type Err = String;
+
+    fn from_str(list: &str) -> Result<Self, String> {
+        let names: Vec<String> = list.split(',').map(|name| name.trim().to_owned()).collect();
+        for (index, name) in names.iter().enumerate() {
+            // Kafka's own rule.
+            let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+            if name.is_empty() || name.len() > 249 || name == "." || name == ".." || !name.bytes().all(legal) {
+                return Err(format!("{name:?} is no name of a topic; use letters, digits, \".\", \"_\" and \"-\""));
+            }
+            if names[..index].contains(name) {
+                return Err(format!("topic {name:?} is named twice"));
+            }
+        }
+        Ok(Self(names))
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "give a whole number from 1".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_topics_are_named_with_commas() {
+        let topics: Topics = "my-topic, dev-topic".parse().unwrap();
+        assert_eq!(topics.names(), ["my-topic", "dev-topic"]);
+    }
+
+    #[test]
+    fn a_wrong_or_repeated_topic_is_refused_by_name() {
+        for (list, named) in [("a,,b", "\"\""), ("a b", "\"a b\""), ("a,b,a", "\"a\""), ("", "\"\"")] {
+            assert!(list.parse::<Topics>().is_err_and(|error| error.contains(named)), "{list}");
+        }
+    }
+}

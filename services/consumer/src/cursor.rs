@@ -1,0 +1,190 @@
+//! The cursor: how far a client has read, per partition, in one short token that every door and every replica understands.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+/// The largest number of partitions of a topic that Herald serves: a cursor names all of them.
+pub const MAX_PARTITIONS: usize = 256;
+
+/// The first byte of every token. A token of another version is treated as garbled.
+const VERSION: u8 = 1;
+
+/// Where the reading of one partition goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The next offset to deliver, 0 or more.
+    pub offset: i64,
+    /// The fingerprint of the record at `offset - 1`, where it is known.
+    pub fingerprint: Option<u16>,
+}
+
+impl Position {
+    /// A position of which only the offset is known.
+    pub fn at(offset: i64) -> Self {
+        Self { offset, fingerprint: None }
+    }
+
+    /// The position after the record at `offset` with these contents.
+    pub fn after(offset: i64, timestamp: Option<i64>, value: Option<&[u8]>) -> Self {
+        Self { offset: offset + 1, fingerprint: Some(fingerprint(timestamp, value)) }
+    }
+
+    /// Whether both may come from the same log: false only when both fingerprints are known and differ.
+    pub fn agrees(self, other: Self) -> bool {
+        self.fingerprint.is_none() || other.fingerprint.is_none() || self.fingerprint == other.fingerprint
+    }
+}
+
+/// Two bytes that tell a record from its namesake in a topic that was deleted and made anew under the same name.
+pub fn fingerprint(timestamp: Option<i64>, value: Option<&[u8]>) -> u16 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&timestamp.unwrap_or(-1).to_le_bytes());
+    hasher.update(value.unwrap_or_default());
+    let sum = hasher.finalize();
+    (sum >> 16) as u16 ^ sum as u16
+}
+
+/// One position per partition, ascending from partition 0.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Vector(pub Vec<Position>);
+
+impl Vector {
+    /// The position of a partition; one that is not named is read from its start.
+    pub fn get(&self, partition: usize) -> Position {
+        self.0.get(partition).copied().unwrap_or_default()
+    }
+
+    /// Sets the position of a partition, naming those before it too.
+    pub fn set(&mut self, partition: usize, position: Position) {
+        if self.0.len() <= partition {
+            self.0.resize(partition + 1, Position::default());
+        }
+        self.0[partition] = position;
+    }
+
+    /// The token of this vector for a topic. The form is described in `docs/protocol.md`.
+    pub fn encode(&self, topic: &str) -> String {
+        let mut bytes = Vec::with_capacity(3 + self.0.len() * 6);
+        bytes.push(VERSION);
+        bytes.extend(topic_tag(topic));
+        for position in &self.0 {
+            write_varint(&mut bytes, (position.offset as u64) << 1 | u64::from(position.fingerprint.is_some()));
+            if let Some(fingerprint) = position.fingerprint {
+                bytes.extend(fingerprint.to_le_bytes());
+            }
+        }
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// Reads a token; `None` when it is garbled, or of another topic or version.
+    pub fn decode(token: &str, topic: &str) -> Option<Self> {
+        // A varint of 63 bits is at most 9 bytes, a fingerprint 2: longer tokens are not ours and not worth decoding.
+        if token.len() > (3 + MAX_PARTITIONS * 11).div_ceil(3) * 4 {
+            return None;
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
+        let mut rest = bytes.strip_prefix(&[VERSION])?.strip_prefix(&topic_tag(topic))?;
+        let mut positions = Vec::new();
+        while !rest.is_empty() {
+            let number = read_varint(&mut rest)?;
+            let fingerprint = match number & 1 {
+                0 => None,
+                _ => {
+                    let (bytes, after) = rest.split_first_chunk::<2>()?;
+                    rest = after;
+                    Some(u16::from_le_bytes(*bytes))
+                }
+            };
+            positions.push(Position { offset: (number >> 1) as i64, fingerprint });
+        }
+        (positions.len() <= MAX_PARTITIONS).then_some(Self(positions))
+    }
+}
+
+/// Two bytes by which a cursor of another topic is noticed.
+fn topic_tag(topic: &str) -> [u8; 2] {
+    (crc32fast::hash(topic.as_bytes()) as u16).to_le_bytes()
+}
+
+/// LEB128: seven bits a byte, the lowest first.
+fn write_varint(bytes: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+/// Reads one varint and moves `rest` behind it; `None` when it ends early or is not in its shortest form.
+fn read_varint(rest: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..63).step_by(7) {
+        let (&byte, after) = rest.split_first()?;
+        *rest = after;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return (shift == 0 || byte != 0).then_some(number);
+        }
+    }
+    // The tenth byte would carry only the 64th bit, which is the sign of the offset.
+    let (&byte, after) = rest.split_first()?;
+    *rest = after;
+    (byte == 1).then_some(number | 1 << 63)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn positions() -> impl Strategy<Value = Vec<Position>> {
+        let position = (0..i64::MAX, any::<Option<u16>>()).prop_map(|(offset, fingerprint)| Position { offset, fingerprint });
+        proptest::collection::vec(position, 0..MAX_PARTITIONS)
+    }
+
+    proptest! {
+        #[test]
+        fn a_token_says_what_was_put_in(positions in positions(), topic in "[a-z.-]{1,20}") {
+            let vector = Vector(positions);
+            prop_assert_eq!(Vector::decode(&vector.encode(&topic), &topic), Some(vector));
+        }
+
+        #[test]
+        fn a_token_is_safe_in_a_url_and_a_header(positions in positions()) {
+            let token = Vector(positions).encode("my-topic");
+            prop_assert!(token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'));
+        }
+
+        #[test]
+        fn garbage_never_panics_and_what_is_taken_reads_back_the_same(token in "[ -~]{0,40}") {
+            if let Some(vector) = Vector::decode(&token, "my-topic") {
+                prop_assert_eq!(vector.encode("my-topic"), token);
+            }
+        }
+    }
+
+    #[test]
+    fn a_cursor_of_another_topic_is_foreign() {
+        let token = Vector(vec![Position::at(7)]).encode("my-topic");
+        assert_eq!(Vector::decode(&token, "dev-topic"), None);
+    }
+
+    #[test]
+    fn a_cut_token_is_garbled() {
+        let token = Vector(vec![Position::after(7, Some(1), Some(b"x"))]).encode("my-topic");
+        assert_eq!(Vector::decode(&token[..token.len() - 1], "my-topic"), None);
+    }
+
+    #[test]
+    fn one_partition_takes_a_dozen_characters() {
+        let vector = Vector(vec![Position::after(1_000_000, Some(1), Some(b"x"))]);
+        assert!(vector.encode("my-topic").len() <= 12);
+    }
+
+    #[test]
+    fn another_timestamp_or_value_is_another_record() {
+        assert_ne!(fingerprint(Some(1), Some(b"x")), fingerprint(Some(2), Some(b"x")));
+        assert_ne!(fingerprint(Some(1), Some(b"x")), fingerprint(Some(1), Some(b"y")));
+    }
+}

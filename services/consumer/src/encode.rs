@@ -1,0 +1,325 @@
+//! The bytes of an event on each door. The cursor stands at a fixed place, so that a frame made for one cursor serves another.
+
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use serde_json::{Map, Value as Json, json};
+
+use crate::record::{Change, Gap, Message, Reason, Value, What};
+
+/// How events are written for one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    pub door: Door,
+    /// Values that are not UTF-8 come as base64, not as a gap.
+    pub binary: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// Server-sent events; a message's data is its text.
+    SseText,
+    /// Server-sent events; a message's data is the message object.
+    SseJson,
+    /// JSON objects: WebSocket, and pages of history.
+    Json,
+    /// The payload of a Socket.IO event.
+    SocketIo,
+}
+
+impl Form {
+    /// How many forms there are: [`Form::index`] is below it.
+    pub const COUNT: usize = 8;
+
+    pub fn index(self) -> usize {
+        self.door as usize * 2 + usize::from(self.binary)
+    }
+}
+
+/// One event on its way to one client.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    pub kind: Kind,
+    /// The event as the door writes it: an SSE block, or a JSON object.
+    pub bytes: Bytes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Message,
+    Start,
+    Gap,
+    Status,
+    Bye,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Message => "message",
+            Self::Start => "start",
+            Self::Gap => "gap",
+            Self::Status => "status",
+            Self::Bye => "bye",
+        }
+    }
+}
+
+/// What a change is to a client of this form: a value that is not UTF-8 is a gap to those who did not ask for base64.
+pub fn seen(change: &Change, binary: bool) -> Cow<'_, What> {
+    match &change.what {
+        What::Message(Message { offset, value: Value::Binary(_), .. }) if !binary => {
+            Cow::Owned(What::Gap(Gap::of(Reason::NotUtf8, change.partition, *offset, Some(offset + 1))))
+        }
+        what => Cow::Borrowed(what),
+    }
+}
+
+/// Writes what a client of this form sees of a change, with this cursor.
+pub fn change(change: &Change, cursor: &str, form: Form) -> Frame {
+    match seen(change, form.binary).as_ref() {
+        What::Gap(gap) => event(Kind::Gap, cursor, gap_fields(gap), form.door),
+        What::Message(message) => {
+            let tail = match form.door {
+                Door::SseText => sse_data(&text(&message.value)),
+                Door::SocketIo => json_tail(socketio_fields(change.partition, message)),
+                Door::Json => json_tail(message_fields(change.partition, message)),
+                Door::SseJson => json_tail(message_fields(change.partition, message)) + "\n\n",
+            };
+            Frame { kind: Kind::Message, bytes: assemble(head(Kind::Message, form.door), cursor, tail.as_bytes()) }
+        }
+    }
+}
+
+/// The same event with another cursor: the payload's bytes are taken over as they are.
+pub fn with_cursor(frame: &Frame, old: &str, new: &str, door: Door) -> Frame {
+    let head = head(frame.kind, door);
+    let tail = head.0.len() + head.1.map_or(0, |second| second.len() + old.len()) + old.len();
+    Frame { kind: frame.kind, bytes: assemble(head, new, &frame.bytes[tail..]) }
+}
+
+/// Writes an event that is not a message. Without a cursor (before the first is known) a client keeps the one it has.
+pub fn event(kind: Kind, cursor: &str, fields: Map<String, Json>, door: Door) -> Frame {
+    let mut tail = json_tail(fields);
+    if matches!(door, Door::SseText | Door::SseJson) {
+        tail.push_str("\n\n");
+    }
+    let bytes = if cursor.is_empty() {
+        let json = format!("{{\"type\":\"{}\"{}", kind.name(), &tail[1..]);
+        match door {
+            Door::SseText | Door::SseJson => format!("event: {}\ndata: {json}", kind.name()).into(),
+            Door::Json | Door::SocketIo => json.into(),
+        }
+    } else {
+        assemble(head(kind, door), cursor, tail.as_bytes())
+    };
+    Frame { kind, bytes }
+}
+
+pub fn gap_fields(gap: &Gap) -> Map<String, Json> {
+    fields(json!({ "reason": gap.reason, "ranges": gap.ranges }))
+}
+
+/// The message object of `docs/protocol.md`, without `type` and `cursor`.
+pub fn message_fields(partition: usize, message: &Message) -> Map<String, Json> {
+    let mut headers = Map::new();
+    for (name, value) in &message.headers {
+        let value = value.as_ref().map_or(Json::Null, |value| utf8_or_base64(value));
+        match headers.get_mut(name) {
+            None => _ = headers.insert(name.clone(), value),
+            Some(Json::Array(values)) => values.push(value),
+            Some(first) => *first = json!([first.take(), value]),
+        }
+    }
+    let mut object = fields(json!({
+        "partition": partition,
+        "offset": message.offset,
+        "timestamp": message.timestamp,
+        "key": message.key.as_ref().map(|key| utf8_or_base64(key)),
+        "headers": headers,
+        "data": match &message.value {
+            Value::Null => None,
+            value => Some(text(value)),
+        },
+    }));
+    if matches!(message.value, Value::Binary(_)) {
+        object.insert("encoding".into(), "base64".into());
+    }
+    object
+}
+
+/// What the Socket.IO clients of the original protocol get: `data` is always a string.
+fn socketio_fields(partition: usize, message: &Message) -> Map<String, Json> {
+    fields(json!({
+        "data": text(&message.value),
+        "partition": partition,
+        "offset": message.offset,
+        "timestamp": message.timestamp,
+    }))
+}
+
+fn text(value: &Value) -> Cow<'_, str> {
+    match value {
+        Value::Null => Cow::Borrowed(""),
+        Value::Text(text) => Cow::Borrowed(text),
+        Value::Binary(bytes) => Cow::Owned(STANDARD.encode(bytes)),
+    }
+}
+
+fn utf8_or_base64(bytes: &[u8]) -> Json {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => json!({ "base64": STANDARD.encode(bytes) }),
+    }
+}
+
+/// The rest of an SSE block after its id: one `data:` line for each line of the text. CR, LF and CRLF all end a line in
+/// SSE, so none of them may stand in one; the space after the colon keeps a leading space of the text.
+fn sse_data(text: &str) -> String {
+    let mut block = String::with_capacity(text.len() + 16);
+    let text = if text.contains('\r') { Cow::Owned(text.replace("\r\n", "\n").replace('\r', "\n")) } else { Cow::Borrowed(text) };
+    for line in text.split('\n') {
+        block.push_str("\ndata: ");
+        block.push_str(line);
+    }
+    block.push_str("\n\n");
+    block
+}
+
+/// The text before the cursor, and before its second occurrence where there is one.
+type Head = (&'static str, Option<&'static str>);
+
+fn head(kind: Kind, door: Door) -> Head {
+    match (door, kind) {
+        (Door::SseText, Kind::Message) => ("id: ", None),
+        (Door::SseJson, Kind::Message) => ("id: ", Some("\ndata: {\"type\":\"message\",\"cursor\":\"")),
+        (Door::SseText | Door::SseJson, Kind::Start) => ("id: ", Some("\nevent: start\ndata: {\"type\":\"start\",\"cursor\":\"")),
+        (Door::SseText | Door::SseJson, Kind::Gap) => ("id: ", Some("\nevent: gap\ndata: {\"type\":\"gap\",\"cursor\":\"")),
+        (Door::SseText | Door::SseJson, Kind::Status) => ("id: ", Some("\nevent: status\ndata: {\"type\":\"status\",\"cursor\":\"")),
+        (Door::SseText | Door::SseJson, Kind::Bye) => ("id: ", Some("\nevent: bye\ndata: {\"type\":\"bye\",\"cursor\":\"")),
+        (Door::SocketIo, Kind::Message) => ("{\"cursor\":\"", None),
+        (_, Kind::Message) => ("{\"type\":\"message\",\"cursor\":\"", None),
+        (_, Kind::Start) => ("{\"type\":\"start\",\"cursor\":\"", None),
+        (_, Kind::Gap) => ("{\"type\":\"gap\",\"cursor\":\"", None),
+        (_, Kind::Status) => ("{\"type\":\"status\",\"cursor\":\"", None),
+        (_, Kind::Bye) => ("{\"type\":\"bye\",\"cursor\":\"", None),
+    }
+}
+
+fn assemble((first, second): Head, cursor: &str, tail: &[u8]) -> Bytes {
+    let mut bytes = Vec::with_capacity(first.len() + second.map_or(0, str::len) + 2 * cursor.len() + tail.len());
+    bytes.extend(first.as_bytes());
+    bytes.extend(cursor.as_bytes());
+    if let Some(second) = second {
+        bytes.extend(second.as_bytes());
+        bytes.extend(cursor.as_bytes());
+    }
+    bytes.extend(tail);
+    bytes.into()
+}
+
+/// What stands after the cursor in an object: its closing quote and the other fields.
+fn json_tail(fields: Map<String, Json>) -> String {
+    let object = Json::Object(fields).to_string();
+    match &object[1..] {
+        "}" => "\"}".into(),
+        fields => format!("\",{fields}"),
+    }
+}
+
+/// The fields of an object literal.
+pub fn fields(object: Json) -> Map<String, Json> {
+    match object {
+        Json::Object(fields) => fields,
+        _ => unreachable!("only object literals are passed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cursor::Position;
+
+    const DOORS: [Door; 4] = [Door::SseText, Door::SseJson, Door::Json, Door::SocketIo];
+
+    fn message(value: Value) -> Change {
+        let message = Message { offset: 3, timestamp: Some(1), key: None, headers: vec![], value };
+        Change { partition: 0, next: Position::at(4), what: What::Message(message) }
+    }
+
+    fn written(change_: &Change, door: Door) -> String {
+        String::from_utf8(change(change_, "CUR", Form { door, binary: false }).bytes.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_line_break_of_any_kind_cannot_forge_a_field() {
+        let hostile = message(Value::Text("a\rid: x\nevent: y\r\ndata: z\n\n".into()));
+        assert_eq!(written(&hostile, Door::SseText), "id: CUR\ndata: a\ndata: id: x\ndata: event: y\ndata: data: z\ndata: \ndata: \n\n");
+        assert_eq!(written(&hostile, Door::SseJson).lines().count(), 3);
+    }
+
+    #[test]
+    fn a_leading_space_and_an_empty_text_are_kept() {
+        assert_eq!(written(&message(Value::Text(" x".into())), Door::SseText), "id: CUR\ndata:  x\n\n");
+        assert_eq!(written(&message(Value::Null), Door::SseText), "id: CUR\ndata: \n\n");
+    }
+
+    #[test]
+    fn a_null_value_is_null_in_json_and_empty_text_elsewhere() {
+        assert!(written(&message(Value::Null), Door::Json).contains(r#""data":null"#));
+        assert!(written(&message(Value::Null), Door::SocketIo).contains(r#""data":"""#));
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_a_gap_or_base64() {
+        let binary = message(Value::Binary(vec![0xff]));
+        assert_eq!(
+            written(&binary, Door::Json),
+            r#"{"type":"gap","cursor":"CUR","ranges":[{"from":3,"partition":0,"to":4}],"reason":"not-utf8"}"#
+        );
+        let asked = change(&binary, "CUR", Form { door: Door::Json, binary: true });
+        let object: Json = serde_json::from_slice(&asked.bytes).unwrap();
+        assert_eq!((&object["data"], &object["encoding"]), (&json!("/w=="), &json!("base64")));
+    }
+
+    #[test]
+    fn a_repeated_header_is_an_array_and_a_null_header_null() {
+        let headers = vec![("a".into(), Some(b"1".to_vec())), ("b".into(), None), ("a".into(), Some(vec![0xff]))];
+        let message = Message { offset: 0, timestamp: None, key: None, headers, value: Value::Null };
+        assert_eq!(message_fields(0, &message)["headers"], json!({"a": ["1", {"base64": "/w=="}], "b": null}));
+    }
+
+    #[test]
+    fn an_event_before_the_first_cursor_has_none() {
+        let frame = event(Kind::Status, "", fields(json!({"source": "down"})), Door::SseText);
+        assert_eq!(frame.bytes, "event: status\ndata: {\"type\":\"status\",\"source\":\"down\"}\n\n");
+    }
+
+    proptest! {
+        #[test]
+        fn a_frame_with_its_cursor_replaced_is_the_frame_written_with_that_cursor(
+            text in any::<String>(), old in "[A-Za-z0-9_-]{0,20}", new in "[A-Za-z0-9_-]{1,20}", binary in any::<bool>(),
+        ) {
+            prop_assume!(!old.is_empty());
+            for value in [Value::Text(text.clone()), Value::Null, Value::Binary(vec![0xff])] {
+                let record = message(value);
+                for door in DOORS {
+                    let form = Form { door, binary };
+                    let replaced = with_cursor(&change(&record, &old, form), &old, &new, door);
+                    prop_assert_eq!(replaced.bytes, change(&record, &new, form).bytes);
+                }
+            }
+        }
+
+        #[test]
+        fn any_text_arrives_whole_in_json(text in any::<String>()) {
+            let frame = change(&message(Value::Text(text.clone())), "C", Form { door: Door::Json, binary: false });
+            let object: Json = serde_json::from_slice(&frame.bytes).unwrap();
+            prop_assert_eq!(object["data"].as_str(), Some(&*text));
+        }
+    }
+}

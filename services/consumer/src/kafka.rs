@@ -1,0 +1,413 @@
+//! The live reader: one thread that polls one topic into its ring, and notices what librdkafka does not say.
+
+mod log;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use herald_runtime::kafka::{Context, Source};
+use herald_runtime::telemetry::Sampler;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::util::Timeout;
+use rdkafka::{ClientConfig, ClientContext, Statistics};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+pub use self::log::{Limit, Log, Page};
+use crate::cursor::{MAX_PARTITIONS, Position, Vector};
+use crate::feed::Feed;
+use crate::metrics::Metrics;
+use crate::record::{Change, Gap, Message, Reason, Value, What};
+
+/// How often the record before the position is read again and compared, and new partitions are looked for.
+const AUDIT_EVERY: Duration = Duration::from_secs(10);
+
+/// At most so many messages become visible at once; more would delay the first of them.
+const BATCH: usize = 512;
+
+/// One topic, from Kafka into its ring.
+pub struct Live {
+    pub topic: String,
+    pub feed: Arc<Feed>,
+    pub log: Arc<Log>,
+    pub metrics: Metrics,
+    config: ClientConfig,
+    max_value: usize,
+    /// Events to fill the ring with at start.
+    history: Limit,
+    context: LiveContext,
+    grown: AtomicBool,
+    /// How often the topic was found to be another one.
+    resets: AtomicU64,
+    /// Asks for an audit now: a client's cursor and the ring do not fit.
+    pub doubt: Arc<Notify>,
+    received: Sampler,
+}
+
+impl Live {
+    /// A reader that does not run yet. `config` connects to Kafka; `max_value` is in bytes.
+    pub fn new(feed: Arc<Feed>, log: Arc<Log>, metrics: Metrics, topic: &str, config: ClientConfig, max_value: usize, history: Limit) -> Self {
+        let mut config = config;
+        // The topic's id is told nowhere but in librdkafka's debug log; see `LiveContext::log`.
+        let debug = config.get("debug").map_or("topic".to_owned(), |given| format!("{given},topic"));
+        config
+            .set("debug", debug)
+            .set_log_level(RDKafkaLogLevel::Debug)
+            .set("enable.partition.eof", "true");
+        let context = LiveContext::new(topic, metrics.clone());
+        Self {
+            topic: topic.to_owned(),
+            feed,
+            log,
+            metrics,
+            config,
+            max_value,
+            history,
+            context,
+            grown: AtomicBool::new(false),
+            resets: AtomicU64::new(0),
+            doubt: Arc::default(),
+            received: Sampler::new(10),
+        }
+    }
+
+    /// Whether Kafka can be read now.
+    pub fn source(&self) -> watch::Receiver<Source> {
+        self.context.inner.source()
+    }
+
+    /// Reads until `shutdown`. `caught_up` is called once, when the ring holds what was the end of the log at the start.
+    ///
+    /// # Errors
+    ///
+    /// When the topic cannot be served at all. An absent broker or topic is waited for.
+    pub async fn run(self: Arc<Self>, caught_up: impl FnOnce() + Send + 'static, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let consumer: BaseConsumer<LiveContext> =
+            self.config.create_with_context(self.context.clone()).context("cannot create a Kafka consumer")?;
+        let live = self.clone();
+        let stop = shutdown.clone();
+        // The thread polls from the start, since librdkafka reports its state only to those who poll.
+        let (begin, begun) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("kafka {}", self.topic))
+            .spawn(move || live.poll(&consumer, &begun, caught_up, &stop))
+            .context("cannot start a thread")?;
+        let Some(partitions) = shutdown.run_until_cancelled(self.fill()).await.transpose()? else { return Ok(()) };
+        // The thread ends only with `shutdown`, so it is there to take this.
+        _ = begin.send(partitions);
+        shutdown.run_until_cancelled(self.audit()).await;
+        tokio::task::spawn_blocking(move || thread.join()).await?.map_err(|_| anyhow::anyhow!("the reader of topic {:?} panicked", self.topic))
+    }
+
+    /// Fills the ring with the newest history, as soon as Kafka and the topic are there.
+    async fn fill(&self) -> anyhow::Result<usize> {
+        let mut said = false;
+        loop {
+            let attempt = async {
+                let partitions = self.log.partitions().await?;
+                if partitions > MAX_PARTITIONS {
+                    return Ok((partitions, Page::default()));
+                }
+                let ends = self.log.ends(partitions).await?;
+                let end = Vector(ends.iter().map(|&(_, high)| Position::at(high)).collect());
+                anyhow::Ok((partitions, self.log.backward(end, self.history).await?))
+            };
+            match attempt.await {
+                Ok((partitions, page)) => {
+                    ensure!(
+                        partitions <= MAX_PARTITIONS,
+                        "topic {:?} has {partitions} partitions, more than the {MAX_PARTITIONS} that a cursor can name",
+                        self.topic
+                    );
+                    tracing::info!(topic = self.topic, partitions, history = page.changes.len(), "reading topic");
+                    self.feed.fill(page.before, page.changes);
+                    return Ok(partitions);
+                }
+                Err(error) if !said => {
+                    said = true;
+                    tracing::warn!(topic = self.topic, error = format!("{error:#}"), "waiting for Kafka and the topic");
+                }
+                Err(error) => tracing::debug!(topic = self.topic, error = format!("{error:#}"), "still waiting"),
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    fn poll(
+        &self,
+        consumer: &BaseConsumer<LiveContext>,
+        begun: &std::sync::mpsc::Receiver<usize>,
+        caught_up: impl FnOnce(),
+        shutdown: &CancellationToken,
+    ) {
+        let mut at_end: Option<Vec<bool>> = None;
+        let mut caught_up = Some(caught_up);
+        let mut pending = Vec::new();
+        while !shutdown.is_cancelled() {
+            if let Ok(partitions) = begun.try_recv() {
+                at_end = Some(vec![false; partitions]);
+                self.assign(consumer);
+            }
+            let mut wait = Duration::from_millis(50);
+            while let Some(polled) = consumer.poll(wait) {
+                wait = Duration::ZERO;
+                match polled {
+                    Ok(message) => pending.push(change(&message, self.max_value)),
+                    Err(KafkaError::PartitionEOF(partition)) => {
+                        if let Some(end) = at_end.as_mut().and_then(|ends| ends.get_mut(partition as usize)) {
+                            *end = true;
+                        }
+                    }
+                    Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) => {
+                        self.deliver(&mut pending);
+                        self.mend(consumer, false, shutdown);
+                    }
+                    // librdkafka goes on by itself after these; `status` tells the clients.
+                    Err(error) => tracing::debug!(topic = self.topic, %error, "error while polling"),
+                }
+                if pending.len() >= BATCH {
+                    break;
+                }
+            }
+            if self.context.made_anew.swap(false, Ordering::AcqRel) {
+                // What was polled may already be of the new log, from somewhere in its middle.
+                pending.clear();
+                self.mend(consumer, true, shutdown);
+            }
+            if self.grown.swap(false, Ordering::AcqRel) {
+                self.deliver(&mut pending);
+                self.assign(consumer);
+            }
+            self.deliver(&mut pending);
+            if at_end.as_ref().is_some_and(|ends| !ends.contains(&false))
+                && let Some(caught_up) = caught_up.take()
+            {
+                caught_up();
+            }
+        }
+    }
+
+    /// Puts what was read into the ring.
+    fn deliver(&self, pending: &mut Vec<Change>) {
+        let head = self.feed.head();
+        // After a new assignment librdkafka may hand out once more what was already in its queue.
+        pending.retain(|change| change.resets() || change.next.offset > head.get(change.partition).offset);
+        if pending.is_empty() {
+            return;
+        }
+        self.metrics.consumed(&self.topic, pending);
+        self.say(pending);
+        self.feed.push(std::mem::take(pending));
+        let (events, bytes) = self.feed.size();
+        self.metrics.ring(&self.topic, events, bytes);
+    }
+
+    /// The contract's log lines: up to ten a second, then the number of those left out.
+    fn say(&self, changes: &[Change]) {
+        for change in changes {
+            let What::Message(message) = &change.what else { continue };
+            let Value::Text(text) = &message.value else { continue };
+            if let Some(skipped) = self.received.admit() {
+                tracing::info!(topic = self.topic, partition = change.partition, offset = message.offset, skipped, "Received: {text}");
+            }
+        }
+    }
+
+    /// Reads on from where the ring ends, in all partitions.
+    fn assign(&self, consumer: &BaseConsumer<LiveContext>) {
+        let mut list = TopicPartitionList::new();
+        for (partition, position) in self.feed.head().0.iter().enumerate() {
+            list.add_partition_offset(&self.topic, partition as i32, Offset::Offset(position.offset)).expect("an offset of Kafka's is valid");
+        }
+        if let Err(error) = consumer.assign(&list) {
+            tracing::error!(topic = self.topic, %error, "cannot assign the partitions");
+        }
+    }
+
+    /// A position is not in the log any more: tells what is missing and reads on from the start of the log. With `anew` the
+    /// topic is known to be another one, whatever its offsets are.
+    fn mend(&self, consumer: &BaseConsumer<LiveContext>, anew: bool, shutdown: &CancellationToken) {
+        let mut changes = Vec::new();
+        let head = self.feed.head();
+        let mut partition = 0;
+        while partition < head.0.len() && !shutdown.is_cancelled() {
+            let position = head.get(partition);
+            match consumer.fetch_watermarks(&self.topic, partition as i32, Duration::from_secs(1)) {
+                Ok((low, high)) => {
+                    if anew || position.offset > high {
+                        tracing::warn!(topic = self.topic, partition, "the topic was deleted and made anew; reading it from its start");
+                        changes.push(recreated(partition, position, low));
+                    } else if position.offset < low {
+                        tracing::warn!(topic = self.topic, partition, from = position.offset, to = low, "Kafka deleted records before they were read");
+                        let gap = Gap::of(Reason::Retention, partition, position.offset, Some(low));
+                        changes.push(Change { partition, next: Position::at(low), what: What::Gap(gap) });
+                    }
+                    partition += 1;
+                }
+                // The new topic has fewer partitions; this one begins at 0 should it ever come back.
+                Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownPartition)) if anew && partition > 0 => {
+                    changes.push(recreated(partition, position, 0));
+                    partition += 1;
+                }
+                Err(error) => {
+                    tracing::debug!(topic = self.topic, partition, %error, "the ends of the log are not to be had yet");
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+            }
+        }
+        if anew {
+            self.resets.fetch_add(1, Ordering::AcqRel);
+        }
+        changes.retain(|change| !change.resets() || head.get(change.partition).offset > 0);
+        self.deliver(&mut changes);
+        self.assign(consumer);
+    }
+
+    /// From time to time, and after every reconnect: is it still the same log, and are there new partitions?
+    async fn audit(&self) {
+        let mut resets = self.resets.load(Ordering::Acquire);
+        let mut anchors = self.feed.head();
+        let mut source = self.source();
+        loop {
+            tokio::select! {
+                _ = tokio::time::sleep(AUDIT_EVERY) => {}
+                _ = source.changed() => {}
+                _ = self.doubt.notified() => {}
+            }
+            match self.log.partitions().await {
+                Ok(partitions) if partitions > MAX_PARTITIONS => {
+                    tracing::error!(topic = self.topic, partitions, "more partitions than a cursor can name; the new ones are not read");
+                }
+                Ok(partitions) if partitions > self.feed.head().0.len() => {
+                    tracing::info!(topic = self.topic, partitions, "partitions were added");
+                    self.feed.grow(partitions);
+                    self.grown.store(true, Ordering::Release);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(topic = self.topic, error = format!("{error:#}"), "the topic cannot be looked at");
+                    continue;
+                }
+            }
+            // An older position is compared too: the newest may already be of a log that was made anew.
+            let now = self.resets.load(Ordering::Acquire);
+            let newest = self.feed.head();
+            if std::mem::replace(&mut resets, now) != now {
+                anchors.clone_from(&newest);
+            }
+            let limit = Limit { events: 1, bytes: 1 };
+            for vector in [&anchors, &newest] {
+                match self.log.forward(vector.clone(), vector.clone(), limit).await {
+                    Ok(page) if page.changes.iter().any(Change::resets) && self.resets.load(Ordering::Acquire) == now => {
+                        self.context.made_anew.store(true, Ordering::Release);
+                    }
+                    Ok(_) => {}
+                    Err(error) => tracing::debug!(topic = self.topic, error = format!("{error:#}"), "the log cannot be compared"),
+                }
+            }
+            anchors = newest;
+        }
+    }
+}
+
+fn recreated(partition: usize, position: Position, low: i64) -> Change {
+    let gap = Gap::of(Reason::Recreated, partition, position.offset, None);
+    Change { partition, next: Position::at(low), what: What::Gap(gap) }
+}
+
+/// A record as the ring holds it; one whose value is over `max_value` bytes is a gap.
+fn change(message: &BorrowedMessage<'_>, max_value: usize) -> Change {
+    let partition = message.partition() as usize;
+    let offset = message.offset();
+    let timestamp = message.timestamp().to_millis();
+    let value = message.payload();
+    let next = Position::after(offset, timestamp, value);
+    if value.is_some_and(|value| value.len() > max_value) {
+        return Change { partition, next, what: What::Gap(Gap::of(Reason::TooLarge, partition, offset, Some(offset + 1))) };
+    }
+    let headers = message.headers().map_or(Vec::new(), |headers| {
+        headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
+    });
+    let what = What::Message(Message { offset, timestamp, key: message.key().map(<[u8]>::to_vec), headers, value: Value::new(value) });
+    Change { partition, next, what }
+}
+
+/// Listens to the client of the live reader.
+#[derive(Clone)]
+struct LiveContext {
+    inner: Context,
+    topic: String,
+    metrics: Metrics,
+    /// The id under which Kafka knows the topic, once librdkafka has said it.
+    id: Arc<Mutex<Option<String>>>,
+    made_anew: Arc<AtomicBool>,
+}
+
+impl LiveContext {
+    fn new(topic: &str, metrics: Metrics) -> Self {
+        Self { inner: Context::new(), topic: topic.to_owned(), metrics, id: Arc::default(), made_anew: Arc::default() }
+    }
+}
+
+impl ClientContext for LiveContext {
+    /// A topic made anew under a reader is not reported by librdkafka 2.12 when the new log is the longer one: it reads on in
+    /// its middle. It does write the topic's new id into its debug log, before it fetches from it.
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
+        if !matches!(level, RDKafkaLogLevel::Debug) {
+            return self.inner.log(level, fac, message);
+        }
+        let Some(id) = topic_id(message, &self.topic) else { return };
+        let mut known = self.id.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.replace(id.to_owned()).is_some_and(|known| known != id) {
+            self.made_anew.store(true, Ordering::Release);
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.inner.error(error, reason);
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.inner.stats_raw(statistics);
+        let Ok(statistics) = serde_json::from_slice::<Statistics>(statistics) else { return };
+        for (number, partition) in statistics.topics.get(&self.topic).iter().flat_map(|topic| &topic.partitions) {
+            // -1 is not a partition, negative offsets are unknown ones. The position is behind markers too.
+            if *number >= 0 && partition.ls_offset >= 0 && partition.next_offset >= 0 {
+                let unread = (partition.ls_offset - partition.next_offset).max(0) + partition.fetchq_cnt;
+                self.metrics.lag(&self.topic, *number, unread);
+            }
+        }
+        self.metrics.source(&self.topic, *self.inner.source().borrow());
+    }
+}
+
+impl ConsumerContext for LiveContext {
+    fn main_queue_min_poll_interval(&self) -> Timeout {
+        self.inner.main_queue_min_poll_interval()
+    }
+}
+
+/// Reads `[thrd:main]: Topic my-topic changed id from AAAA to BBBB`.
+fn topic_id<'a>(message: &'a str, topic: &str) -> Option<&'a str> {
+    let (_, rest) = message.split_once("Topic ")?;
+    let (_, id) = rest.strip_prefix(topic)?.strip_prefix(" changed id from ")?.split_once(" to ")?;
+    Some(id.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_new_id_of_a_topic_is_read_from_the_log() {
+        let line = "[thrd:main]: Topic my-topic changed id from AAAAAAAAAAAAAAAAAAAAAA to l4NnrqAYRzWUlDG9sSEtLg";
+        assert_eq!(topic_id(line, "my-topic"), Some("l4NnrqAYRzWUlDG9sSEtLg"));
+        assert_eq!(topic_id(line, "my"), None);
+    }
+}

@@ -1,0 +1,432 @@
+//! Reads ranges of a topic on demand: pages of history, and what a client missed that is older than the ring.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use herald_runtime::kafka::Context;
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio::sync::Semaphore;
+
+use super::change;
+use crate::cursor::{Position, Vector};
+use crate::record::{Change, Gap, Reason, What};
+
+/// How long Kafka may be silent before a request for a range fails.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A topic in Kafka, read by a bounded number of readers at a time. Nobody holds a reader while a browser is written to.
+pub struct Log {
+    topic: String,
+    config: ClientConfig,
+    max_value: usize,
+    idle: Mutex<Vec<Reader>>,
+    permits: Arc<Semaphore>,
+}
+
+type Reader = BaseConsumer<Context>;
+
+/// The bounds of one page.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    pub events: usize,
+    pub bytes: usize,
+}
+
+/// A piece of the log, merged by timestamp, then partition, each partition's order kept.
+#[derive(Debug, Default)]
+pub struct Page {
+    pub changes: Vec<Change>,
+    /// The vector before the first change.
+    pub before: Vector,
+    /// The vector after the last one.
+    pub after: Vector,
+    /// Nothing is left between `after` and what was read towards.
+    pub complete: bool,
+    /// Nothing is left before `before`.
+    pub from_start: bool,
+}
+
+impl Log {
+    /// `config` connects to Kafka; `max_value` is in bytes; at most `readers` ranges are read at the same time.
+    pub fn new(topic: String, config: ClientConfig, max_value: usize, readers: usize) -> Self {
+        let mut config = config;
+        // What a reader fetches beyond its page is thrown away, and its end is found by an empty answer.
+        config
+            .set("enable.partition.eof", "true")
+            .set("fetch.message.max.bytes", "262144")
+            .set("fetch.wait.max.ms", "10")
+            .set("queued.max.messages.kbytes", "8192")
+            .set("statistics.interval.ms", "0");
+        Self { topic, config, max_value, idle: Mutex::default(), permits: Arc::new(Semaphore::new(readers)) }
+    }
+
+    /// How many partitions the topic has.
+    pub async fn partitions(self: &Arc<Self>) -> anyhow::Result<usize> {
+        self.read(|log, reader| log.count_partitions(reader)).await
+    }
+
+    /// The first offset kept and the offset after the last, per partition.
+    pub async fn ends(self: &Arc<Self>, partitions: usize) -> anyhow::Result<Vec<(i64, i64)>> {
+        self.read(move |log, reader| (0..partitions).map(|partition| log.watermarks(reader, partition)).collect()).await
+    }
+
+    /// Per partition, the first record at or after a time in ms since 1970; where there is none, `end`.
+    pub async fn at_time(self: &Arc<Self>, time: i64, end: Vector) -> anyhow::Result<Vector> {
+        self.read(move |log, reader| {
+            let mut times = TopicPartitionList::new();
+            for partition in 0..end.0.len() {
+                times.add_partition_offset(&log.topic, partition as i32, Offset::Offset(time)).context("cannot ask for a time")?;
+            }
+            let found = reader
+                .offsets_for_times(times, PATIENCE)
+                .with_context(|| format!("cannot find a time in topic {:?}", log.topic))?;
+            let mut vector = end;
+            for element in found.elements() {
+                if let Offset::Offset(offset) = element.offset() {
+                    vector.set(element.partition() as usize, Position::at(offset));
+                }
+            }
+            Ok(vector)
+        })
+        .await
+    }
+
+    /// Reads from one vector towards another. Checks that the log is still the one that `from` was taken from.
+    pub async fn forward(self: &Arc<Self>, from: Vector, until: Vector, limit: Limit) -> anyhow::Result<Page> {
+        self.read(move |log, reader| {
+            let mut ranges = Vec::new();
+            for (partition, until) in until.0.iter().enumerate() {
+                let from = from.get(partition);
+                let verify = from.offset > 0 && from.fingerprint.is_some();
+                if verify || from.offset < until.offset {
+                    ranges.push(Range::new(partition, from, *until, verify));
+                }
+            }
+            log.fill(reader, &mut ranges, limit)?;
+            Ok(merge_forward(from, ranges, limit))
+        })
+        .await
+    }
+
+    /// Reads the newest records before a vector.
+    pub async fn backward(self: &Arc<Self>, before: Vector, limit: Limit) -> anyhow::Result<Page> {
+        self.read(move |log, reader| {
+            let mut ranges = Vec::new();
+            for (partition, until) in before.0.iter().enumerate() {
+                let (low, high) = log.watermarks(reader, partition)?;
+                ranges.push((low, high, *until));
+            }
+            // Compacted logs and transactions have holes: a window that holds too little is made wider.
+            let mut width = limit.events as i64;
+            loop {
+                let mut windows: Vec<Range> = ranges
+                    .iter()
+                    .enumerate()
+                    .map(|(partition, &(low, high, until))| {
+                        let end = until.offset.min(high);
+                        let start = Position::at(end.saturating_sub(width).max(low).min(end.max(low)));
+                        Range { keep_newest: true, low, ..Range::new(partition, start, Position { offset: end, ..until }, false) }
+                    })
+                    .collect();
+                log.fill(reader, &mut windows, limit)?;
+                let narrow = windows.iter().any(|window| !window.trimmed && window.start > window.low && window.found.len() < limit.events);
+                if !narrow {
+                    let mut anew: Vec<Change> = windows.iter().zip(&ranges).filter_map(|(window, range)| window.other_log(range)).collect();
+                    let mut page = merge_backward(before, windows, limit);
+                    for change in &mut anew {
+                        change.next = page.before.get(change.partition);
+                    }
+                    page.changes.splice(0..0, anew);
+                    return Ok(page);
+                }
+                width = width.saturating_mul(8);
+            }
+        })
+        .await
+    }
+
+    /// Lends one of the readers to blocking work. A reader that failed is not used again.
+    async fn read<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self, &Reader) -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let log = self.clone();
+        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        tokio::task::spawn_blocking(move || {
+            // Held until the reading ends, also when nobody waits for it any more.
+            let _permit = permit;
+            let idle = log.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let reader = match idle {
+                Some(reader) => reader,
+                None => log.config.create_with_context(Context::new()).context("cannot create a Kafka reader")?,
+            };
+            let result = work(&log, &reader)?;
+            log.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+            Ok(result)
+        })
+        .await
+        .context("a reader of Kafka panicked")?
+    }
+
+    fn count_partitions(&self, reader: &Reader) -> anyhow::Result<usize> {
+        let metadata = reader.fetch_metadata(Some(&self.topic), PATIENCE).context("cannot reach Kafka")?;
+        let topic = metadata.topics().first().with_context(|| format!("Kafka does not know topic {:?}", self.topic))?;
+        if let Some(error) = topic.error() {
+            bail!("cannot read topic {:?}: {}", self.topic, RDKafkaErrorCode::from(error));
+        }
+        Ok(topic.partitions().len())
+    }
+
+    fn watermarks(&self, reader: &Reader, partition: usize) -> anyhow::Result<(i64, i64)> {
+        reader
+            .fetch_watermarks(&self.topic, partition as i32, PATIENCE)
+            .with_context(|| format!("cannot find the ends of topic {:?}, partition {partition}", self.topic))
+    }
+
+    /// Reads all ranges at once, until each has reached its end or holds as much as a page may.
+    fn fill(&self, reader: &Reader, ranges: &mut [Range], limit: Limit) -> anyhow::Result<()> {
+        let share = limit.bytes / ranges.len().max(1);
+        for range in ranges.iter_mut() {
+            range.done = range.start >= range.until.offset && !range.verify;
+        }
+        self.assign(reader, ranges)?;
+        let mut deadline = Instant::now() + PATIENCE;
+        while ranges.iter().any(|range| !range.done) {
+            let polled = reader.poll(Duration::from_millis(100));
+            if polled.is_some() {
+                deadline = Instant::now() + PATIENCE;
+            } else if Instant::now() > deadline {
+                bail!("Kafka did not answer within {} s while topic {:?} was read", PATIENCE.as_secs(), self.topic);
+            }
+            match polled {
+                None => {}
+                Some(Ok(message)) => {
+                    let change = change(&message, self.max_value);
+                    if let Some(range) = ranges.iter_mut().find(|range| range.partition == change.partition && !range.done) {
+                        if range.take(&change, message_time(&message), limit.events, share) == Taken::OtherLog {
+                            self.begin_anew(reader, range)?;
+                            self.assign(reader, ranges)?;
+                        }
+                    }
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    if let Some(range) = ranges.iter_mut().find(|range| range.partition == partition as usize && !range.done) {
+                        range.done = true;
+                        // The end was reached and the record before the position was not there: is the log shorter now?
+                        if range.verify && self.watermarks(reader, range.partition)?.1 < range.from.offset {
+                            self.begin_anew(reader, range)?;
+                            self.assign(reader, ranges)?;
+                        }
+                    }
+                }
+                Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset))) => {
+                    for range in ranges.iter_mut().filter(|range| !range.done) {
+                        self.mend(reader, range)?;
+                    }
+                    self.assign(reader, ranges)?;
+                }
+                // librdkafka goes on by itself after these; the deadline bounds how long.
+                Some(Err(error)) => tracing::debug!(topic = self.topic, %error, "error while a range of the log was read"),
+            }
+        }
+        reader.unassign().context("cannot end the reading of a range")
+    }
+
+    fn assign(&self, reader: &Reader, ranges: &[Range]) -> anyhow::Result<()> {
+        let mut list = TopicPartitionList::new();
+        for range in ranges.iter().filter(|range| !range.done) {
+            list.add_partition_offset(&self.topic, range.partition as i32, Offset::Offset(range.next_fetch()))
+                .context("cannot assign a partition")?;
+        }
+        reader.assign(&list).with_context(|| format!("cannot assign the partitions of topic {:?}", self.topic))
+    }
+
+    /// An offset was out of range: finds out whether it was this range's, and why.
+    fn mend(&self, reader: &Reader, range: &mut Range) -> anyhow::Result<()> {
+        let (low, high) = self.watermarks(reader, range.partition)?;
+        let next = range.next_fetch();
+        if next >= low && next <= high {
+            return Ok(());
+        }
+        if range.position.offset > high {
+            return self.begin_anew(reader, range);
+        }
+        range.verify = false;
+        if range.position.offset < low {
+            let gap = Gap::of(Reason::Retention, range.partition, range.position.offset, Some(low));
+            range.jump(gap, Position::at(low));
+        }
+        range.done = range.position.offset >= range.until.offset;
+        Ok(())
+    }
+
+    /// The topic was deleted and made anew: the gap, then the new log from its start to its end.
+    fn begin_anew(&self, reader: &Reader, range: &mut Range) -> anyhow::Result<()> {
+        let (low, high) = self.watermarks(reader, range.partition)?;
+        range.found.clear();
+        range.verify = false;
+        range.jump(Gap::of(Reason::Recreated, range.partition, range.from.offset, None), Position::at(low));
+        range.until = Position::at(high);
+        range.done = low >= high;
+        Ok(())
+    }
+}
+
+/// What is read of one partition for one page.
+struct Range {
+    partition: usize,
+    from: Position,
+    until: Position,
+    /// The record before `from` is to be compared with its fingerprint.
+    verify: bool,
+    /// Where reading began, and the first offset of the log: for reading backward.
+    start: i64,
+    low: i64,
+    /// Full means that the oldest are dropped, not that reading stops.
+    keep_newest: bool,
+    /// How far the partition was read.
+    position: Position,
+    /// Events with the time that they are merged by.
+    found: VecDeque<(i64, Change)>,
+    bytes: usize,
+    done: bool,
+    /// There is more between `from` and `until` than `found` holds.
+    trimmed: bool,
+}
+
+#[derive(PartialEq)]
+enum Taken {
+    Yes,
+    OtherLog,
+}
+
+impl Range {
+    fn new(partition: usize, from: Position, until: Position, verify: bool) -> Self {
+        Self {
+            partition,
+            from,
+            until,
+            verify,
+            start: from.offset,
+            low: 0,
+            keep_newest: false,
+            position: from,
+            found: VecDeque::new(),
+            bytes: 0,
+            done: false,
+            trimmed: false,
+        }
+    }
+
+    fn next_fetch(&self) -> i64 {
+        self.position.offset - i64::from(self.verify)
+    }
+
+    fn take(&mut self, change: &Change, time: i64, events: usize, bytes: usize) -> Taken {
+        let offset = change.next.offset - 1;
+        if std::mem::take(&mut self.verify) && offset < self.from.offset {
+            if !self.from.agrees(change.next) {
+                return Taken::OtherLog;
+            }
+            self.done = self.from.offset >= self.until.offset;
+            return Taken::Yes;
+        }
+        if offset < self.position.offset {
+            return Taken::Yes;
+        }
+        if offset >= self.until.offset {
+            self.done = true;
+            return Taken::Yes;
+        }
+        self.bytes += change.weight();
+        self.position = change.next;
+        self.found.push_back((time, change.clone()));
+        self.done = offset + 1 >= self.until.offset;
+        let full = |range: &Self| range.found.len() > events || (range.bytes > bytes && range.found.len() > 1);
+        if self.keep_newest {
+            while full(self) {
+                let (_, dropped) = self.found.pop_front().expect("a full range is not empty");
+                self.bytes -= dropped.weight();
+                self.trimmed = true;
+            }
+        } else if !self.done && full(self) {
+            self.done = true;
+            self.trimmed = true;
+        }
+        Taken::Yes
+    }
+
+    /// The gap to tell when the log that is read backward is not the one of which the page's cursor speaks.
+    fn other_log(&self, &(_, high, until): &(i64, i64, Position)) -> Option<Change> {
+        let last = self.found.back().filter(|(_, change)| change.next.offset == until.offset);
+        let other = until.offset > high || last.is_some_and(|(_, change)| !until.agrees(change.next));
+        let gap = Gap::of(Reason::Recreated, self.partition, until.offset, None);
+        other.then(|| Change { partition: self.partition, next: until, what: What::Gap(gap) })
+    }
+
+    fn jump(&mut self, gap: Gap, to: Position) {
+        self.position = to;
+        // Before whatever follows it: a gap is told as soon as it is known.
+        self.found.push_back((i64::MIN, Change { partition: self.partition, next: to, what: What::Gap(gap) }));
+    }
+}
+
+/// Takes the oldest event of all partitions, again and again, as long as it is certain which one that is.
+fn merge_forward(from: Vector, mut ranges: Vec<Range>, limit: Limit) -> Page {
+    let mut page = Page { after: from.clone(), before: from, ..Page::default() };
+    let mut bytes = 0;
+    while page.changes.len() < limit.events && bytes < limit.bytes {
+        if ranges.iter().any(|range| range.trimmed && range.found.is_empty()) {
+            break;
+        }
+        let oldest = ranges.iter_mut().filter(|range| !range.found.is_empty()).min_by_key(|range| (range.found[0].0, range.partition));
+        let Some((_, change)) = oldest.and_then(|range| range.found.pop_front()) else { break };
+        bytes += change.weight();
+        page.after.set(change.partition, change.next);
+        page.changes.push(change);
+    }
+    page.complete = ranges.iter().all(|range| range.found.is_empty() && !range.trimmed);
+    for range in ranges.iter().filter(|range| range.found.is_empty() && !range.trimmed) {
+        // Nothing deliverable is left before the end: what lies between is compacted, aborted or a marker.
+        if page.after.get(range.partition).offset < range.until.offset {
+            page.after.set(range.partition, range.until);
+        }
+    }
+    page
+}
+
+/// Takes the newest event of all partitions, again and again, as long as it is certain which one that is.
+fn merge_backward(before: Vector, mut ranges: Vec<Range>, limit: Limit) -> Page {
+    let mut page = Page { before: before.clone(), after: before, ..Page::default() };
+    for range in &ranges {
+        let seen = range.found.back().map_or(Position::at(range.start), |(_, change)| change.next);
+        page.before.set(range.partition, seen);
+    }
+    let mut bytes = 0;
+    while page.changes.len() < limit.events && bytes < limit.bytes {
+        if ranges.iter().any(|range| range.found.is_empty() && (range.trimmed || range.start > range.low)) {
+            break;
+        }
+        let newest = ranges
+            .iter_mut()
+            .filter(|range| !range.found.is_empty())
+            .max_by_key(|range| (range.found.back().map(|(time, _)| *time), range.partition));
+        let Some((range, (_, change))) = newest.and_then(|range| range.found.pop_back().map(|change| (range, change))) else { break };
+        bytes += change.weight();
+        let previous = range.found.back().map_or(Position::at(change.next.offset - 1), |(_, change)| change.next);
+        page.before.set(change.partition, previous);
+        page.changes.push(change);
+    }
+    page.changes.reverse();
+    page.from_start = ranges.iter().all(|range| range.found.is_empty() && !range.trimmed && range.start <= range.low);
+    page
+}
+
+fn message_time(message: &impl rdkafka::Message) -> i64 {
+    message.timestamp().to_millis().unwrap_or(i64::MIN)
+}

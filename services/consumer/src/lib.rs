@@ -1,0 +1,131 @@
+//! Kafka to browsers: every message of a topic, to any number of them, with history and without a silent gap.
+//!
+//! A message meets the modules in this order: `kafka` reads it, `feed` keeps it and makes it bytes once, `stream` brings it to
+//! one client, `sse`, `websocket` and `socketio` write it. `history` and `kafka::log` serve what is older than the feed.
+
+mod access;
+mod config;
+mod cursor;
+mod drain;
+mod encode;
+mod feed;
+mod history;
+mod http;
+mod kafka;
+mod metrics;
+mod record;
+mod server;
+mod socketio;
+mod sse;
+mod start;
+mod stream;
+mod websocket;
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use herald_runtime::{Readiness, admin};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use crate::config::Config;
+use crate::drain::Drain;
+use crate::feed::Feed;
+use crate::http::App;
+use crate::kafka::{Limit, Live, Log};
+use crate::metrics::Metrics;
+use crate::server::Limits;
+use crate::stream::Topic;
+
+/// The sockets of a consumer.
+pub struct Listeners {
+    /// For browsers: the doors and the page.
+    pub public: TcpListener,
+    /// For operators: health and metrics.
+    pub admin: TcpListener,
+}
+
+/// Serves the topics until `shutdown` is cancelled, then drains.
+///
+/// # Errors
+///
+/// When the configuration cannot work, or a topic cannot be served.
+pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let metrics = Metrics::new().context("cannot register the metrics")?;
+    let readiness = Readiness::new();
+    // The threads and the admin server go on while the streams drain.
+    let reading = CancellationToken::new();
+    let _stop_reading = reading.clone().drop_guard();
+    let mut readers = JoinSet::new();
+    let mut topics = Vec::new();
+    let waiting = Arc::new(std::sync::atomic::AtomicUsize::new(config.kafka_topic.names().len()));
+    for name in config.kafka_topic.names() {
+        let live = Arc::new(reader(&config, name, &metrics)?);
+        topics.push(Arc::new(Topic {
+            name: name.clone(),
+            feed: live.feed.clone(),
+            log: live.log.clone(),
+            source: live.source(),
+            doubt: live.doubt.clone(),
+        }));
+        let (readiness, waiting) = (readiness.clone(), waiting.clone());
+        let caught_up = move || {
+            if waiting.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1 {
+                tracing::info!("caught up with Kafka; ready");
+                readiness.ready();
+            }
+        };
+        readers.spawn(live.run(caught_up, reading.clone()));
+    }
+    tokio::spawn(admin::serve(listeners.admin, readiness.clone(), metrics.registry.clone(), reading.clone()));
+
+    let tasks = TaskTracker::new();
+    let app = Arc::new(App {
+        topics,
+        custom_header: config.custom_header.clone(),
+        origins: config.allowed_origins.clone(),
+        drain: Drain::new(config.drain_window),
+        metrics: metrics.clone(),
+        sessions: Default::default(),
+        tasks: tasks.clone(),
+    });
+    let doors = http::doors(app.clone());
+    let answer = {
+        let app = app.clone();
+        move |request| http::answer(app.clone(), doors.clone(), request)
+    };
+    let accepting = CancellationToken::new();
+    let limits = Limits::new(config.max_connections);
+    let accept = tokio::spawn(server::serve(listeners.public, limits, metrics, answer, tasks.clone(), accepting.clone()));
+
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        // A reader ends by itself only when its topic cannot be served.
+        Some(ended) = readers.join_next() => return ended.context("a reader panicked")?,
+    }
+    // Endpoints and balancers learn late that this replica leaves: until they have, it answers, and says where it stands.
+    readiness.not_ready("draining");
+    app.drain.refuse();
+    tracing::info!(delay = ?config.drain_delay, window = ?config.drain_window, "draining");
+    tokio::time::sleep(config.drain_delay).await;
+    accepting.cancel();
+    _ = accept.await;
+    app.drain.end();
+    tasks.close();
+    // A last second for those whose turn was the last, and for closing handshakes.
+    let ended = tokio::time::timeout(config.drain_window + std::time::Duration::from_secs(3), tasks.wait()).await;
+    tracing::info!(all = ended.is_ok(), "drained");
+    Ok(())
+}
+
+/// What reads one topic.
+fn reader(config: &Config, topic: &str, metrics: &Metrics) -> anyhow::Result<Live> {
+    let client = config.kafka_client()?;
+    let ring = feed::Limits { events: config.ring_messages, bytes: config.ring_bytes };
+    let feed = Arc::new(Feed::new(topic.to_owned(), ring));
+    let log = Arc::new(Log::new(topic.to_owned(), client.clone(), config.max_message_bytes, config.replay_readers));
+    let history = Limit { events: config.ring_messages.min(1000), bytes: config.ring_bytes / 4 };
+    Ok(Live::new(feed, log, metrics.clone(), topic, client, config.max_message_bytes, history))
+}

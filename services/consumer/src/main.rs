@@ -1,0 +1,15 @@
+//! The consumer's process.
+
+use std::process::ExitCode;
+
+use consumer::{Config, Listeners};
+use herald_runtime::{config, launch, listen};
+
+fn main() -> ExitCode {
+    let config: Config = config::parse();
+    let common = config.common.clone();
+    launch(&common, |shutdown| async move {
+        let listeners = Listeners { public: listen::bind(config.listen)?, admin: listen::bind(config.common.admin_listen)? };
+        consumer::run(config, listeners, shutdown).await
+    })
+}

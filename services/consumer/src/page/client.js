@@ -1,0 +1,211 @@
+/**
+ * Reads a topic from Herald in the browser: resumes after every cut, and shares one connection between all tabs.
+ *
+ *     import { connect } from "/client.js";
+ *     const stream = connect({ last: 50 });
+ *     stream.addEventListener("message", ({ detail }) => console.log(detail.data));
+ *     stream.addEventListener("gap", ({ detail }) => console.warn(detail.reason, detail.ranges));
+ *     stream.addEventListener("state", ({ detail }) => console.info(detail.name));
+ *
+ * Options of `connect`, each of them optional:
+ *
+ *     url        the consumer's address; without it, the server that this file came from
+ *     topic      the topic; without it, the first one that the consumer serves
+ *     transport  "sse" or "websocket"; without it, "sse"
+ *     after      a cursor: go on behind it
+ *     from       "earliest", or an RFC 3339 time
+ *     last       begin with the newest n messages. Without after, from and last: begin now
+ *     binary     true: values that are not UTF-8 come as {base64: "…"}, instead of a gap each
+ *     shared     false: a connection of this tab alone
+ *
+ * The stream is an EventTarget. Its events are those of the protocol (docs/protocol.md) with the object in `detail`: `start`
+ * (once), `message`, `gap`, `status`, `bye`; and `state`, whenever `stream.state` has changed:
+ *
+ *     { name: "connecting" }                 no answer yet
+ *     { name: "live" }                       connected, and the consumer has Kafka
+ *     { name: "away", since }                connected, but the consumer has lost Kafka: silence is not news
+ *     { name: "waiting", until, reason }     cut; comes back by itself at `until` (ms since 1970)
+ *     { name: "ended", reason }              for good: closed, or the request cannot be served
+ *
+ * `stream.cursor` says what was delivered so far: keep it, and hand it back as `after`, to go on another day. (An event's own
+ * `cursor` may be null while a tab joins the others; keep the one before.) `stream.close()` ends the stream.
+ *
+ * Each message from the start on comes exactly once and in the order of its partition, or lies in exactly one gap.
+ *
+ * Tabs share through a SharedWorker (worker.js), which holds one connection for each topic and transport. No tab leads, so any of
+ * them may close. Every tab knows its own cursor: when the worker dies, or the tab was frozen and has not kept up, the tab comes
+ * back to the worker with it, as it would to the server. Limits:
+ *
+ * - Tabs share within one browser profile and origin; these files (client.js, link.js, worker.js) must lie on the page's origin.
+ * - At most four tabs with different starts catch up at a time; the next one waits for its turn.
+ * - A worker that died is noticed within 20 seconds, by a hidden tab within four minutes (browsers slow its timers).
+ * - Where there is no SharedWorker, each tab has its own connection. Over SSE it lets go of it when hidden for 30 seconds,
+ *   because a browser opens only six to a host, and catches up when it is shown again.
+ */
+import { Link, weight } from "./link.js";
+
+export function connect(options = {}) {
+  return new Stream(options);
+}
+
+const TICK = 5_000;
+const HIDDEN = 30_000;
+
+class Stream extends EventTarget {
+  cursor = null;
+  state = { name: "connecting" };
+  #options;
+  #start;
+  #source = null; // a Link or a Shared; null while the page is away
+  #sharing;
+  #began = false;
+  #hidden;
+
+  constructor({ after, from, last, ...options }) {
+    super();
+    const url = new URL(options.url ?? new URL(".", import.meta.url), location.href).href.replace(/\/?$/, "/");
+    this.#options = { transport: "sse", ...options, url };
+    this.#start = { after, from, last };
+    this.#sharing = options.shared !== false && "SharedWorker" in globalThis && new URL(import.meta.url).origin === location.origin;
+    addEventListener("pagehide", this.#leave);
+    addEventListener("pageshow", this.#open);
+    addEventListener("online", this.#wake);
+    document.addEventListener("visibilitychange", this.#look);
+    this.#open();
+  }
+
+  close(reason = "closed") {
+    removeEventListener("pagehide", this.#leave);
+    removeEventListener("pageshow", this.#open);
+    removeEventListener("online", this.#wake);
+    document.removeEventListener("visibilitychange", this.#look);
+    this.#leave();
+    this.#tell({ name: "ended", reason });
+  }
+
+  #open = () => {
+    if (this.#source) return;
+    const start = () => (this.cursor ? { after: this.cursor } : this.#start);
+    const tell = (state) => (state.name === "ended" ? this.close(state.reason) : this.#tell(state));
+    const alone = () => {
+      this.#sharing = false;
+      this.#source = null;
+      this.#open();
+    };
+    this.#source = this.#sharing
+      ? new Shared(this.#options, start, this.#take, tell, alone)
+      : new Link(this.#options, start(), this.#take, tell);
+  };
+
+  // A page that is left may be kept by the browser and shown again: it must hold no connection then, and comes back with its cursor.
+  #leave = () => {
+    clearTimeout(this.#hidden);
+    this.#source?.close();
+    this.#source = null;
+  };
+
+  #look = () => {
+    clearTimeout(this.#hidden);
+    if (!document.hidden) {
+      this.#open();
+      this.#wake();
+    } else if (!this.#sharing && this.#options.shared !== false && this.#options.transport === "sse") {
+      this.#hidden = setTimeout(this.#leave, HIDDEN);
+    }
+  };
+
+  #wake = () => this.#source?.wake();
+
+  #take = (events, cursor) => {
+    const source = this.#source;
+    for (const event of events) {
+      this.cursor = event.cursor ?? this.cursor;
+      if (event.type === "start" && this.#began) continue;
+      this.#began ||= event.type === "start";
+      this.dispatchEvent(new CustomEvent(event.type, { detail: event }));
+      if (this.#source !== source) return; // a listener has closed the stream
+    }
+    this.cursor = cursor ?? this.cursor;
+  };
+
+  #tell(state) {
+    if (JSON.stringify(state) === JSON.stringify(this.state)) return;
+    this.state = state;
+    this.dispatchEvent(new CustomEvent("state", { detail: state }));
+  }
+}
+
+/** The tab's end of a connection that the worker holds; it is used as a Link is. */
+class Shared {
+  #options;
+  #start;
+  #take;
+  #tell;
+  #fail;
+  #port = null;
+  #unanswered = 0;
+  #answered = true; // whether the worker has said anything since it was opened
+  #ticker;
+
+  /** `start()` says where to go on; `fail()` is called when there is no worker to be had. */
+  constructor(options, start, take, tell, fail) {
+    this.#options = options;
+    this.#start = start;
+    this.#take = take;
+    this.#tell = tell;
+    this.#fail = fail;
+    this.#ticker = setInterval(() => this.#tick(), TICK);
+    this.#open();
+  }
+
+  close() {
+    clearInterval(this.#ticker);
+    this.#leave();
+  }
+
+  wake() {
+    this.#port?.postMessage({ do: "wake" });
+  }
+
+  #leave() {
+    this.#port?.postMessage({ do: "leave" });
+    this.#port?.close();
+    this.#port = null;
+  }
+
+  #open() {
+    this.#leave();
+    this.#unanswered = 0;
+    this.#answered = false;
+    // The number counts changes of what tab and worker say to each other: after an update, tabs of before keep their own worker.
+    const worker = new SharedWorker(new URL("worker.js", import.meta.url), { type: "module", name: "herald 1" });
+    const port = worker.port;
+    this.#port = port;
+    worker.onerror = () => this.#port === port && this.#giveUp();
+    port.onmessage = ({ data }) => this.#port === port && this.#hear(data);
+    port.postMessage({ do: "join", options: this.#options, start: this.#start() });
+  }
+
+  #hear({ events, cursor, state, again }) {
+    this.#unanswered = 0;
+    this.#answered = true;
+    if (again) return this.#open();
+    if (state) this.#tell(state);
+    if (!events) return;
+    this.#take(events, cursor);
+    this.#port?.postMessage({ do: "read", weight: events.reduce((sum, event) => sum + weight(event), 0) });
+  }
+
+  // Nobody is told when a worker dies with its process, so it is asked.
+  #tick() {
+    this.#unanswered += 1;
+    if (this.#unanswered < 4) this.#port?.postMessage({ do: "ping" });
+    else if (this.#answered) this.#open();
+    else this.#giveUp();
+  }
+
+  #giveUp() {
+    this.close();
+    this.#fail();
+  }
+}

@@ -1,0 +1,155 @@
+/** The page: what is configured, what arrives, and in which state the connection is. */
+import { Figures } from "./chart.js";
+import { connect } from "./client.js";
+import { MessageList } from "./list.js";
+import { gapInWords, mergeGap, stateInWords, time } from "./words.js";
+
+/** What is shown at first; also the least that a tab which starts like this finds with the others. */
+const FIRST = 200;
+/** More messages a minute than this are too many to be read aloud. */
+const ALOUD = 20;
+
+const $ = (id) => document.getElementById(id);
+const figures = new Figures($);
+const list = new MessageList($, { fetchPage, reached, shown: (message, arrived) => figures.count(message, arrived) });
+
+let stream = null;
+let topic = null;
+let gaps = [];
+
+const config = await configuration();
+topic = new URLSearchParams(location.search).get("topic") ?? config.topic;
+document.documentElement.dataset.environment = config.environment ?? "";
+$("custom_header").textContent = config.header;
+$("topics").hidden = config.topics.length < 2;
+$("topic").append(...config.topics.map((name) => new Option(name, name, false, name === topic)));
+$("topic").addEventListener("change", ({ target }) => choose(target.value));
+for (const radio of document.querySelectorAll("[name=transport]")) {
+  radio.checked = radio.value === transport();
+  radio.addEventListener("change", () => {
+    remember(radio.value);
+    open({ after: stream.cursor }); // the other transport goes on where this one stopped
+  });
+}
+choose(topic);
+setInterval(tick, 1_000);
+
+async function configuration() {
+  for (let wait = 500; ; wait = Math.min(wait * 2, 10_000)) {
+    const answer = await fetch("config", { cache: "no-store" }).catch(() => null);
+    if (answer?.ok) {
+      figures.setClock(answer.headers.get("date"));
+      return answer.json();
+    }
+    say({ name: "waiting", until: Date.now() + wait });
+    await new Promise((resolve) => setTimeout(resolve, wait * (0.5 + Math.random() / 2)));
+  }
+}
+
+function choose(name) {
+  topic = name;
+  const address = new URL(location.href);
+  if (topic === config.topic) address.searchParams.delete("topic");
+  else address.searchParams.set("topic", topic);
+  history.replaceState(null, "", address);
+  $("env").textContent = `Kafka Topic: ${topic}`;
+  list.clear();
+  figures.clear();
+  gaps = [];
+  showGaps();
+  open({ last: FIRST });
+}
+
+function open(start) {
+  stream?.close();
+  const opened = connect({ topic, transport: transport(), ...(start.after === null ? { last: FIRST } : start) });
+  stream = opened;
+  const on = (type, act) => opened.addEventListener(type, ({ detail }) => stream === opened && act(detail));
+  on("start", (event) => list.begin(event.cursor));
+  on("message", (event) => list.append(event));
+  on("gap", (event) => {
+    list.append(event);
+    keepGap(event);
+  });
+  on("state", say);
+  say(opened.state);
+}
+
+async function fetchPage(query) {
+  const answer = await fetch(`messages?${new URLSearchParams({ topic, ...query })}`, { cache: "no-store" });
+  if (!answer.ok) throw new Error(answer.status === 503 ? "Kafka is away" : `the server answered ${answer.status}`);
+  const page = await answer.json();
+  for (const gap of page.gaps) keepGap(gap);
+  return page;
+}
+
+/** Where the stream is: the end of the list is loaded again from here. */
+function reached() {
+  return stream.cursor;
+}
+
+// What is spoken lags behind what is seen, so that a cut of a second is no news to somebody who listens.
+let speaking;
+function speak(words) {
+  clearTimeout(speaking);
+  speaking = setTimeout(() => ($("spoken").textContent = words), 1_500);
+}
+
+let state;
+function say(next) {
+  const changed = state?.name !== next.name;
+  state = next;
+  document.documentElement.dataset.state = state.name;
+  $("state").textContent = stateInWords(state);
+  $("away").hidden = state.name !== "away";
+  if (state.name === "away") {
+    $("away").textContent = `Kafka is away since ${time(Date.parse(state.since))}. Nothing new can arrive before it is back; nothing is lost.`;
+  }
+  if (!changed) return;
+  speak(state.name === "waiting" ? "Cut off. Coming back." : stateInWords(state));
+  if (state.name === "live") figures.live();
+}
+
+function keepGap(gap) {
+  const merged = mergeGap(gaps.at(-1), gap);
+  if (merged) gaps[gaps.length - 1] = merged;
+  else gaps.push(gap);
+  gaps = gaps.slice(-100);
+  showGaps();
+  speak(`Something is missing. ${gapInWords(gap)}`);
+}
+
+function showGaps() {
+  $("missing").hidden = gaps.length === 0;
+  $("gaps").replaceChildren(
+    ...gaps.toReversed().map((gap) => {
+      const item = document.createElement("li");
+      item.textContent = gapInWords(gap);
+      return item;
+    }),
+  );
+}
+
+function tick() {
+  if (state.name === "waiting") $("state").textContent = stateInWords(state);
+  if (document.hidden) return;
+  const rate = figures.draw();
+  // Only what arrives is read aloud, and only when there is time to listen.
+  $("scroller").ariaLive = list.settled && rate <= ALOUD ? "polite" : "off";
+}
+
+function transport() {
+  try {
+    return localStorage.getItem("transport") === "websocket" ? "websocket" : "sse";
+  } catch {
+    return document.querySelector("[name=transport]:checked")?.value ?? "sse"; // storage may be forbidden
+  }
+}
+
+function remember(value) {
+  try {
+    localStorage.setItem("transport", value);
+  } catch {
+    // it is remembered until the page is left
+  }
+}

@@ -1,0 +1,209 @@
+//! Socket.IO, by socketioxide: the contract's events, and ours beside them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use serde_json::value::RawValue;
+use serde_json::{Value as Json, json};
+use socketioxide::extract::{SocketRef, TryData};
+use socketioxide::handler::ConnectHandler as _;
+use socketioxide::layer::SocketIoLayer;
+use socketioxide::{SendError, SocketError, SocketIo, TransportType};
+use tokio_util::sync::CancellationToken;
+
+use crate::access::Permit;
+use crate::drain::retry;
+use crate::encode::{Door, Form, Frame};
+use crate::feed::Batch;
+use crate::http::App;
+use crate::server::Connection;
+use crate::start::{Asked, Start};
+use crate::stream::{End, Stream};
+
+/// Where the library answers.
+pub const PATH: &str = "/socket.io";
+
+/// The library's queue is full: its reader is slower than we are. It is asked again after so long.
+const FULL: Duration = Duration::from_millis(5);
+
+/// A reader that takes nothing for so long is ended.
+const STALLED: Duration = Duration::from_secs(10);
+
+/// What the library's task needs to hand a `bye` to the kernel, before the transport is cut.
+const LAST_WORD: Duration = Duration::from_millis(100);
+
+/// The layer around the other doors.
+pub fn layer(app: Arc<App>) -> SocketIoLayer {
+    let (layer, io) = SocketIo::builder()
+        .ping_interval(Duration::from_secs(25))
+        .ping_timeout(Duration::from_secs(20))
+        .ws_read_buffer_size(4 << 10)
+        .ws_max_message_size(64 << 10)
+        .ws_max_frame_size(64 << 10)
+        .build_layer();
+    let check = app.clone();
+    let refuse_invalid = move |socket: SocketRef, TryData(auth): TryData<Json>| {
+        let app = check.clone();
+        async move { open(&app, &socket, auth.ok()).map(|_| ()) }
+    };
+    let serve = move |socket: SocketRef, TryData(auth): TryData<Json>| serve(app.clone(), socket, auth.ok());
+    io.ns("/", serve.with(refuse_invalid));
+    layer
+}
+
+/// Reads what a client asks for: `auth` on the client, or the query of the URL where `auth` is silent.
+///
+/// # Errors
+///
+/// One sentence, which the client gets as `connect_error`.
+fn open(app: &App, socket: &SocketRef, auth: Option<Json>) -> Result<(Stream, Form, String), String> {
+    let query = socket.req_parts().uri.query().unwrap_or_default();
+    let query: HashMap<String, String> = serde_urlencoded::from_str(query).unwrap_or_default();
+    let given = |name: &str| match auth.as_ref().map(|auth| &auth[name]) {
+        Some(Json::String(text)) => Some(text.clone()),
+        Some(Json::Number(number)) => Some(number.to_string()),
+        _ => query.get(name).cloned(),
+    };
+    let asked = Asked {
+        topic: given("topic"),
+        after: given("after"),
+        from: given("from"),
+        last: given("last"),
+        binary: given("binary"),
+        format: None,
+    };
+    let topic = app.topic(asked.topic.as_deref())?;
+    let start: Start = asked.start(None)?;
+    let form = Form { door: Door::SocketIo, binary: asked.binary()? };
+    let name = topic.name.clone();
+    Ok((Stream::new(topic, start, form), form, name))
+}
+
+async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
+    // The middleware has let it in with the same words.
+    let Ok((mut stream, form, topic)) = open(&app, &socket, auth) else { return };
+    let permit = socket.req_parts().extensions.get::<Permit>().copied().unwrap_or_default();
+    let gone = CancellationToken::new();
+    let (of, sid, told) = (app.clone(), socket.id.to_string(), gone.clone());
+    socket.on_disconnect(move || {
+        of.sessions.forget(&sid);
+        told.cancel();
+        std::future::ready(())
+    });
+    let mut open = app.metrics.open(form.door);
+    // To this client alone, at every connect: the page of the contract's original shows them.
+    for (event, data) in [("env", &topic), ("custom_header", &app.custom_header)] {
+        if socket.emit(event, &json!({ "data": data })).is_err() {
+            return;
+        }
+    }
+    let mut turn = std::pin::pin!(app.drain.turn());
+    let mut expired = std::pin::pin!(permit.expired());
+    let mut batch = Batch::default();
+    let end = loop {
+        tokio::select! {
+            biased;
+            () = gone.cancelled() => break None,
+            () = &mut turn => break Some(End::Drain),
+            () = &mut expired => break Some(End::Expired),
+            taken = stream.next(&mut batch) => {
+                let written = match taken {
+                    Ok(()) => emit_all(&socket, &batch.frames, Instant::now() + STALLED).await,
+                    Err(end) => Err(Some(end)),
+                };
+                if let Err(end) = written {
+                    break end;
+                }
+                app.metrics.delivered(form.door, &batch);
+                batch.clear();
+            }
+        }
+    };
+    if let Some(end) = end {
+        open.reason = end.reason();
+        let bye = end.frame(&stream.cursor(), retry(), form);
+        _ = emit_all(&socket, &[bye], Instant::now() + LAST_WORD).await;
+        tokio::time::sleep(LAST_WORD).await;
+        app.sessions.cut(&socket, end.reason());
+    } else if let Some(reason) = app.sessions.connection(&socket).and_then(|connection| connection.cut_reason()) {
+        open.reason = reason;
+    }
+}
+
+/// Hands events to the library. Its queue being full means to wait, as long as anything moves.
+///
+/// # Errors
+///
+/// `None` when the client is gone, [`End::Slow`] when it took nothing until the deadline.
+async fn emit_all(socket: &SocketRef, frames: &[Frame], mut deadline: Instant) -> Result<(), Option<End>> {
+    for frame in frames {
+        let payload: &RawValue = serde_json::from_slice(&frame.bytes).expect("a frame of this door is one JSON value");
+        while let Err(error) = socket.emit(frame.kind.name(), payload) {
+            match error {
+                SendError::Socket(SocketError::InternalChannelFull) if Instant::now() < deadline => tokio::time::sleep(FULL).await,
+                SendError::Socket(SocketError::InternalChannelFull) => return Err(Some(End::Slow)),
+                error => {
+                    tracing::debug!(%error, "socket.io client is gone");
+                    return Err(None);
+                }
+            }
+        }
+        deadline = deadline.max(Instant::now() + STALLED);
+    }
+    Ok(())
+}
+
+/// What the library does not tell: over which connection a session goes, and which sessions we have ended.
+#[derive(Default)]
+pub struct Sessions(Mutex<HashMap<String, Session>>);
+
+#[derive(Default)]
+struct Session {
+    /// The WebSocket that a polling session was upgraded to.
+    upgraded: Weak<Connection>,
+    ended: Option<Instant>,
+}
+
+impl Sessions {
+    /// A polling session asks to go on over this connection.
+    pub fn upgrade(&self, sid: &str, connection: &Arc<Connection>) {
+        let mut sessions = self.lock();
+        // Ids come from outside: what has no connection any more is forgotten.
+        if sessions.len() >= 1024 && sessions.len().is_power_of_two() {
+            let lately = |ended: Instant| ended.elapsed() < Duration::from_secs(60);
+            sessions.retain(|_, session| session.upgraded.strong_count() > 0 || session.ended.is_some_and(lately));
+        }
+        sessions.entry(sid.to_owned()).or_default().upgraded = Arc::downgrade(connection);
+    }
+
+    /// Whether a session was ended by us: its next request is answered so that the client opens a new one.
+    pub fn has_ended(&self, sid: &str) -> bool {
+        self.lock().get(sid).is_some_and(|session| session.ended.is_some())
+    }
+
+    fn forget(&self, sid: &str) {
+        self.lock().remove(sid);
+    }
+
+    /// Ends a session by cutting its transport. The library's own `disconnect` would tell the client not to come back.
+    fn cut(&self, socket: &SocketRef, reason: &'static str) {
+        match self.connection(socket) {
+            Some(connection) => connection.cut(reason),
+            None => self.lock().entry(socket.id.to_string()).or_default().ended = Some(Instant::now()),
+        }
+    }
+
+    /// The connection of a session that goes over a WebSocket.
+    fn connection(&self, socket: &SocketRef) -> Option<Arc<Connection>> {
+        if socket.transport_type() != TransportType::Websocket {
+            return None;
+        }
+        let upgraded = self.lock().get(socket.id.as_str()).and_then(|session| session.upgraded.upgrade());
+        upgraded.or_else(|| socket.req_parts().extensions.get::<Arc<Connection>>().cloned())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Session>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,121 @@
+//! Where a stream starts, as a client asks for it on any door.
+
+use serde::Deserialize;
+
+/// The most messages that `last` and `limit` may ask for.
+pub const MOST: usize = 500;
+
+/// The parameters of a stream: the query of a URL, or `auth` on Socket.IO.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Asked {
+    pub topic: Option<String>,
+    pub after: Option<String>,
+    pub from: Option<String>,
+    pub last: Option<String>,
+    pub binary: Option<String>,
+    pub format: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Start {
+    Live,
+    After(String),
+    Earliest,
+    /// Milliseconds since 1970.
+    Time(i64),
+    Last(usize),
+}
+
+impl Asked {
+    /// Where to start: `Last-Event-ID` wins over `after`, that over `from`, that over `last`. A browser that comes back
+    /// sends its header to the same URL, so what loses is not even looked at.
+    ///
+    /// # Errors
+    ///
+    /// One sentence for the client.
+    pub fn start(&self, last_event_id: Option<&str>) -> Result<Start, String> {
+        // An empty value is what a client sends that has nothing yet.
+        let given = |value: Option<&str>| value.filter(|value| !value.is_empty()).map(str::to_owned);
+        if let Some(cursor) = given(last_event_id).or_else(|| given(self.after.as_deref())) {
+            return Ok(Start::After(cursor));
+        }
+        if let Some(from) = given(self.from.as_deref()) {
+            return start_from(&from);
+        }
+        match given(self.last.as_deref()) {
+            Some(last) => number("last", &last, 0).map(Start::Last),
+            None => Ok(Start::Live),
+        }
+    }
+
+    /// Whether values that are not UTF-8 are wanted as base64.
+    pub fn binary(&self) -> Result<bool, String> {
+        choice("binary", self.binary.as_deref(), &[("base64", true)], false)
+    }
+
+    /// Whether server-sent events carry message objects.
+    pub fn json(&self) -> Result<bool, String> {
+        choice("format", self.format.as_deref(), &[("json", true), ("text", false)], false)
+    }
+}
+
+/// Reads `earliest` or a time.
+pub fn start_from(from: &str) -> Result<Start, String> {
+    if from == "earliest" {
+        return Ok(Start::Earliest);
+    }
+    // A "+" that was not escaped in the URL arrives as a space.
+    match from.replace(' ', "+").parse::<jiff::Timestamp>() {
+        Ok(time) => Ok(Start::Time(time.as_millisecond())),
+        Err(_) => Err(format!("from is {from:?}; it must be \"earliest\" or a time such as 2026-01-31T12:00:00Z")),
+    }
+}
+
+/// Reads a number of messages between `least` and [`MOST`].
+pub fn number(name: &str, value: &str, least: usize) -> Result<usize, String> {
+    match value.parse() {
+        Ok(number) if (least..=MOST).contains(&number) => Ok(number),
+        _ => Err(format!("{name} is {value:?}; it must be a number from {least} to {MOST}")),
+    }
+}
+
+fn choice(name: &str, value: Option<&str>, choices: &[(&str, bool)], default: bool) -> Result<bool, String> {
+    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(default) };
+    let found = choices.iter().find(|(choice, _)| *choice == value).map(|(_, meaning)| *meaning);
+    let names: Vec<&str> = choices.iter().map(|(choice, _)| *choice).collect();
+    found.ok_or_else(|| format!("{name} is {value:?}; it must be {}", names.join(" or ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(after: &str, from: &str, last: &str) -> Asked {
+        let given = |value: &str| (!value.is_empty()).then(|| value.to_owned());
+        Asked { after: given(after), from: given(from), last: given(last), ..Asked::default() }
+    }
+
+    #[test]
+    fn the_header_wins_over_after_that_over_from_that_over_last() {
+        assert_eq!(asked("b", "earliest", "3").start(Some("a")), Ok(Start::After("a".into())));
+        assert_eq!(asked("b", "nonsense", "3").start(None), Ok(Start::After("b".into())));
+        assert_eq!(asked("", "earliest", "900").start(Some("")), Ok(Start::Earliest));
+        assert_eq!(asked("", "", "3").start(None), Ok(Start::Last(3)));
+        assert_eq!(asked("", "", "").start(None), Ok(Start::Live));
+    }
+
+    #[test]
+    fn a_time_is_rfc_3339_also_with_an_unescaped_plus() {
+        assert_eq!(start_from("1970-01-01T01:00:01+01:00"), Ok(Start::Time(1000)));
+        assert_eq!(start_from("1970-01-01T01:00:01 01:00"), Ok(Start::Time(1000)));
+        assert!(start_from("yesterday").is_err_and(|error| error.contains("yesterday")));
+    }
+
+    #[test]
+    fn last_is_at_most_500() {
+        assert_eq!(asked("", "", "500").start(None), Ok(Start::Last(500)));
+        for wrong in ["501", "-1", "x", "1.5"] {
+            assert!(asked("", "", wrong).start(None).is_err_and(|error| error.contains(wrong)), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! One client's stream, the same on every door: its start, its backlog, then the news.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use herald_runtime::kafka::Source;
+use serde_json::{Map, Value as Json, json};
+use tokio::sync::{Notify, watch};
+
+use crate::cursor::Vector;
+use crate::encode::{self, Form, Frame, Kind, fields};
+use crate::feed::{Batch, Feed, Place};
+use crate::kafka::{Limit, Log};
+use crate::record::{Gap, Reason};
+use crate::start::Start;
+
+/// How much of a backlog is read from Kafka for one write.
+const REPLAY: Limit = Limit { events: 500, bytes: 256 << 10 };
+
+/// After a failed attempt to read Kafka.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// A topic that is served.
+pub struct Topic {
+    pub name: String,
+    pub feed: Arc<Feed>,
+    pub log: Arc<Log>,
+    pub source: watch::Receiver<Source>,
+    /// Asks the live reader to look whether the topic is still the same.
+    pub doubt: Arc<Notify>,
+}
+
+/// Why a stream is ended by us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    Drain,
+    Overload,
+    Slow,
+    Expired,
+    /// What is wrong with the request.
+    Invalid(String),
+}
+
+impl End {
+    /// The name on the wire and in metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::Overload => "overload",
+            Self::Slow => "slow",
+            Self::Expired => "expired",
+            Self::Invalid(_) => "invalid",
+        }
+    }
+
+    /// The `bye` event. `retry` is in ms.
+    pub fn frame(&self, cursor: &str, retry: u64, form: Form) -> Frame {
+        let mut about = fields(json!({ "reason": self.reason(), "retry": retry }));
+        if let Self::Invalid(detail) = self {
+            about.insert("detail".into(), detail.as_str().into());
+        }
+        encode::event(Kind::Bye, cursor, about, form.door)
+    }
+}
+
+/// A client's way through a topic.
+pub struct Stream {
+    topic: Arc<Topic>,
+    form: Form,
+    at: At,
+    head: watch::Receiver<u64>,
+    source: watch::Receiver<Source>,
+    said_down: bool,
+}
+
+enum At {
+    /// Nothing was sent yet.
+    Begin(Start),
+    /// What comes next is older than the ring, or Kafka must be asked whether the cursor is of this log.
+    Replay { vector: Box<Vector>, verified: bool },
+    Ring(Place),
+}
+
+impl Stream {
+    pub fn new(topic: Arc<Topic>, start: Start, form: Form) -> Self {
+        let head = topic.feed.watch();
+        let mut source = topic.source.clone();
+        // So that a client that comes while Kafka is away hears of it at once.
+        source.mark_changed();
+        Self { topic, form, at: At::Begin(start), head, source, said_down: false }
+    }
+
+    /// The newest cursor: what the client has, once it has what was taken. Empty before the first.
+    pub fn cursor(&self) -> String {
+        match &self.at {
+            At::Begin(Start::After(cursor)) if Vector::decode(cursor, &self.topic.name).is_some() => cursor.clone(),
+            At::Begin(_) => String::new(),
+            At::Replay { vector, .. } => vector.encode(&self.topic.name),
+            At::Ring(place) => self.topic.feed.cursor(place),
+        }
+    }
+
+    /// Waits until there is something to write and takes all of it. May be dropped while it waits; nothing is lost by that.
+    ///
+    /// # Errors
+    ///
+    /// [`End::Slow`] when the news have left the ring before the client took them.
+    pub async fn next(&mut self, batch: &mut Batch) -> Result<(), End> {
+        loop {
+            self.tell_source(batch);
+            let waiting = match &mut self.at {
+                At::Begin(start) if *self.head.borrow_and_update() > 0 => {
+                    let start = start.clone();
+                    !self.begin(start, batch).await
+                }
+                At::Begin(_) => false,
+                At::Replay { .. } => !self.replay(batch).await,
+                At::Ring(place) => {
+                    self.head.mark_unchanged();
+                    self.topic.feed.take(place, self.form, batch).map_err(|_| End::Slow)?;
+                    false
+                }
+            };
+            if !batch.frames.is_empty() {
+                return Ok(());
+            }
+            if matches!(self.at, At::Begin(_) | At::Ring(_)) && !waiting {
+                tokio::select! {
+                    // The senders live as long as the process.
+                    _ = self.head.changed() => {}
+                    _ = self.source.changed() => {}
+                }
+            } else if waiting {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
+    /// Finds the place where the client wants to start. False when Kafka cannot tell yet.
+    async fn begin(&mut self, start: Start, batch: &mut Batch) -> bool {
+        let Topic { feed, log, .. } = &*self.topic;
+        let vector = match start {
+            Start::Live => {
+                self.enter(feed.live(), batch);
+                return true;
+            }
+            Start::After(token) => match Vector::decode(&token, &self.topic.name) {
+                Some(vector) => vector,
+                None => {
+                    self.enter(feed.live(), batch);
+                    batch.gaps.push(Reason::UnknownCursor);
+                    let gap = Gap { reason: Reason::UnknownCursor, ranges: vec![] };
+                    batch.frames.push(encode::event(Kind::Gap, &self.cursor(), encode::gap_fields(&gap), self.form.door));
+                    return true;
+                }
+            },
+            Start::Last(count) => {
+                if let Some(place) = feed.newest(count) {
+                    self.enter(place, batch);
+                    return true;
+                }
+                let limit = Limit { events: count, ..crate::history::PAGE };
+                match log.backward(feed.head(), limit).await {
+                    Ok(page) => page.before,
+                    Err(error) => return self.not_yet(&error),
+                }
+            }
+            Start::Earliest => match log.ends(feed.head().0.len()).await {
+                Ok(ends) => Vector(ends.iter().map(|&(low, _)| crate::cursor::Position::at(low)).collect()),
+                Err(error) => return self.not_yet(&error),
+            },
+            Start::Time(time) => match log.at_time(time, feed.head()).await {
+                Ok(vector) => vector,
+                Err(error) => return self.not_yet(&error),
+            },
+        };
+        match feed.locate(&vector, false) {
+            // The token is the client's own, not the ring's at that place: it names what the client has.
+            Some(place) => self.at = At::Ring(place),
+            None => self.at = At::Replay { vector: Box::new(vector.clone()), verified: false },
+        }
+        self.tell_start(&vector.encode(&self.topic.name), batch);
+        true
+    }
+
+    fn enter(&mut self, place: Place, batch: &mut Batch) {
+        self.at = At::Ring(place);
+        self.tell_start(&self.cursor(), batch);
+    }
+
+    fn tell_start(&self, cursor: &str, batch: &mut Batch) {
+        let about = fields(json!({ "topic": self.topic.name }));
+        batch.frames.push(encode::event(Kind::Start, cursor, about, self.form.door));
+    }
+
+    /// Takes a piece of what is older than the ring, or joins the ring. False when neither can be done yet.
+    async fn replay(&mut self, batch: &mut Batch) -> bool {
+        let At::Replay { vector, verified } = &mut self.at else { return true };
+        let Topic { name, feed, log, .. } = &*self.topic;
+        if let Some(place) = feed.locate(vector, *verified) {
+            self.at = At::Ring(place);
+            return true;
+        }
+        // Asked for in this order, the ring's head is never older than what was found out about the topic.
+        let head = feed.head();
+        if vector.0.len() > head.0.len() {
+            match log.partitions().await {
+                Ok(partitions) if partitions < vector.0.len() => {
+                    for partition in partitions..vector.0.len() {
+                        let gap = Gap::of(Reason::Recreated, partition, vector.get(partition).offset, None);
+                        if vector.get(partition).offset > 0 {
+                            vector.set(partition, Default::default());
+                            batch.gaps.push(gap.reason);
+                            batch.frames.push(encode::event(Kind::Gap, &vector.encode(name), encode::gap_fields(&gap), self.form.door));
+                        }
+                    }
+                    vector.0.truncate(partitions);
+                    return true;
+                }
+                // Another replica has seen partitions that this one is about to see.
+                Ok(_) => {
+                    self.topic.doubt.notify_one();
+                    return false;
+                }
+                Err(error) => {
+                    tracing::debug!(topic = name, error = format!("{error:#}"), "cannot look at the topic");
+                    return false;
+                }
+            }
+        }
+        match log.forward((**vector).clone(), head, REPLAY).await {
+            Ok(page) => {
+                // Complete, and nothing came of it, twice: the ring is of another log than Kafka has now, or lags.
+                let stuck = *verified && page.complete && page.changes.is_empty();
+                for change in &page.changes {
+                    vector.set(change.partition, change.next);
+                    batch.count(change, false, self.form.binary);
+                    batch.frames.push(encode::change(change, &vector.encode(name), self.form));
+                }
+                **vector = page.after;
+                *verified = page.complete;
+                if stuck {
+                    self.topic.doubt.notify_one();
+                }
+                !stuck
+            }
+            Err(error) => {
+                tracing::debug!(topic = name, error = format!("{error:#}"), "cannot read what a client missed");
+                false
+            }
+        }
+    }
+
+    fn not_yet(&self, error: &anyhow::Error) -> bool {
+        tracing::debug!(topic = self.topic.name, error = format!("{error:#}"), "cannot find where a client wants to start");
+        false
+    }
+
+    /// Says that Kafka went away, or came back to those who were told that it had.
+    fn tell_source(&mut self, batch: &mut Batch) {
+        if !self.source.has_changed().unwrap_or(false) {
+            return;
+        }
+        let (down, since) = match *self.source.borrow_and_update() {
+            Source::Down { since } => (true, since),
+            Source::Up => (false, SystemTime::now()),
+            Source::Unknown => return,
+        };
+        if std::mem::replace(&mut self.said_down, down) != down {
+            let about = status_fields(down, since);
+            batch.frames.push(encode::event(Kind::Status, &self.cursor(), about, self.form.door));
+        }
+    }
+}
+
+fn status_fields(down: bool, since: SystemTime) -> Map<String, Json> {
+    let since = jiff::Timestamp::try_from(since).unwrap_or_default().round(jiff::Unit::Millisecond).unwrap_or_default();
+    fields(json!({ "source": if down { "down" } else { "up" }, "since": since.to_string() }))
+}

@@ -1,0 +1,191 @@
+//! WebSocket: JSON text frames, server to client.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use hyper::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::{HeaderMap, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::time::sleep_until;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
+use warp::Reply;
+use warp::reply::Response;
+
+use crate::access::Permit;
+use crate::drain::{Drain, retry};
+use crate::encode::{Door, Form};
+use crate::feed::Batch;
+use crate::http::{App, failure};
+use crate::metrics::{Metrics, Open};
+use crate::server::Connection;
+use crate::start::Asked;
+use crate::stream::{End, Stream};
+
+/// Between two pings. A peer that answers none for two of them is gone.
+const PING: Duration = Duration::from_secs(25);
+
+/// How long the closing handshake may take.
+const CLOSING: Duration = Duration::from_secs(2);
+
+type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// Answers `GET /ws`. What is wrong with the request is said over the socket: a browser shows no page the status of a
+/// handshake.
+pub fn answer(
+    app: &App,
+    asked: &Asked,
+    headers: &HeaderMap,
+    permit: Permit,
+    upgrade: Option<OnUpgrade>,
+    connection: Option<Arc<Connection>>,
+    turned_away: Option<End>,
+) -> Response {
+    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| headers.get(SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13"));
+    let (Some(upgrade), Some(key)) = (upgrade, key) else {
+        let mut response = failure(StatusCode::UPGRADE_REQUIRED, "this address speaks WebSocket (version 13)");
+        response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+        response.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        return response;
+    };
+    let mut response = warp::reply().into_response();
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes())).expect("base64 is a header value");
+    response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, accept);
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+
+    let opened = match turned_away {
+        Some(end) => Err(end),
+        None => open(app, asked).map_err(End::Invalid),
+    };
+    let (metrics, drain) = (app.metrics.clone(), app.drain.clone());
+    app.tasks.spawn(async move {
+        let Ok(upgraded) = upgrade.await else { return };
+        // The defaults are buffers of 128 KiB and messages of 64 MiB; a reader sends nothing that we wait for.
+        let config = WebSocketConfig::default().read_buffer_size(1 << 10).write_buffer_size(4 << 10).max_message_size(Some(4 << 10)).max_frame_size(Some(4 << 10));
+        let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
+        let form = Form { door: Door::Json, binary: false };
+        match opened {
+            Err(end) => close(&mut socket, &end, "", form).await,
+            Ok((stream, form)) => {
+                let mut writer = Writer { stream, form, open: metrics.open(form.door), metrics, permit };
+                writer.run(&mut socket, drain).await;
+                if let Some(reason) = connection.and_then(|connection| connection.cut_reason()) {
+                    writer.open.reason = reason;
+                }
+            }
+        }
+    });
+    response
+}
+
+fn open(app: &App, asked: &Asked) -> Result<(Stream, Form), String> {
+    let form = Form { door: Door::Json, binary: asked.binary()? };
+    Ok((Stream::new(app.topic(asked.topic.as_deref())?, asked.start(None)?, form), form))
+}
+
+struct Writer {
+    stream: Stream,
+    form: Form,
+    open: Open,
+    metrics: Metrics,
+    permit: Permit,
+}
+
+impl Writer {
+    async fn run(&mut self, socket: &mut Socket, drain: Drain) {
+        let mut turn = std::pin::pin!(drain.turn());
+        let mut expired = std::pin::pin!(self.permit.expired());
+        let mut batch = Batch::default();
+        let mut ping = std::pin::pin!(sleep_until((Instant::now() + PING).into()));
+        let mut unanswered = 0;
+        let end = loop {
+            tokio::select! {
+                biased;
+                () = &mut turn => break End::Drain,
+                () = &mut expired => break End::Expired,
+                incoming = socket.next() => match incoming {
+                    // Whatever comes shows that the peer is there. Tungstenite answers pings and closes.
+                    Some(Ok(message)) if !message.is_close() => unanswered = 0,
+                    Some(Err(Error::Capacity(_))) => return self.too_big(socket).await,
+                    Some(Ok(_)) => return finish(socket).await,
+                    Some(Err(_)) | None => return,
+                },
+                taken = self.stream.next(&mut batch) => match taken {
+                    Ok(()) => {
+                        if write(socket, &mut batch, self.form, &self.metrics).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(end) => break end,
+                },
+                () = &mut ping => {
+                    if unanswered == 2 {
+                        self.open.reason = "timeout";
+                        return;
+                    }
+                    unanswered += 1;
+                    ping.as_mut().reset((Instant::now() + PING).into());
+                    if socket.send(Message::Ping(Default::default())).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        };
+        self.open.reason = end.reason();
+        close(socket, &end, &self.stream.cursor(), self.form).await;
+    }
+
+    async fn too_big(&mut self, socket: &mut Socket) {
+        self.open.reason = "too-big";
+        let frame = CloseFrame { code: CloseCode::Size, reason: Utf8Bytes::from_static("frames are at most 4 KiB") };
+        _ = tokio::time::timeout(CLOSING, socket.close(Some(frame))).await;
+    }
+}
+
+/// Writes all that was taken in one go.
+async fn write(socket: &mut Socket, batch: &mut Batch, form: Form, metrics: &Metrics) -> Result<(), Error> {
+    for frame in &batch.frames {
+        let text = Utf8Bytes::try_from(frame.bytes.clone()).expect("JSON is UTF-8");
+        socket.feed(Message::Text(text)).await?;
+    }
+    socket.flush().await?;
+    metrics.delivered(form.door, batch);
+    batch.clear();
+    Ok(())
+}
+
+/// Says why, as far as the socket takes it, and closes.
+async fn close(socket: &mut Socket, end: &End, cursor: &str, form: Form) {
+    let bye = Utf8Bytes::try_from(end.frame(cursor, retry(), form).bytes).expect("JSON is UTF-8");
+    let frame = CloseFrame { code: code(end), reason: Utf8Bytes::from_static(end.reason()) };
+    _ = tokio::time::timeout(CLOSING, async {
+        socket.feed(Message::Text(bye)).await?;
+        socket.close(Some(frame)).await?;
+        while let Some(Ok(_)) = socket.next().await {}
+        Ok::<_, Error>(())
+    })
+    .await;
+}
+
+/// Sends the answer to the peer's close.
+async fn finish(socket: &mut Socket) {
+    _ = tokio::time::timeout(CLOSING, async { while let Some(Ok(_)) = socket.next().await {} }).await;
+}
+
+/// The close code of each end, as published in `docs/protocol.md`.
+fn code(end: &End) -> CloseCode {
+    match end {
+        End::Drain => CloseCode::Restart,
+        End::Overload => CloseCode::Again,
+        End::Slow => CloseCode::from(4408),
+        End::Expired => CloseCode::from(4401),
+        End::Invalid(_) => CloseCode::from(4400),
+    }
+}

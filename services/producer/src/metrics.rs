@@ -1,0 +1,123 @@
+//! What the producer counts.
+
+use std::time::Duration;
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+
+/// The producer's metrics and their registry. The help texts say what each one means.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    produced: IntCounter,
+    failures: IntCounter,
+    unacknowledged: IntGauge,
+    delivery: Histogram,
+}
+
+impl Metrics {
+    /// In a registry of its own, because several producers may share a process.
+    pub fn new() -> Metrics {
+        let metrics = Metrics {
+            registry: Registry::new(),
+            produced: IntCounter::new(
+                "producer_messages_produced_total",
+                "Messages that Kafka has acknowledged.",
+            )
+            .expect("the name is valid"),
+            failures: IntCounter::new(
+                "producer_delivery_failures_total",
+                "Attempts to deliver a message that failed; the message is sent again.",
+            )
+            .expect("the name is valid"),
+            unacknowledged: IntGauge::new(
+                "producer_messages_unacknowledged",
+                "Messages that were said and that Kafka has not acknowledged yet.",
+            )
+            .expect("the name is valid"),
+            delivery: Histogram::with_opts(
+                HistogramOpts::new(
+                    "producer_delivery_seconds",
+                    "Time from a message being said to Kafka acknowledging it.",
+                )
+                .buckets(vec![
+                    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+                    30.0, 60.0,
+                ]),
+            )
+            .expect("the name and the buckets are valid"),
+        };
+        let Metrics {
+            registry,
+            produced,
+            failures,
+            unacknowledged,
+            delivery,
+        } = &metrics;
+        for collector in [
+            Box::new(produced.clone()) as Box<dyn prometheus::core::Collector>,
+            Box::new(failures.clone()),
+            Box::new(unacknowledged.clone()),
+            Box::new(delivery.clone()),
+        ] {
+            registry
+                .register(collector)
+                .expect("no two names are the same");
+        }
+        metrics
+    }
+
+    /// For the admin server.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub(crate) fn said(&self) {
+        self.unacknowledged.inc();
+    }
+
+    pub(crate) fn acknowledged(&self, after: Duration) {
+        self.unacknowledged.dec();
+        self.produced.inc();
+        self.delivery.observe(after.as_secs_f64());
+    }
+
+    pub(crate) fn failed(&self) {
+        self.failures.inc();
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::TextEncoder;
+
+    use super::*;
+
+    #[test]
+    fn a_message_is_unacknowledged_until_it_is_produced() {
+        let metrics = Metrics::new();
+        metrics.said();
+        metrics.said();
+        metrics.failed();
+        metrics.acknowledged(Duration::from_millis(3));
+        let text = TextEncoder::new()
+            .encode_to_string(&metrics.registry().gather())
+            .unwrap();
+        for line in [
+            "producer_messages_produced_total 1",
+            "producer_delivery_failures_total 1",
+            "producer_messages_unacknowledged 1",
+            "producer_delivery_seconds_bucket{le=\"0.005\"} 1",
+        ] {
+            assert!(
+                text.lines().any(|told| told == line),
+                "{line} is missing in {text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! The admin server, on a port of its own: is the process alive, is it ready, what does it count.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// Connections at one time; more wait in the backlog. Probes and a scraper need a handful.
+const CONNECTIONS: usize = 64;
+
+/// A connection carries one request and its answer, and no client needs longer for it.
+const CONNECTION_TIME: Duration = Duration::from_secs(10);
+
+/// Whether a service does its work; shared by the service, which sets it, and the admin server, which tells it.
+#[derive(Clone, Debug)]
+pub struct Readiness(Arc<watch::Sender<Option<String>>>);
+
+impl Readiness {
+    /// Not ready, because it is starting.
+    pub fn new() -> Readiness {
+        Readiness(Arc::new(watch::Sender::new(Some("starting".to_owned()))))
+    }
+
+    /// Ready from now on.
+    pub fn ready(&self) {
+        self.0.send_replace(None);
+    }
+
+    /// Not ready from now on; `/readyz` tells `reason`.
+    pub fn not_ready(&self, reason: impl Into<String>) {
+        self.0.send_replace(Some(reason.into()));
+    }
+
+    /// Whether it is ready now.
+    pub fn is_ready(&self) -> bool {
+        self.0.borrow().is_none()
+    }
+
+    /// Returns as soon as it is ready.
+    pub async fn became_ready(&self) {
+        // The sender lives in `self`, so the channel cannot close.
+        let _ = self.0.subscribe().wait_for(Option::is_none).await;
+    }
+
+    fn reason(&self) -> Option<String> {
+        self.0.borrow().clone()
+    }
+}
+
+impl Default for Readiness {
+    fn default() -> Readiness {
+        Readiness::new()
+    }
+}
+
+/// Answers `/livez`, `/readyz` (200 `ok`, or 503 and the reason) and `/metrics` (the Prometheus text of `registry`) until
+/// `shutdown` is cancelled. Cancel it last: readiness and metrics matter most while a service drains.
+pub async fn serve(
+    listener: TcpListener,
+    readiness: Readiness,
+    registry: Registry,
+    shutdown: CancellationToken,
+) {
+    let metrics = move || {
+        let registry = registry.clone();
+        async move { TextEncoder::new().encode_to_string(&registry.gather()) }
+    };
+    serve_metrics(listener, readiness, metrics, shutdown).await;
+}
+
+/// Like [`serve`], with metrics that are made for each question.
+pub async fn serve_metrics<M, F, E>(
+    listener: TcpListener,
+    readiness: Readiness,
+    metrics: M,
+    shutdown: CancellationToken,
+) where
+    M: Fn() -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<String, E>> + Send,
+    E: std::fmt::Display + Send,
+{
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let accepted = async {
+            let permit = permits
+                .clone()
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
+            (listener.accept().await, permit)
+        };
+        let (stream, permit) = tokio::select! {
+            () = shutdown.cancelled() => return,
+            (Ok((stream, _)), permit) = accepted => (stream, permit),
+            else => {
+                // Out of descriptors, mostly: accepting again at once would only spin.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (readiness, metrics, shutdown) = (readiness.clone(), metrics.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            let answer = service_fn(|request| answer(request, &readiness, &metrics));
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(Duration::from_secs(5))
+                .max_buf_size(16 * 1024)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), answer);
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                ended = tokio::time::timeout(CONNECTION_TIME, connection) => {
+                    debug!(?ended, "admin connection");
+                }
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn answer<M, F, E>(
+    request: Request<Incoming>,
+    readiness: &Readiness,
+    metrics: &M,
+) -> Result<Response<String>, Infallible>
+where
+    M: Fn() -> F,
+    F: Future<Output = Result<String, E>>,
+    E: std::fmt::Display,
+{
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return Ok(text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET is answered here\n",
+        ));
+    }
+    Ok(match request.uri().path() {
+        "/livez" => text(StatusCode::OK, "ok\n"),
+        "/readyz" => match readiness.reason() {
+            None => text(StatusCode::OK, "ok\n"),
+            Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+        },
+        "/metrics" => match metrics().await {
+            Ok(body) => {
+                let mut response = Response::new(body);
+                response
+                    .headers_mut()
+                    .insert(CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
+                response
+            }
+            Err(error) => {
+                warn!(%error, "cannot write the metrics");
+                text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "cannot write the metrics; the log says why\n",
+                )
+            }
+        },
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "here are /livez, /readyz and /metrics\n",
+        ),
+    })
+}
+
+fn text(status: StatusCode, body: impl Into<String>) -> Response<String> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use prometheus::IntCounter;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    async fn get(addr: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: admin\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    async fn started() -> (
+        SocketAddr,
+        Readiness,
+        Registry,
+        CancellationToken,
+        tokio::task::JoinHandle<()>,
+    ) {
+        let listener = crate::listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (readiness, registry, shutdown) =
+            (Readiness::new(), Registry::new(), CancellationToken::new());
+        let server = tokio::spawn(serve(
+            listener,
+            readiness.clone(),
+            registry.clone(),
+            shutdown.clone(),
+        ));
+        (addr, readiness, registry, shutdown, server)
+    }
+
+    #[tokio::test]
+    async fn readiness_is_told_with_its_reason() {
+        let (addr, readiness, ..) = started().await;
+        assert!(get(addr, "/livez").await.starts_with("HTTP/1.1 200"));
+        let answer = get(addr, "/readyz").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 503") && answer.ends_with("starting\n"),
+            "{answer}"
+        );
+        readiness.ready();
+        assert!(get(addr, "/readyz").await.starts_with("HTTP/1.1 200"));
+        readiness.not_ready("draining");
+        assert!(get(addr, "/readyz").await.ends_with("draining\n"));
+    }
+
+    #[tokio::test]
+    async fn metrics_are_prometheus_text() {
+        let (addr, _, registry, ..) = started().await;
+        let counter = IntCounter::new("things_total", "Things.").unwrap();
+        registry.register(Box::new(counter.clone())).unwrap();
+        counter.inc();
+        let answer = get(addr, "/metrics").await;
+        assert!(
+            answer.contains("content-type: text/plain; version=0.0.4"),
+            "{answer}"
+        );
+        assert!(
+            answer.contains("# HELP things_total Things.\n") && answer.contains("things_total 1\n"),
+            "{answer}"
+        );
+    }
+
+    #[tokio::test]
+    async fn silent_connections_are_bounded_and_the_server_ends_when_told() {
+        let (addr, _, _, shutdown, server) = started().await;
+        let _silent: Vec<TcpStream> = {
+            let mut streams = Vec::new();
+            for _ in 0..CONNECTIONS / 2 {
+                streams.push(TcpStream::connect(addr).await.unwrap());
+            }
+            streams
+        };
+        assert!(get(addr, "/livez").await.starts_with("HTTP/1.1 200"));
+        shutdown.cancel();
+        tokio::time::timeout(Duration::from_secs(5), server)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+}

@@ -1,0 +1,240 @@
+//! Options that every service takes, and how a wrong one is told: one sentence on stderr and exit code 2.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use clap::error::ErrorKind;
+use jiff::SignedDuration;
+
+/// What every service can be told. Each option is also an environment variable: `--log-level` is `LOG_LEVEL`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct CommonArgs {
+    /// Address of the admin server: `/livez`, `/readyz` and `/metrics`. It is for operators; no Ingress should reach it.
+    #[arg(long, env, default_value = "0.0.0.0:9090")]
+    pub admin_listen: SocketAddr,
+
+    /// How the log is written to stdout. Without it: text on a terminal, json everywhere else.
+    #[arg(long, env)]
+    pub log_format: Option<LogFormat>,
+
+    /// What is logged: a level (error, warn, info, debug, trace), or levels by target, such as `info,librdkafka=debug`.
+    #[arg(long, env, default_value = "info", value_parser = log_level)]
+    pub log_level: String,
+
+    /// How long the service may take to end in order after SIGTERM or SIGINT; then it leaves with exit code 1.
+    #[arg(long, env, default_value = "30s", value_parser = duration)]
+    pub shutdown_grace: Duration,
+}
+
+/// How a line of the log looks.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line, for machines.
+    Json,
+}
+
+/// The configuration in the command line and the environment of this process. Leaves the process with one sentence and
+/// code 2 when it is wrong; answers `--help` and `--version` as usual.
+pub fn parse<C: clap::Parser>() -> C {
+    match parse_from(std::env::args_os()) {
+        Ok(config) => config,
+        Err(Refusal::Question(answer)) => answer.exit(),
+        Err(Refusal::Mistake(sentence)) => {
+            eprintln!("error: {sentence}");
+            std::process::exit(2);
+        }
+    }
+}
+
+/// A value such as `500ms`, `30s` or `2m`, for `#[arg(value_parser = config::duration)]`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    text.parse::<SignedDuration>()
+        .ok()
+        .and_then(|duration| Duration::try_from(duration).ok())
+        .ok_or_else(|| "give a duration such as 500ms, 30s or 2m".to_owned())
+}
+
+/// An error that the user of the configuration mends, not the operator of what it names: [`fail`] answers it with code 2.
+pub fn invalid(sentence: impl Into<String>) -> anyhow::Error {
+    Invalid(sentence.into()).into()
+}
+
+/// Says `error` in one line on stderr. The exit code is 2 when the configuration is [`invalid`], otherwise 1.
+pub fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {}", one_line(&format!("{error:#}")));
+    ExitCode::from(if is_invalid(error) { 2 } else { 1 })
+}
+
+/// Whether `error` came from [`invalid`], under whatever context.
+pub fn is_invalid(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Invalid>().is_some()
+}
+
+#[derive(Debug)]
+struct Invalid(String);
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+enum Refusal {
+    /// `--help` or `--version`.
+    Question(clap::Error),
+    Mistake(String),
+}
+
+fn parse_from<C: clap::Parser>(args: impl IntoIterator<Item = OsString>) -> Result<C, Refusal> {
+    C::try_parse_from(args).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Refusal::Question(error),
+        _ => Refusal::Mistake(sentence(&error.render().to_string())),
+    })
+}
+
+/// clap answers with a paragraph, a tip and the usage, on lines of their own. The usage is left out, the rest joined.
+fn sentence(rendered: &str) -> String {
+    let told: Vec<&str> = rendered
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let told = told.join(" ").replace(" tip:", "; tip:");
+    format!(
+        "{}; --help lists all options",
+        told.trim_start_matches("error: ")
+    )
+}
+
+fn one_line(text: &str) -> String {
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// A lone word that is no level would be taken for a target, and silence the log.
+fn log_level(text: &str) -> Result<String, String> {
+    let wrong = || {
+        "give a level (error, warn, info, debug, trace, off) or levels by target, such as info,librdkafka=debug".to_owned()
+    };
+    for directive in text.split(',') {
+        if !directive.contains('=')
+            && directive
+                .parse::<tracing_subscriber::filter::LevelFilter>()
+                .is_err()
+        {
+            return Err(wrong());
+        }
+    }
+    tracing_subscriber::EnvFilter::try_new(text).map_err(|_| wrong())?;
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser, Debug)]
+    struct Config {
+        #[command(flatten)]
+        common: CommonArgs,
+    }
+
+    fn parsed(args: &[&str]) -> Result<Config, String> {
+        let args = std::iter::once("service")
+            .chain(args.iter().copied())
+            .map(OsString::from);
+        parse_from(args).map_err(|refusal| match refusal {
+            Refusal::Question(answer) => format!("question: {answer}"),
+            Refusal::Mistake(sentence) => sentence,
+        })
+    }
+
+    #[test]
+    fn defaults_hold() {
+        let common = parsed(&[]).unwrap().common;
+        assert_eq!(common.admin_listen.to_string(), "0.0.0.0:9090");
+        assert_eq!(common.shutdown_grace, Duration::from_secs(30));
+        assert_eq!(
+            (common.log_format, common.log_level.as_str()),
+            (None, "info")
+        );
+    }
+
+    #[test]
+    fn a_wrong_value_is_one_sentence_that_names_option_and_value() {
+        let sentence = parsed(&["--admin-listen", "here"]).unwrap_err();
+        assert_eq!(
+            sentence,
+            "invalid value 'here' for '--admin-listen <ADMIN_LISTEN>': invalid socket address syntax; --help lists all options"
+        );
+        let sentence = parsed(&["--log-format", "xml"]).unwrap_err();
+        assert!(
+            sentence.contains("'xml'") && sentence.contains("[possible values: text, json]"),
+            "{sentence}"
+        );
+        let sentence = parsed(&["--shutdown-grace", "soon"]).unwrap_err();
+        assert!(
+            sentence.contains("'soon'") && sentence.contains("500ms, 30s or 2m"),
+            "{sentence}"
+        );
+    }
+
+    #[test]
+    fn an_unknown_option_is_one_sentence_with_the_tip() {
+        let sentence = parsed(&["--admin-listn", "0.0.0.0:1"]).unwrap_err();
+        assert!(!sentence.contains('\n'), "{sentence}");
+        assert!(
+            sentence.starts_with("unexpected argument '--admin-listn' found; tip:"),
+            "{sentence}"
+        );
+        assert!(sentence.contains("'--admin-listen'"), "{sentence}");
+    }
+
+    #[test]
+    fn help_is_no_mistake() {
+        assert!(parsed(&["--help"]).unwrap_err().starts_with("question: "));
+    }
+
+    #[test]
+    fn durations_are_read_and_negative_ones_refused() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("0s"), Ok(Duration::ZERO));
+        assert!(duration("-5s").is_err() && duration("5").is_err() && duration("").is_err());
+    }
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused() {
+        assert!(
+            log_level("loud").is_err()
+                && log_level("info,loud").is_err()
+                && log_level("a=loud").is_err()
+        );
+        assert!(log_level("debug").is_ok() && log_level("info,librdkafka=debug").is_ok());
+    }
+
+    #[test]
+    fn an_invalid_configuration_is_known_under_its_context() {
+        let error = Err::<(), _>(invalid("not so"))
+            .context("cannot start")
+            .unwrap_err();
+        assert!(is_invalid(&error));
+        assert_eq!(format!("{error:#}"), "cannot start: not so");
+        assert!(!is_invalid(&anyhow::anyhow!("broken pipe")));
+    }
+}

@@ -1,0 +1,10 @@
+//! What every client of Kafka in Herald shares: its options, its log, and whether Kafka is there.
+
+mod args;
+mod context;
+mod properties;
+mod source;
+
+pub use args::{KafkaArgs, create};
+pub use context::Context;
+pub use source::Source;

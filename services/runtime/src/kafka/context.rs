@@ -1,0 +1,139 @@
+//! The ear that librdkafka speaks into: its log goes to tracing, its statistics become a [`Source`].
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::util::Timeout;
+use tokio::sync::watch;
+use tracing::{debug, error, info, warn};
+
+use super::source::{Judge, Source, Statistics, is_healthy};
+
+/// Facilities of librdkafka's log whose lines say less than they seem to. FAIL and ERROR come a second time, through
+/// `error`, which tells each kind once; GETPID and METADATAUPDATE are what a broker answers while it starts, and what
+/// librdkafka asks again until it is through.
+const PASSING: [&str; 4] = ["FAIL", "ERROR", "GETPID", "METADATAUPDATE"];
+
+/// The context of a consumer, a producer or an admin client. Its clones share one [`Source`], so keep one and give the
+/// other to the client.
+#[derive(Clone, Debug)]
+pub struct Context(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    source: watch::Sender<Source>,
+    judge: Mutex<Judge>,
+    /// What has been complained about since Kafka was there the last time. Each kind of error is told once; librdkafka
+    /// repeats them for every broker, address and attempt.
+    told: Mutex<Vec<RDKafkaErrorCode>>,
+}
+
+impl Context {
+    /// For one client.
+    pub fn new() -> Context {
+        Context(Arc::new(Shared {
+            source: watch::Sender::new(Source::Unknown),
+            judge: Mutex::new(Judge::new()),
+            told: Mutex::new(Vec::new()),
+        }))
+    }
+
+    /// Whether the client has Kafka, now and from now on.
+    pub fn source(&self) -> watch::Receiver<Source> {
+        self.0.source.subscribe()
+    }
+
+    fn observe(&self, healthy: bool) {
+        let next = lock(&self.0.judge).observe(healthy, SystemTime::now());
+        let before = *self.0.source.borrow();
+        let mut told = lock(&self.0.told);
+        match (before, next) {
+            (Source::Down { .. }, Source::Up) => info!("kafka is there again"),
+            (Source::Unknown | Source::Up, Source::Down { .. }) if told.is_empty() => {
+                warn!("kafka does not answer");
+            }
+            _ => {}
+        }
+        if healthy {
+            told.clear();
+        }
+        if next != before {
+            self.0.source.send_replace(next);
+        }
+    }
+
+    /// Whether this kind of error is new since Kafka was there the last time.
+    fn is_news(&self, code: RDKafkaErrorCode) -> bool {
+        let mut told = lock(&self.0.told);
+        let news = !told.contains(&code);
+        if news {
+            told.push(code);
+        }
+        news
+    }
+}
+
+impl Default for Context {
+    fn default() -> Context {
+        Context::new()
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
+        use RDKafkaLogLevel::{Alert, Critical, Debug, Emerg, Error, Info, Notice, Warning};
+        match level {
+            _ if PASSING.contains(&fac) => debug!(target: "librdkafka", fac, "{message}"),
+            Emerg | Alert | Critical | Error => error!(target: "librdkafka", fac, "{message}"),
+            Warning => warn!(target: "librdkafka", fac, "{message}"),
+            // librdkafka tells every disconnection at this level.
+            Notice | Info | Debug => debug!(target: "librdkafka", fac, "{message}"),
+        }
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        match serde_json::from_slice::<Statistics>(statistics) {
+            Ok(statistics) => self.observe(is_healthy(&statistics)),
+            Err(error) => warn!(%error, "cannot read librdkafka's statistics"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let Some(code) = error.rdkafka_error_code() else {
+            warn!(target: "librdkafka", %error, "{reason}");
+            return;
+        };
+        if matches!(code, RDKafkaErrorCode::PartitionEOF | RDKafkaErrorCode::AutoOffsetReset) {
+            // Not about the connection; who polls gets these too, and knows what to make of them.
+            debug!(target: "librdkafka", "{reason}");
+        } else if code == RDKafkaErrorCode::AllBrokersDown {
+            lock(&self.0.judge).suspect(SystemTime::now());
+            debug!(target: "librdkafka", "{reason}");
+        } else if code == RDKafkaErrorCode::Fatal {
+            error!(target: "librdkafka", "{reason}");
+        } else if self.is_news(code) {
+            warn!(
+                reason,
+                "no connection to kafka, trying again until there is one"
+            );
+        } else {
+            debug!(target: "librdkafka", "{reason}");
+        }
+    }
+}
+
+impl ConsumerContext for Context {
+    /// Statistics and errors wait in a queue that a blocking `poll` looks at this often.
+    fn main_queue_min_poll_interval(&self) -> Timeout {
+        Timeout::After(Duration::from_millis(250))
+    }
+}
+
+/// None of the locks here protects an invariant that a panic could break.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

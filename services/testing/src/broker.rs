@@ -1,0 +1,94 @@
+//! A Kafka of a test's own, which it may stop, kill and start again.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::KafkaProcess;
+use crate::topics::answers;
+
+/// A private Apache Kafka, started in 3 to 6 seconds. It ends, with its data, when it is dropped.
+pub struct Broker {
+    address: String,
+    process: Option<KafkaProcess>,
+}
+
+impl Broker {
+    /// Starts one from the jars in `HERALD_KAFKA_JARS`, with `java` on the PATH. Without the variable one line says why the
+    /// test is left out; with `CI=true` that is a failure.
+    pub async fn start() -> Option<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with more lines for `server.properties`, such as `("log.retention.ms", "1000")`.
+    pub async fn start_with(settings: &[(&str, &str)]) -> Option<Self> {
+        let jars = PathBuf::from(crate::needed(
+            "HERALD_KAFKA_JARS",
+            "a folder with the jars of Apache Kafka",
+        )?);
+        let settings: Vec<(String, String)> = settings
+            .iter()
+            .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        let process = blocking(move || {
+            let settings: Vec<(&str, &str)> = settings
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.as_str()))
+                .collect();
+            KafkaProcess::start(&jars, &settings).expect("cannot start a Kafka")
+        })
+        .await;
+        let broker = Self {
+            address: process.address(),
+            process: Some(process),
+        };
+        answers(&broker.address).await;
+        Some(broker)
+    }
+
+    /// `127.0.0.1:<port>`, the same for its whole life.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Ends it in order (SIGTERM) and waits until it is gone. The data stays.
+    pub async fn stop(&mut self) {
+        self.with(|process| process.stop(Duration::from_secs(30)))
+            .await;
+    }
+
+    /// Ends it at once (SIGKILL). The data stays.
+    pub async fn kill(&mut self) {
+        self.with(KafkaProcess::kill).await;
+    }
+
+    /// Starts it on the port and the data that it had before, and waits until it answers.
+    pub async fn start_again(&mut self) {
+        self.with(KafkaProcess::start_again).await;
+        answers(&self.address).await;
+    }
+
+    async fn with(
+        &mut self,
+        action: impl FnOnce(&mut KafkaProcess) -> anyhow::Result<()> + Send + 'static,
+    ) {
+        let mut process = self
+            .process
+            .take()
+            .expect("the call before was not cancelled");
+        self.process = Some(
+            blocking(move || {
+                action(&mut process).expect("cannot stop or start Kafka");
+                process
+            })
+            .await,
+        );
+    }
+}
+
+/// Runs what blocks beside the test's own tasks.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

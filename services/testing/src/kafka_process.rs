@@ -1,0 +1,244 @@
+//! An Apache Kafka of our own, as a process: one node, KRaft, on 127.0.0.1, without automatic topics.
+
+use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+/// A start takes 2 to 4 seconds, several times that on two busy cores.
+const START_DEADLINE: Duration = Duration::from_secs(90);
+
+/// Kills what it is told, and deletes the folder, when its parent closes the pipe: on purpose, by Ctrl-C or by `kill -9`.
+const GUARD: &str =
+    r#"read -r _; [ ! -f "$0/pid" ] || kill -s KILL "$(cat "$0/pid")"; rm -rf "$0""#;
+
+/// A Kafka that ends, with its data, when it is dropped, and also when our process dies in any other way.
+pub struct KafkaProcess {
+    jars: PathBuf,
+    folder: PathBuf,
+    port: u16,
+    /// `None` while it is stopped.
+    java: Option<Child>,
+    guard: Child,
+    guard_pipe: Option<ChildStdin>,
+}
+
+impl KafkaProcess {
+    /// Starts Kafka from the folder `jars` with `java` on the PATH, and waits until it accepts connections. `settings` are
+    /// added to `server.properties`.
+    pub fn start(jars: &Path, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let folder =
+            std::env::temp_dir().join(format!("herald-kafka-{:08x}", random() & 0xffff_ffff));
+        fs::create_dir(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let mut guard = Command::new("sh")
+            .args(["-c", GUARD])
+            .arg(&folder)
+            .stdin(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .context("cannot run sh")?;
+        let (port, controller) = (free_port()?, free_port()?);
+        let mut kafka = Self {
+            jars: jars.to_owned(),
+            folder,
+            port,
+            java: None,
+            guard_pipe: guard.stdin.take(),
+            guard,
+        };
+        fs::write(
+            kafka.properties(),
+            properties(&kafka.folder, port, controller, settings),
+        )?;
+        kafka.format()?;
+        kafka.start_again()?;
+        Ok(kafka)
+    }
+
+    /// `127.0.0.1:<port>`, the same for its whole life.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The id of the process while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.java.as_ref().map(Child::id)
+    }
+
+    /// Starts it on the port and the data that it had before.
+    pub fn start_again(&mut self) -> anyhow::Result<()> {
+        if self.java.is_some() {
+            bail!("Kafka at {} is running already", self.address());
+        }
+        let mut java = self
+            .java("kafka.Kafka")?
+            .arg(self.properties())
+            .spawn()
+            .context("cannot run java")?;
+        fs::write(self.pid_file(), java.id().to_string())?;
+        let deadline = Instant::now() + START_DEADLINE;
+        loop {
+            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+                self.java = Some(java);
+                return Ok(());
+            }
+            if let Some(status) = java.try_wait()? {
+                bail!("Kafka ended with {status}:\n{}", self.log_end());
+            }
+            if Instant::now() > deadline {
+                self.java = Some(java);
+                bail!(
+                    "Kafka did not start within {START_DEADLINE:?}:\n{}",
+                    self.log_end()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Ends it in order (SIGTERM) and waits; after `grace` it is killed.
+    pub fn stop(&mut self, grace: Duration) -> anyhow::Result<()> {
+        let Some(java) = &mut self.java else {
+            return Ok(());
+        };
+        Command::new("sh")
+            .args(["-c", "kill -s TERM \"$0\"", &java.id().to_string()])
+            .status()
+            .context("cannot run sh")?;
+        let deadline = Instant::now() + grace;
+        while java.try_wait()?.is_none() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.kill()
+    }
+
+    /// Ends it at once (SIGKILL); the data stays.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        if let Some(mut java) = self.java.take() {
+            // Before the process is waited for: from then on another one may get its number.
+            fs::remove_file(self.pid_file())?;
+            java.kill()?;
+            java.wait()?;
+        }
+        Ok(())
+    }
+
+    fn format(&self) -> anyhow::Result<()> {
+        let status = self
+            .java("kafka.tools.StorageTool")?
+            .args(["format", "-t", "5L6g3nShT-eMCtK--X86sw", "-c"])
+            .arg(self.properties())
+            .status()
+            .context("cannot run java (17 or newer)")?;
+        if !status.success() {
+            bail!("cannot format Kafka's storage:\n{}", self.log_end());
+        }
+        Ok(())
+    }
+
+    /// A command line of Kafka whose output goes to the log, and which Ctrl-C in our terminal does not reach.
+    fn java(&self, class: &str) -> anyhow::Result<Command> {
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.folder.join("log"))?;
+        let mut command = Command::new("java");
+        command
+            .args([
+                "-Xmx384m",
+                "-XX:+UseSerialGC",
+                "-XX:TieredStopAtLevel=1",
+                "-cp",
+            ])
+            .arg(self.jars.join("*"))
+            .arg(class)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0);
+        Ok(command)
+    }
+
+    fn properties(&self) -> PathBuf {
+        self.folder.join("server.properties")
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.folder.join("pid")
+    }
+
+    fn log_end(&self) -> String {
+        let log = fs::read(self.folder.join("log")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+}
+
+impl Drop for KafkaProcess {
+    fn drop(&mut self) {
+        let _ = self.kill();
+        // The guard deletes the folder.
+        drop(self.guard_pipe.take());
+        let _ = self.guard.wait();
+    }
+}
+
+/// The broker's session is short (9 s by default): for so long one that was killed cannot come back. Retention and compaction
+/// look for work twice a second, so that tests of them need not wait for minutes.
+fn properties(folder: &Path, port: u16, controller: u16, settings: &[(&str, &str)]) -> String {
+    let mut text = format!(
+        "process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+log.dirs={}
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+group.initial.rebalance.delay.ms=0
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+message.max.bytes=16777216
+log.initial.task.delay.ms=500
+log.retention.check.interval.ms=500
+log.cleaner.backoff.ms=500
+",
+        folder.join("data").display()
+    );
+    for (key, value) in settings {
+        text += &format!("{key}={value}\n");
+    }
+    text
+}
+
+/// A free port that no client gets by chance while the Kafka that has it is stopped: they are given ports from 32768 up.
+fn free_port() -> io::Result<u16> {
+    for _ in 0..100 {
+        let port = 20_000 + u16::try_from(random() % 10_000).expect("a remainder below 10,000");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::AddrInUse,
+        "no free port between 20000 and 29999",
+    ))
+}
+
+/// A random number: the standard library seeds each hasher anew.
+pub(crate) fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

@@ -1,0 +1,63 @@
+//! What tests need of a real Kafka: the shared one, one of their own to break, topics, records, and conditions to wait for.
+//!
+//! `cargo xtask check` starts the shared Kafka and sets `HERALD_TEST_KAFKA` and `HERALD_KAFKA_JARS`. A test that needs one
+//! of them begins with a line that leaves it out where it is not set:
+//!
+//! ```no_run
+//! # async fn test() {
+//! let Some(kafka) = herald_testing::kafka() else { return };
+//! let topic = herald_testing::random_topic("exactness");
+//! herald_testing::create_topic(&kafka, &topic, 3, &[]).await;
+//! # }
+//! ```
+//!
+//! Every call has a deadline of its own and panics with what it attempted: in a test that is the clearest end.
+
+mod kafka_process;
+
+#[cfg(feature = "clients")]
+mod broker;
+#[cfg(feature = "clients")]
+mod records;
+#[cfg(feature = "clients")]
+mod topics;
+#[cfg(feature = "clients")]
+mod wait;
+
+pub use kafka_process::KafkaProcess;
+
+#[cfg(feature = "clients")]
+pub use broker::Broker;
+#[cfg(feature = "clients")]
+pub use records::{Outcome, Record, Stored, produce, produce_in_transaction, read_all};
+#[cfg(feature = "clients")]
+pub use topics::{
+    add_partitions, create_topic, delete_records_before, delete_topic, random_topic, watermarks,
+};
+#[cfg(feature = "clients")]
+pub use wait::eventually;
+
+use std::io::Write;
+
+/// The address of the Kafka that all tests share, from `HERALD_TEST_KAFKA`; without it one line says why the test is left
+/// out. With `CI=true` that is a failure.
+pub fn kafka() -> Option<String> {
+    needed("HERALD_TEST_KAFKA", "the address of a Kafka for tests")
+}
+
+/// The value of an environment variable that a test cannot do without.
+fn needed(name: &str, what: &str) -> Option<String> {
+    if let Some(value) = std::env::var(name).ok().filter(|value| !value.is_empty()) {
+        return Some(value);
+    }
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "{name} is not set: {what}"
+    );
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let line = format!("left out: {test}: {name} is not set ({what}); cargo xtask check sets it\n");
+    // Not eprintln!, which the test harness keeps to itself when the test passes; in one piece, as others write too.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    None
+}

@@ -1,0 +1,5 @@
+//! The tools of the tests, against a real Kafka.
+
+mod broker;
+mod records;
+mod topics;
