@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use rand::RngExt as _;
 use tokio::sync::watch;
 
 /// How far the leaving is.
@@ -48,7 +47,7 @@ impl Drain {
         async move {
             // When the sender is gone, so is everyone who could leave.
             _ = phase.wait_for(|phase| *phase == Phase::Ending).await;
-            let moment = rand::rng().random_range(0.0..=1.0);
+            let moment = rand::random_range(0.0..=1.0);
             tokio::time::sleep(window.mul_f64(moment)).await;
         }
     }
@@ -56,5 +55,5 @@ impl Drain {
 
 /// When a client should come back, in ms: its own moment between one and four seconds.
 pub fn retry() -> u64 {
-    rand::rng().random_range(1000..4000)
+    rand::random_range(1000..4000)
 }

@@ -5,7 +5,7 @@
 
 mod access;
 mod config;
-mod cursor;
+pub mod cursor;
 mod drain;
 mod encode;
 mod feed;
@@ -55,6 +55,9 @@ pub struct Listeners {
 pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationToken) -> anyhow::Result<()> {
     let metrics = Metrics::new().context("cannot register the metrics")?;
     let readiness = Readiness::new();
+    if let (Ok(public), Ok(admin)) = (listeners.public.local_addr(), listeners.admin.local_addr()) {
+        tracing::info!(%public, %admin, "listening");
+    }
     // The threads and the admin server go on while the streams drain.
     let reading = CancellationToken::new();
     let _stop_reading = reading.clone().drop_guard();

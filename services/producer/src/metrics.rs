@@ -20,23 +20,23 @@ impl Metrics {
         let metrics = Metrics {
             registry: Registry::new(),
             produced: IntCounter::new(
-                "producer_messages_produced_total",
+                "herald_messages_produced_total",
                 "Messages that Kafka has acknowledged.",
             )
             .expect("the name is valid"),
             failures: IntCounter::new(
-                "producer_delivery_failures_total",
+                "herald_produce_failures_total",
                 "Attempts to deliver a message that failed; the message is sent again.",
             )
             .expect("the name is valid"),
             unacknowledged: IntGauge::new(
-                "producer_messages_unacknowledged",
+                "herald_messages_unacknowledged",
                 "Messages that were said and that Kafka has not acknowledged yet.",
             )
             .expect("the name is valid"),
             delivery: Histogram::with_opts(
                 HistogramOpts::new(
-                    "producer_delivery_seconds",
+                    "herald_produce_seconds",
                     "Time from a message being said to Kafka acknowledging it.",
                 )
                 .buckets(vec![
@@ -109,10 +109,10 @@ mod tests {
             .encode_to_string(&metrics.registry().gather())
             .unwrap();
         for line in [
-            "producer_messages_produced_total 1",
-            "producer_delivery_failures_total 1",
-            "producer_messages_unacknowledged 1",
-            "producer_delivery_seconds_bucket{le=\"0.005\"} 1",
+            "herald_messages_produced_total 1",
+            "herald_produce_failures_total 1",
+            "herald_messages_unacknowledged 1",
+            "herald_produce_seconds_bucket{le=\"0.005\"} 1",
         ] {
             assert!(
                 text.lines().any(|told| told == line),

@@ -1,6 +1,5 @@
 //! Options that every service takes, and how a wrong one is told: one sentence on stderr and exit code 2.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -42,14 +41,19 @@ pub enum LogFormat {
 /// The configuration in the command line and the environment of this process. Leaves the process with one sentence and
 /// code 2 when it is wrong; answers `--help` and `--version` as usual.
 pub fn parse<C: clap::Parser>() -> C {
-    match parse_from(std::env::args_os()) {
-        Ok(config) => config,
-        Err(Refusal::Question(answer)) => answer.exit(),
-        Err(Refusal::Mistake(sentence)) => {
-            eprintln!("error: {sentence}");
+    C::try_parse().unwrap_or_else(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.exit(),
+        _ => {
+            eprintln!("error: {}", sentence(&error));
             std::process::exit(2);
         }
-    }
+    })
+}
+
+/// The configuration in `args`, of which the first is the name of the program, and in the environment of this process.
+/// The error is for the user.
+pub fn parse_from<C: clap::Parser>(args: &[&str]) -> anyhow::Result<C> {
+    C::try_parse_from(args).map_err(|error| invalid(sentence(&error)))
 }
 
 /// A value such as `500ms`, `30s` or `2m`, for `#[arg(value_parser = config::duration)]`.
@@ -87,21 +91,9 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-enum Refusal {
-    /// `--help` or `--version`.
-    Question(clap::Error),
-    Mistake(String),
-}
-
-fn parse_from<C: clap::Parser>(args: impl IntoIterator<Item = OsString>) -> Result<C, Refusal> {
-    C::try_parse_from(args).map_err(|error| match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Refusal::Question(error),
-        _ => Refusal::Mistake(sentence(&error.render().to_string())),
-    })
-}
-
 /// clap answers with a paragraph, a tip and the usage, on lines of their own. The usage is left out, the rest joined.
-fn sentence(rendered: &str) -> String {
+fn sentence(error: &clap::Error) -> String {
+    let rendered = error.render().to_string();
     let told: Vec<&str> = rendered
         .lines()
         .map(str::trim)
@@ -155,13 +147,7 @@ mod tests {
     }
 
     fn parsed(args: &[&str]) -> Result<Config, String> {
-        let args = std::iter::once("service")
-            .chain(args.iter().copied())
-            .map(OsString::from);
-        parse_from(args).map_err(|refusal| match refusal {
-            Refusal::Question(answer) => format!("question: {answer}"),
-            Refusal::Mistake(sentence) => sentence,
-        })
+        parse_from(&[&["service"], args].concat()).map_err(|error| format!("{error:#}"))
     }
 
     #[test]
@@ -203,11 +189,6 @@ mod tests {
             "{sentence}"
         );
         assert!(sentence.contains("'--admin-listen'"), "{sentence}");
-    }
-
-    #[test]
-    fn help_is_no_mistake() {
-        assert!(parsed(&["--help"]).unwrap_err().starts_with("question: "));
     }
 
     #[test]

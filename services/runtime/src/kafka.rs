@@ -5,6 +5,6 @@ mod context;
 mod properties;
 mod source;
 
-pub use args::{KafkaArgs, create};
+pub use args::{KafkaArgs, addresses, create};
 pub use context::Context;
 pub use source::Source;

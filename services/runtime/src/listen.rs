@@ -3,7 +3,6 @@
 use std::io;
 use std::net::SocketAddr;
 
-use anyhow::Context;
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::config::invalid;
@@ -11,30 +10,37 @@ use crate::config::invalid;
 /// Connections that wait to be accepted. The default of 128 loses SYNs when a thousand browsers come back at once.
 const BACKLOG: u32 = 4096;
 
-/// Listens on `addr`. A port that is taken is one sentence for the user, with exit code 2.
+/// Listens on `addr`, which the user chose with `--listen` or `--admin-listen`. A port that is taken is one sentence for
+/// the user, with exit code 2.
 pub fn bind(addr: SocketAddr) -> anyhow::Result<TcpListener> {
+    bind_chosen(addr, "--listen or --admin-listen")
+}
+
+/// Like [`bind`], for an address that the user chose with another `option`.
+pub fn bind_chosen(addr: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
+    listen(addr).map_err(|error| {
+        let why = match error.kind() {
+            io::ErrorKind::AddrInUse => "another process uses this port; end it, or choose another",
+            io::ErrorKind::AddrNotAvailable => {
+                "this machine does not have this address; choose another"
+            }
+            io::ErrorKind::PermissionDenied => "not permitted; choose a port above 1023",
+            _ => return anyhow::Error::new(error).context(format!("cannot listen on {addr}")),
+        };
+        invalid(format!("cannot listen on {addr}: {why} with {option}"))
+    })
+}
+
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = if addr.is_ipv4() {
         TcpSocket::new_v4()
     } else {
         TcpSocket::new_v6()
-    }
-    .context("cannot open a socket")?;
+    }?;
     // Without it a service that is started again has to wait for the old connections' TIME_WAIT.
-    socket
-        .set_reuseaddr(true)
-        .context("cannot set SO_REUSEADDR")?;
-    socket.bind(addr).and_then(|()| socket.listen(BACKLOG)).map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => invalid(format!(
-            "cannot listen on {addr}: another process uses this port; end it, or choose another address with --listen or --admin-listen"
-        )),
-        io::ErrorKind::AddrNotAvailable => invalid(format!(
-            "cannot listen on {addr}: this machine does not have this address; choose another with --listen or --admin-listen"
-        )),
-        io::ErrorKind::PermissionDenied => invalid(format!(
-            "cannot listen on {addr}: not permitted; choose a port above 1023 with --listen or --admin-listen"
-        )),
-        _ => anyhow::Error::new(error).context(format!("cannot listen on {addr}")),
-    })
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -43,7 +42,7 @@ impl KafkaProcess {
             .process_group(0)
             .spawn()
             .context("cannot run sh")?;
-        let (port, controller) = (free_port()?, free_port()?);
+        let (port, controller) = (Self::free_port()?, Self::free_port()?);
         let mut kafka = Self {
             jars: jars.to_owned(),
             folder,
@@ -59,6 +58,17 @@ impl KafkaProcess {
         kafka.format()?;
         kafka.start_again()?;
         Ok(kafka)
+    }
+
+    /// A free port that no client gets by chance while the Kafka that has it is stopped: they are given ports from 32768 up.
+    pub fn free_port() -> anyhow::Result<u16> {
+        for _ in 0..100 {
+            let port = 20_000 + u16::try_from(random() % 10_000).expect("a remainder below 10,000");
+            if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+                return Ok(port);
+            }
+        }
+        bail!("no free port between 20000 and 29999");
     }
 
     /// `127.0.0.1:<port>`, the same for its whole life.
@@ -222,20 +232,6 @@ log.cleaner.backoff.ms=500
         text += &format!("{key}={value}\n");
     }
     text
-}
-
-/// A free port that no client gets by chance while the Kafka that has it is stopped: they are given ports from 32768 up.
-fn free_port() -> io::Result<u16> {
-    for _ in 0..100 {
-        let port = 20_000 + u16::try_from(random() % 10_000).expect("a remainder below 10,000");
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    Err(io::Error::new(
-        io::ErrorKind::AddrInUse,
-        "no free port between 20000 and 29999",
-    ))
 }
 
 /// A random number: the standard library seeds each hasher anew.

@@ -1,5 +1,7 @@
 //! Records into Kafka and out of it again.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -63,13 +65,27 @@ pub enum Outcome {
 
 /// Produces `records`, keeping their order within each partition, and returns where each one went: (partition, offset).
 pub async fn produce(address: &str, topic: &str, records: &[Record]) -> Vec<(i32, i64)> {
-    let producer: FutureProducer = config(address)
-        .set("enable.idempotence", "true")
-        .set("linger.ms", "1")
-        .set("message.max.bytes", "16777216")
-        .set("queue.buffering.max.messages", "1000000")
-        .create()
-        .expect("a valid configuration");
+    // A new idempotent producer takes a second to get its id, so those that were made are kept.
+    static PRODUCERS: Mutex<BTreeMap<String, FutureProducer>> = Mutex::new(BTreeMap::new());
+    let known = PRODUCERS
+        .lock()
+        .expect("no panic while it is held")
+        .get(address)
+        .cloned();
+    let producer = known.unwrap_or_else(|| {
+        let producer: FutureProducer = config(address)
+            .set("enable.idempotence", "true")
+            .set("linger.ms", "1")
+            .set("message.max.bytes", "16777216")
+            .set("queue.buffering.max.messages", "1000000")
+            .create()
+            .expect("a valid configuration");
+        let mut producers = PRODUCERS.lock().expect("no panic while it is held");
+        producers
+            .entry(address.to_owned())
+            .or_insert(producer)
+            .clone()
+    });
     send(&producer, topic, records).await
 }
 

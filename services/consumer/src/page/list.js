@@ -2,66 +2,69 @@
  * The list of messages. It is bounded: what leaves it at one end is loaded again when somebody goes there.
  *
  * `ul#messages` holds one `li` for each message and nothing else, and the text of an `li` is the text of its message: scripts count
- * and read them. So time and delay stand in attributes that the style sheet shows, and a gap is an attribute of the message that
- * follows it; behind the last message it stands below the list. Each gap is text in "What is missing", too, and is spoken there.
+ * and read them. So time and delay are attributes that the style sheet shows, and a gap is an attribute of the message that
+ * follows it; behind the last message it stands below the list. (Browsers read such text aloud, but cannot find or copy it.
+ * Therefore the page names each gap as text too, in "What is missing".)
  */
 import { dateAndTime, duration, gapInWords, inOrder, mergeGap, time } from "./words.js";
 
 const MOST = 2_000;
 const MOST_CHARACTERS = 8_000_000;
-/** Longer messages get an edge and scroll by themselves. */
-const LONG = 1_500;
 const PAGE = 100;
-/** So near to the end counts as there. */
-const NEAR = 40;
+/** Longer messages scroll by themselves. */
+const LONG = 1_500;
+/** So many pixels from an end count as there. */
+const END = 40;
+const BEGINNING = 300;
 
 export class MessageList {
-  settled = false;
+  loaded = 0; // when older ones were put in front
   #$;
   #fetchPage;
   #reached;
   #shown;
-  #waiting = []; // has arrived, and is not yet in the list
+  #waiting = []; // has arrived and is not in the list yet
   #planned = false;
+  #held = false; // the end of the list is being fetched: what arrives waits
   #messages = new WeakMap();
   #characters = 0;
-  #gaps = []; // in front of the next message
-  #older = null; // the cursor before the first message; null while that is not known
+  #gaps = []; // behind the last message
+  #older = null; // the cursor before the first message; null: not known, or there are none
   #atBeginning = false;
-  #cutOff = false; // the newest are not in the list: the reader is far above
+  #following = true; // the reader is at the end
+  #cutOff = false; // the newest are not in the list, because the reader is far above
   #unseen = 0;
-  #loading = false;
+  #loading = null;
 
+  /**
+   * `fetchPage(query)` answers a page of history, `reached()` the cursor of the stream, and
+   * `shown(message, now)` is told of each arrival and answers its delay, if that can be said.
+   */
   constructor($, { fetchPage, reached, shown }) {
     this.#$ = $;
     this.#fetchPage = fetchPage;
     this.#reached = reached;
     this.#shown = shown;
     $("older").addEventListener("click", () => this.#loadOlder());
-    $("newest").addEventListener("click", () => this.#toNewest());
+    $("newest").addEventListener("click", () => this.#showNewest());
     $("scroller").addEventListener("scroll", () => this.#scrolled(), { passive: true });
-    new IntersectionObserver(([entry]) => entry.isIntersecting && this.#loadOlder(), {
-      root: $("scroller"),
-      rootMargin: "300px 0px 0px 0px",
-    }).observe($("beginning"));
     // A narrower window makes more lines: who was at the end stays there.
-    new ResizeObserver(() => this.#following && this.#toEnd()).observe($("scroller"));
+    new ResizeObserver(() => this.#toEnd()).observe($("scroller"));
     document.addEventListener("visibilitychange", () => this.#flush());
   }
 
   clear() {
     this.#waiting = [];
     this.#gaps = [];
-    this.#older = null;
-    this.#atBeginning = this.#cutOff = this.settled = false;
-    this.#unseen = 0;
-    this.#characters = 0;
+    this.#older = this.#loading = null;
+    this.#atBeginning = this.#cutOff = this.#held = false;
     this.#following = true;
+    this.#unseen = this.#characters = 0;
     this.#$("messages").replaceChildren();
-    this.#update();
+    this.#describe();
   }
 
-  /** The stream has begun at this cursor. */
+  /** The stream has begun behind this cursor. */
   begin(cursor) {
     this.#older ??= cursor;
     this.#plan();
@@ -73,8 +76,8 @@ export class MessageList {
     this.#plan();
   }
 
-  // In a hidden tab no frame is ever drawn, and in a flood what waits must not outgrow the list.
   #plan() {
+    // In a flood, what waits must not outgrow the list; in a hidden tab no frame is ever drawn.
     if (this.#waiting.length > MOST) return this.#flush();
     if (this.#planned) return;
     this.#planned = true;
@@ -84,53 +87,181 @@ export class MessageList {
 
   #flush() {
     this.#planned = false;
-    const events = this.#waiting;
+    if (this.#held) return;
+    const now = Date.now();
+    const added = document.createDocumentFragment();
+    for (const event of this.#waiting) {
+      const delay = event.type === "message" ? this.#shown(event, now) : null;
+      if (event.type === "message" && (this.#cutOff || !this.#following)) this.#unseen += 1;
+      if (this.#cutOff) continue;
+      if (event.type === "gap") this.#gaps = withGap(this.#gaps, event);
+      else added.append(this.#item(event, this.#gaps.splice(0), delay));
+    }
     this.#waiting = [];
-    const fragment = document.createDocumentFragment();
-    const arrived = Date.now();
-    for (const event of events) {
-      if (event.type === "message") this.#shown(event, arrived);
-      if (this.#cutOff) this.#unseen += event.type === "message";
-      else if (event.type === "gap") this.#noteGap(event);
-      else fragment.append(this.#item(event, arrived));
-    }
-    if (!this.#following) this.#unseen += fragment.childElementCount;
-    this.#$("messages").append(fragment);
+    this.#$("messages").append(added);
     this.#trim();
-    if (this.#following) this.#toEnd();
-    this.#update();
+    this.#toEnd();
+    this.#describe();
+    this.#fill();
   }
 
-  #noteGap(gap) {
-    const merged = mergeGap(this.#gaps.at(-1), gap);
-    if (merged) this.#gaps[this.#gaps.length - 1] = merged;
-    else this.#gaps.push(gap);
-    this.#gaps = this.#gaps.slice(-20);
-  }
-
-  #item(message, arrived) {
+  #item(message, gaps, delay = null) {
     const item = document.createElement("li");
-    const text = message.data ?? "";
+    const text = typeof message.data === "string" ? message.data : "";
     item.textContent = text;
-    if (text.length > LONG) {
-      item.className = "long";
-      item.tabIndex = 0;
-    }
-    if (message.data === null) item.className = "null";
+    item.title = `partition ${message.partition}, offset ${message.offset}`;
     if (message.timestamp !== null) {
       item.dataset.time = time(message.timestamp);
-      item.title = `${dateAndTime(message.timestamp)} · `;
+      item.title = `${dateAndTime(message.timestamp)}, ${item.title}`;
     }
-    item.title += `partition ${message.partition}, offset ${message.offset}`;
-    if (arrived && this.settled) {
+    if (delay !== null) {
+      item.dataset.delay = duration(delay);
       item.classList.add("new");
     }
-    if (this.#gaps.length > 0) {
-      item.dataset.gap = this.#gaps.map(gapInWords).join("\n");
-      this.#gaps = [];
+    if (message.data === null) item.classList.add("null");
+    if (gaps.length > 0) item.dataset.gap = gaps.map(gapInWords).join("\n");
+    if (text.length > LONG) {
+      item.classList.add("long");
+      item.tabIndex = 0; // or the keys could not scroll it
     }
     this.#messages.set(item, message);
     this.#characters += text.length;
     return item;
   }
+
+  /** Takes away at the end at which the reader is not. */
+  #trim() {
+    const items = this.#$("messages").children;
+    let cursor;
+    while (items.length > MOST || (this.#characters > MOST_CHARACTERS && items.length > 1) || cursor === null) {
+      const item = this.#following ? items[0] : items[items.length - 1];
+      if (!item) return;
+      const message = this.#messages.get(item);
+      this.#characters -= item.textContent.length;
+      item.remove();
+      if (this.#following) {
+        // A message without a cursor cannot be an end of the list: then the next one goes, too.
+        cursor = message.cursor;
+        this.#older = cursor ?? this.#older;
+        this.#atBeginning = false;
+      } else {
+        this.#cutOff = true;
+        this.#gaps = [];
+      }
+    }
+  }
+
+  async #loadOlder() {
+    if (this.#loading || !this.#older || this.#atBeginning) return;
+    const loading = (this.#loading = {});
+    this.#$("older").textContent = "Loading…";
+    let trouble = "";
+    try {
+      const page = await this.#fetchPage({ before: this.#older, limit: PAGE });
+      if (this.#loading !== loading) return; // it is another topic by now
+      this.#prepend(page);
+    } catch (error) {
+      trouble = ` (${error.message})`;
+    }
+    if (this.#loading !== loading) return;
+    this.#loading = null;
+    this.#$("older").textContent = `Older messages${trouble}`;
+    this.#describe();
+    if (!trouble) this.#fill();
+  }
+
+  #prepend(page) {
+    const scroller = this.#$("scroller");
+    const first = this.#$("messages").firstElementChild;
+    scroller.ariaLive = "off"; // what is old is not news
+    this.loaded = Date.now();
+    const { scrollHeight, scrollTop } = scroller;
+    const { added, gaps } = this.#items(page);
+    if (first) first.dataset.gap = [...gaps.map(gapInWords), first.dataset.gap ?? []].flat().join("\n");
+    else this.#gaps.unshift(...gaps);
+    if (first?.dataset.gap === "") delete first.dataset.gap;
+    this.#$("messages").prepend(added);
+    this.#older = page.before ?? this.#older;
+    this.#atBeginning = page.before === null || page.messages.length + page.gaps.length === 0;
+    this.#describe();
+    if (this.#following) return this.#toEnd();
+    scroller.scrollTop = scrollTop + scroller.scrollHeight - scrollHeight;
+    this.#trim();
+  }
+
+  #items(page) {
+    const added = document.createDocumentFragment();
+    let gaps = [];
+    for (const event of inOrder(page)) {
+      if (event.reason) gaps = withGap(gaps, event);
+      else added.append(this.#item(event, gaps.splice(0)));
+    }
+    return { added, gaps };
+  }
+
+  async #showNewest() {
+    if (this.#held) return;
+    this.#flush();
+    if (this.#cutOff) {
+      this.#held = true;
+      const loading = (this.#loading = {});
+      try {
+        const page = await this.#fetchPage({ before: this.#reached(), limit: PAGE });
+        if (this.#loading !== loading) return;
+        this.#characters = 0;
+        const { added, gaps } = this.#items(page);
+        this.#$("messages").replaceChildren(added);
+        this.#gaps = gaps;
+        this.#older = page.before ?? this.#older;
+        this.#atBeginning = page.before === null;
+        this.#cutOff = false;
+      } catch (error) {
+        this.#$("newest").textContent = `The newest messages cannot be had now (${error.message})`;
+        return;
+      } finally {
+        if (this.#loading === loading) {
+          this.#loading = null;
+          this.#held = false;
+        }
+      }
+    }
+    this.#following = true;
+    this.#unseen = 0;
+    this.#flush();
+    this.#$("scroller").focus({ preventScroll: true });
+  }
+
+  #scrolled() {
+    const { scrollTop, clientHeight, scrollHeight } = this.#$("scroller");
+    this.#following = !this.#cutOff && scrollTop + clientHeight > scrollHeight - END;
+    if (this.#following) this.#unseen = 0;
+    this.#describe();
+    this.#fill();
+  }
+
+  /** Loads older ones while the beginning of the list is in sight. */
+  #fill() {
+    if (this.#$("scroller").scrollTop < BEGINNING && !document.hidden) this.#loadOlder();
+  }
+
+  #toEnd() {
+    if (this.#following) this.#$("scroller").scrollTop = this.#$("scroller").scrollHeight;
+  }
+
+  #describe() {
+    const $ = this.#$;
+    $("older").hidden = this.#atBeginning || !this.#older;
+    $("origin").hidden = !this.#atBeginning || $("messages").childElementCount === 0;
+    $("empty").hidden = !this.#atBeginning || $("messages").childElementCount > 0;
+    $("tail").textContent = this.#gaps.map(gapInWords).join("\n");
+    $("newest").hidden = this.#following;
+    const unseen = `${this.#unseen} new message${this.#unseen === 1 ? "" : "s"}`;
+    $("newest").textContent = this.#unseen > 0 ? unseen : "Newest messages";
+  }
+}
+
+/** At most 20, of which neighbours are one. */
+function withGap(gaps, gap) {
+  const merged = mergeGap(gaps.at(-1), gap);
+  return [...(merged ? gaps.slice(0, -1) : gaps), merged ?? gap].slice(-20);
 }

@@ -8,17 +8,20 @@ import { gapInWords, mergeGap, stateInWords, time } from "./words.js";
 const FIRST = 200;
 /** More messages a minute than this are too many to be read aloud. */
 const ALOUD = 20;
+const ALOUD_AFTER = 2_000;
 
 const $ = (id) => document.getElementById(id);
 const figures = new Figures($);
 const list = new MessageList($, { fetchPage, reached, shown: (message, arrived) => figures.count(message, arrived) });
 
 let stream = null;
-let topic = null;
+let began = Infinity;
 let gaps = [];
+let state;
+let speaking;
 
 const config = await configuration();
-topic = new URLSearchParams(location.search).get("topic") ?? config.topic;
+let topic = new URLSearchParams(location.search).get("topic") ?? config.topic;
 document.documentElement.dataset.environment = config.environment ?? "";
 $("custom_header").textContent = config.header;
 $("topics").hidden = config.topics.length < 2;
@@ -28,7 +31,7 @@ for (const radio of document.querySelectorAll("[name=transport]")) {
   radio.checked = radio.value === transport();
   radio.addEventListener("change", () => {
     remember(radio.value);
-    open({ after: stream.cursor }); // the other transport goes on where this one stopped
+    open(stream.cursor ? { after: stream.cursor } : { last: FIRST }); // the other transport goes on where this one stopped
   });
 }
 choose(topic);
@@ -62,10 +65,13 @@ function choose(name) {
 
 function open(start) {
   stream?.close();
-  const opened = connect({ topic, transport: transport(), ...(start.after === null ? { last: FIRST } : start) });
+  const opened = connect({ topic, transport: transport(), ...start });
   stream = opened;
   const on = (type, act) => opened.addEventListener(type, ({ detail }) => stream === opened && act(detail));
-  on("start", (event) => list.begin(event.cursor));
+  on("start", ({ cursor }) => {
+    began = Date.now();
+    list.begin(cursor);
+  });
   on("message", (event) => list.append(event));
   on("gap", (event) => {
     list.append(event);
@@ -76,7 +82,8 @@ function open(start) {
 }
 
 async function fetchPage(query) {
-  const answer = await fetch(`messages?${new URLSearchParams({ topic, ...query })}`, { cache: "no-store" });
+  const signal = AbortSignal.timeout(10_000);
+  const answer = await fetch(`messages?${new URLSearchParams({ topic, ...query })}`, { signal, cache: "no-store" });
   if (!answer.ok) throw new Error(answer.status === 503 ? "Kafka is away" : `the server answered ${answer.status}`);
   const page = await answer.json();
   for (const gap of page.gaps) keepGap(gap);
@@ -89,13 +96,11 @@ function reached() {
 }
 
 // What is spoken lags behind what is seen, so that a cut of a second is no news to somebody who listens.
-let speaking;
 function speak(words) {
   clearTimeout(speaking);
   speaking = setTimeout(() => ($("spoken").textContent = words), 1_500);
 }
 
-let state;
 function say(next) {
   const changed = state?.name !== next.name;
   state = next;
@@ -134,8 +139,9 @@ function tick() {
   if (state.name === "waiting") $("state").textContent = stateInWords(state);
   if (document.hidden) return;
   const rate = figures.draw();
-  // Only what arrives is read aloud, and only when there is time to listen.
-  $("scroller").ariaLive = list.settled && rate <= ALOUD ? "polite" : "off";
+  // Only what is new is read aloud, and only when there is time to listen.
+  const fresh = Date.now() - Math.max(began, list.loaded) > ALOUD_AFTER;
+  $("scroller").ariaLive = fresh && rate <= ALOUD ? "polite" : "off";
 }
 
 function transport() {

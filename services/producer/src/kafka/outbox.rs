@@ -1,6 +1,6 @@
 //! The messages between being said and being acknowledged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use herald_runtime::Readiness;
@@ -8,8 +8,7 @@ use herald_runtime::telemetry::Sampler;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::FutureRecord;
-use rdkafka::producer::future_producer::Delivery;
-use tokio::task::JoinSet;
+use rdkafka::producer::future_producer::{Delivery, DeliveryFuture};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -31,7 +30,7 @@ pub struct Outbox {
     sampler: Sampler,
     /// The number of the next message.
     next: u64,
-    in_flight: JoinSet<Settled>,
+    in_flight: VecDeque<InFlight>,
     /// By number. While one waits, all later ones wait behind it.
     waiting: BTreeMap<u64, Message>,
     topic_is_lost: bool,
@@ -41,6 +40,12 @@ pub struct Outbox {
 struct Message {
     broadcast: Broadcast,
     said: Instant,
+}
+
+struct InFlight {
+    number: u64,
+    message: Message,
+    delivery: DeliveryFuture,
 }
 
 /// A message and what became of it.
@@ -58,7 +63,7 @@ impl Outbox {
             readiness,
             sampler: Sampler::new(SENT_LINES),
             next: 0,
-            in_flight: JoinSet::new(),
+            in_flight: VecDeque::new(),
             waiting: BTreeMap::new(),
             topic_is_lost: false,
             complained: false,
@@ -92,11 +97,25 @@ impl Outbox {
         self.in_flight.len() + self.waiting.len()
     }
 
-    /// The next message that librdkafka has done with. Waits for ever when there is none.
+    /// The oldest message in flight, when librdkafka has done with it. Waits for ever when there is none.
     pub async fn delivery(&mut self) -> Settled {
-        match self.in_flight.join_next().await {
-            Some(settled) => settled.expect("waiting for a delivery does not panic"),
-            None => std::future::pending().await,
+        let Some(oldest) = self.in_flight.front_mut() else {
+            return std::future::pending().await;
+        };
+        let result = match (&mut oldest.delivery).await {
+            Ok(result) => result.map_err(|(error, _)| error),
+            Err(_) => Err(KafkaError::Canceled),
+        };
+        let InFlight {
+            number, message, ..
+        } = self
+            .in_flight
+            .pop_front()
+            .expect("the oldest message is still there");
+        Settled {
+            number,
+            message,
+            result,
         }
     }
 
@@ -173,16 +192,10 @@ impl Outbox {
             .headers(owned);
         match self.kafka.producer.send_result(record) {
             Ok(delivery) => {
-                self.in_flight.spawn(async move {
-                    let result = match delivery.await {
-                        Ok(result) => result.map_err(|(error, _)| error),
-                        Err(_) => Err(KafkaError::Canceled),
-                    };
-                    Settled {
-                        number,
-                        message,
-                        result,
-                    }
+                self.in_flight.push_back(InFlight {
+                    number,
+                    message,
+                    delivery,
                 });
                 Ok(())
             }

@@ -158,8 +158,9 @@ fn log_level() -> RDKafkaLogLevel {
     }
 }
 
-/// Addresses as librdkafka takes them, without its silent fallback to port 9092.
-fn addresses(text: &str) -> Result<String, String> {
+/// Kafka's addresses, for `#[arg(value_parser = kafka::addresses)]`: `host:port`, separated by commas. librdkafka itself
+/// would take 9092 for a port that is missing.
+pub fn addresses(text: &str) -> Result<String, String> {
     for address in text.split(',').map(str::trim) {
         let known = address.rsplit_once(':').is_some_and(|(host, port)| {
             let host_is_plain = !host.is_empty() && !host.contains(char::is_whitespace);

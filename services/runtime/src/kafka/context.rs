@@ -54,7 +54,7 @@ impl Context {
         match (before, next) {
             (Source::Down { .. }, Source::Up) => info!("kafka is there again"),
             (Source::Unknown | Source::Up, Source::Down { .. }) if told.is_empty() => {
-                warn!("kafka does not answer");
+                warn!("kafka does not answer for the topics of this client");
             }
             _ => {}
         }
@@ -107,7 +107,10 @@ impl ClientContext for Context {
             warn!(target: "librdkafka", %error, "{reason}");
             return;
         };
-        if matches!(code, RDKafkaErrorCode::PartitionEOF | RDKafkaErrorCode::AutoOffsetReset) {
+        if matches!(
+            code,
+            RDKafkaErrorCode::PartitionEOF | RDKafkaErrorCode::AutoOffsetReset
+        ) {
             // Not about the connection; who polls gets these too, and knows what to make of them.
             debug!(target: "librdkafka", "{reason}");
         } else if code == RDKafkaErrorCode::AllBrokersDown {

@@ -1,0 +1,11 @@
+//! The consumer as a process, read by clients over real sockets, against a real Apache Kafka.
+
+mod balancer;
+mod changes;
+mod client;
+mod drain;
+mod exactness;
+mod faults;
+mod limits;
+mod reader;
+mod replica;

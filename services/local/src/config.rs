@@ -1,0 +1,166 @@
+//! What can be told to all environments at once.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::Parser;
+use herald_runtime::CommonArgs;
+use herald_runtime::config::invalid;
+use herald_runtime::kafka::addresses;
+use herald_runtime::listen::{bind, bind_chosen};
+
+use crate::Listeners;
+use crate::environments::{self, Environment};
+
+/// Runs the producer and the consumer of every environment in this one process, with a Kafka inside.
+///
+/// Each option is also an environment variable: --log-level is LOG_LEVEL. The options of producer and consumer can be set by
+/// their variables, for all environments: INTERVAL_MAX=2s, RING_MESSAGES=1000.
+#[derive(Parser, Clone, Debug)]
+#[command(
+    name = "local",
+    version,
+    mut_arg("admin_listen", |arg| arg.default_value("127.0.0.1:9090")),
+    mut_arg("log_format", |arg| arg.default_value("text")),
+)]
+pub struct Config {
+    #[command(flatten)]
+    pub common: CommonArgs,
+
+    /// The environments to run: default, dev, prod. All of them when none is named.
+    #[arg(value_name = "ENVIRONMENT")]
+    pub environments: Vec<String>,
+
+    /// The address on which the pages are served.
+    #[arg(long, env, default_value = "127.0.0.1")]
+    pub listen_address: IpAddr,
+
+    /// The ports of the pages, one for each environment, separated by commas; 0 is any free one. Without it 8001, 8002, 8003.
+    #[arg(long, env, value_delimiter = ',')]
+    pub ports: Vec<u16>,
+
+    /// A Kafka to use instead of the one inside: `host:port`, separated by commas. Topics are created when missing.
+    #[arg(long, env, value_parser = addresses)]
+    pub kafka_bootstrap_servers: Option<String>,
+
+    /// Properties of librdkafka for that Kafka, one `key=value` a line.
+    #[arg(
+        long,
+        env,
+        default_value = "",
+        hide_env_values = true,
+        hide_default_value = true
+    )]
+    pub kafka_properties: String,
+
+    /// A file of such properties.
+    #[arg(long, env)]
+    pub kafka_properties_file: Option<PathBuf>,
+}
+
+impl Config {
+    /// The environments that were asked for. The error is for the user: a name that is not in the table.
+    pub fn chosen(&self) -> anyhow::Result<Vec<Environment>> {
+        let all = environments::all();
+        if self.environments.is_empty() {
+            return Ok(all);
+        }
+        let names: Vec<&str> = all
+            .iter()
+            .map(|environment| environment.name.as_str())
+            .collect();
+        if let Some(unknown) = self
+            .environments
+            .iter()
+            .find(|name| !names.contains(&name.as_str()))
+        {
+            let names = names.join(", ");
+            return Err(invalid(format!(
+                "there is no environment \"{unknown}\"; choose from {names}"
+            )));
+        }
+        Ok(all
+            .into_iter()
+            .filter(|environment| self.environments.contains(&environment.name))
+            .collect())
+    }
+
+    /// Opens the ports. The error is for the user: a port in use, or not as many `--ports` as environments.
+    pub fn bind(&self) -> anyhow::Result<Listeners> {
+        let mut ports: Vec<u16> = self
+            .chosen()?
+            .iter()
+            .map(|environment| environment.local_port)
+            .collect();
+        if !self.ports.is_empty() {
+            if self.ports.len() != ports.len() {
+                let (given, needed) = (self.ports.len(), ports.len());
+                return Err(invalid(format!(
+                    "--ports names {given} ports for {needed} environments"
+                )));
+            }
+            ports.clone_from(&self.ports);
+        }
+        let page = |port| bind_chosen(SocketAddr::new(self.listen_address, port), "--ports");
+        Ok(Listeners {
+            pages: ports.into_iter().map(page).collect::<anyhow::Result<_>>()?,
+            admin: bind(self.common.admin_listen)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_runtime::config::{LogFormat, is_invalid, parse_from};
+
+    use super::*;
+
+    fn config(args: &[&str]) -> Config {
+        parse_from(&[&["local"], args].concat()).unwrap()
+    }
+
+    #[test]
+    fn a_laptop_is_served_on_its_own_address_and_in_text() {
+        let config = config(&[]);
+        assert_eq!(config.common.admin_listen.to_string(), "127.0.0.1:9090");
+        assert_eq!(config.listen_address.to_string(), "127.0.0.1");
+        assert_eq!(config.common.log_format, Some(LogFormat::Text));
+    }
+
+    #[test]
+    fn environments_are_chosen_by_name_in_the_order_of_the_table() {
+        let names = |config: Config| {
+            config
+                .chosen()
+                .unwrap()
+                .into_iter()
+                .map(|chosen| chosen.name)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(config(&[])), ["default", "dev", "prod"]);
+        assert_eq!(names(config(&["prod", "default"])), ["default", "prod"]);
+    }
+
+    #[test]
+    fn an_environment_that_is_not_there_is_told_with_those_that_are() {
+        let error = config(&["staging"]).chosen().unwrap_err();
+        assert!(is_invalid(&error));
+        assert_eq!(
+            format!("{error:#}"),
+            "there is no environment \"staging\"; choose from default, dev, prod"
+        );
+    }
+
+    #[tokio::test]
+    async fn ports_are_counted() {
+        let error = config(&["--ports", "0,0"]).bind().map(drop).unwrap_err();
+        assert_eq!(
+            format!("{error:#}"),
+            "--ports names 2 ports for 3 environments"
+        );
+        let listeners = config(&["--ports", "0", "dev", "--admin-listen", "127.0.0.1:0"])
+            .bind()
+            .unwrap();
+        assert_eq!(listeners.pages.len(), 1);
+    }
+}

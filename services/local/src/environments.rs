@@ -1,0 +1,59 @@
+//! The table of the environments, the same that `cargo xtask` reads.
+
+use serde::Deserialize;
+
+/// One row of `environments.toml`, as far as a laptop needs it.
+#[derive(Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Environment {
+    /// `default`, `dev` or `prod`.
+    pub name: String,
+    /// Its Kafka topic.
+    pub topic: String,
+    /// The text that its page shows above the messages.
+    pub custom_header: String,
+    /// Where its page is on a laptop.
+    pub local_port: u16,
+}
+
+#[derive(Deserialize)]
+struct Table {
+    environment: Vec<Environment>,
+}
+
+/// All environments, in the order of the table.
+pub fn all() -> Vec<Environment> {
+    let table: Table = toml::from_str(include_str!("../../../environments.toml"))
+        .expect("environments.toml has the fields of an environment");
+    table.environment
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_runtime::environment_name;
+
+    use super::*;
+
+    #[test]
+    fn the_table_is_the_contracts() {
+        let rows: Vec<_> = all()
+            .into_iter()
+            .map(|row| (row.name, row.topic, row.local_port))
+            .collect();
+        let row = |name: &str, topic: &str, port| (name.to_owned(), topic.to_owned(), port);
+        assert_eq!(
+            rows,
+            [
+                row("default", "my-topic", 8001),
+                row("dev", "dev-topic", 8002),
+                row("prod", "prod-topic", 8003)
+            ]
+        );
+    }
+
+    #[test]
+    fn every_topic_tells_the_name_of_its_environment() {
+        for environment in all() {
+            assert_eq!(environment_name(&environment.topic), environment.name);
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The producer as a whole, against a real Kafka.
+
+mod broker;
+mod process;
+mod topic;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use herald_runtime::config::parse_from;
+use herald_runtime::listen;
+use producer::Config;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// What anything may take on a busy machine before a test gives up.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A producer that runs inside the test.
+struct Running {
+    admin: SocketAddr,
+    shutdown: CancellationToken,
+    run: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    /// Starts one that speaks to `topic` every 5 to 20 ms, with more `options`.
+    fn start(kafka: &str, topic: &str, options: &[&str]) -> Running {
+        let args = [
+            &[
+                "producer",
+                "--kafka-bootstrap-servers",
+                kafka,
+                "--kafka-topic",
+                topic,
+            ][..],
+            &["--interval-min", "5ms", "--interval-max", "20ms"],
+            options,
+        ];
+        let config: Config = parse_from(&args.concat()).unwrap();
+        let admin = listen::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let addr = admin.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let run = tokio::spawn(producer::run(config, admin, shutdown.clone()));
+        Running {
+            admin: addr,
+            shutdown,
+            run,
+        }
+    }
+
+    async fn is_ready(&self) -> bool {
+        get(self.admin, "/readyz").await.starts_with("HTTP/1.1 200")
+    }
+
+    /// A metric without labels.
+    async fn metric(&self, name: &str) -> u64 {
+        let metrics = get(self.admin, "/metrics").await;
+        let value = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.expect("the metric is there").parse().unwrap()
+    }
+
+    async fn end(self) -> anyhow::Result<()> {
+        self.shutdown.cancel();
+        tokio::time::timeout(DEADLINE, self.run)
+            .await
+            .expect("the producer ends")
+            .unwrap()
+    }
+}
+
+async fn get(addr: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream
+        .write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}

@@ -1,0 +1,52 @@
+// What the tests need from around them, and what happens when it is not there.
+
+import { spawnSync } from "node:child_process";
+import { existsSync } from "node:fs";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+
+const here = path.dirname(fileURLToPath(import.meta.url));
+
+/** Address of a Kafka that does not create topics by itself. */
+export const kafkaAddress = process.env.HERALD_TEST_KAFKA;
+
+const binaries = path.resolve(process.env.HERALD_BIN_DIR ?? path.join(here, "../../../target/debug"));
+
+/** The path of one of Herald's programs. */
+export function binary(name) {
+  const file = path.join(binaries, name);
+  if (!existsSync(file)) {
+    throw new Error(`${file} is missing; run cargo build, or set HERALD_BIN_DIR to the folder of the programs`);
+  }
+  return file;
+}
+
+/** A python with the modules of requirements.txt, or undefined. */
+export const python = [process.env.HERALD_PYTHON, "python3"]
+  .filter(Boolean)
+  .find((name) => runs(name, "-c", "import socketio, requests, websocket, openapi_spec_validator"));
+
+/** The folder of Kafka's jars, for a broker of our own. */
+export const kafkaJars = process.env.HERALD_KAFKA_JARS;
+
+/**
+ * The `skip` option of tests that need something: why they cannot run, or false. In CI they fail instead.
+ */
+export function without(...needs) {
+  const missing = {
+    kafka: !kafkaAddress && "HERALD_TEST_KAFKA does not name a Kafka",
+    jars: !kafkaJars && "HERALD_KAFKA_JARS does not name the folder of Kafka's jars",
+    python: !python && "no python with the modules of requirements.txt; HERALD_PYTHON can name one",
+    curl: !runs("curl", "--version") && "curl is not installed",
+    kcat: !runs("kcat", "-V") && "kcat is not installed",
+  };
+  const why = needs.map((need) => missing[need]).find(Boolean);
+  if (why && process.env.CI === "true") {
+    throw new Error(why);
+  }
+  return why ? `skipped: ${why}` : false;
+}
+
+function runs(command, ...args) {
+  return spawnSync(command, args, { stdio: "ignore" }).status === 0;
+}

@@ -1,0 +1,291 @@
+import assert from "node:assert/strict";
+import { after, before, describe, test } from "node:test";
+import { launch, missing, until } from "./browser.js";
+import { startFake } from "./fake.js";
+
+const skip = missing();
+let browser;
+before(async () => (browser = skip ? null : await launch()));
+after(() => browser?.close());
+
+/** A consumer, and a browser whose tabs are opened with `tab(options)`; all of it ends with the test. */
+async function setUp(context, options) {
+  const fake = await startFake(options);
+  const window = await browser.newContext();
+  context.after(async () => {
+    await window.close();
+    await fake.close();
+  });
+  const tab = async (connectOptions = {}) => {
+    const page = await window.newPage();
+    await page.goto(`${fake.url}blank`);
+    await listen(page, connectOptions);
+    return page;
+  };
+  return { fake, window, tab };
+}
+
+function listen(page, options) {
+  return page.evaluate(async (options) => {
+    const { connect } = await import("/client.js");
+    window.events = [];
+    window.states = [];
+    window.stream = connect(options);
+    for (const type of ["start", "message", "gap", "status", "bye"]) stream.addEventListener(type, ({ detail }) => events.push(detail));
+    stream.addEventListener("state", ({ detail }) => states.push(detail));
+  }, options);
+}
+
+const state = (page) => page.evaluate(() => stream.state.name);
+const isLive = (page) => until("the stream is live", async () => (await state(page)) === "live");
+const received = (page) => page.evaluate(() => events.filter((event) => event.type === "message").map((event) => event.data));
+const places = (page) => page.evaluate(() => events.filter((e) => e.type === "message").map((e) => [e.partition, e.offset]));
+const ofType = (page, type) => page.evaluate((type) => events.filter((event) => event.type === type), type);
+const has = (page, count) => until(`${count} messages`, async () => (await received(page)).length >= count);
+const numbers = (from, to) => Array.from({ length: to - from }, (_, index) => `m${from + index}`);
+
+/** Every record of the log from `starts` on came once, in the order of its partition. */
+function assertExact(seen, fake, starts) {
+  for (const [partition, { begin, records }] of fake.partitions.entries()) {
+    const offsets = seen.filter(([p]) => p === partition).map(([, offset]) => offset);
+    const from = starts[partition];
+    assert.deepEqual(offsets, Array.from({ length: begin + records.length - from }, (_, i) => from + i), `partition ${partition}`);
+  }
+}
+
+for (const transport of ["sse", "websocket"]) {
+  describe(`over ${transport}`, { skip }, () => {
+    test("a tab sees the newest messages and then what arrives", async (context) => {
+      const { fake, tab } = await setUp(context);
+      for (const data of numbers(0, 10)) fake.publish(data);
+      const page = await tab({ transport, last: 3 });
+      await has(page, 3);
+      fake.publish("m10");
+      await has(page, 4);
+      assert.deepEqual(await received(page), numbers(7, 11));
+      assert.equal((await ofType(page, "start")).length, 1);
+    });
+
+    test("a connection that is cut again and again loses nothing and doubles nothing", async (context) => {
+      const { fake, tab } = await setUp(context, { partitions: 3 });
+      const page = await tab({ transport });
+      await isLive(page);
+      for (let round = 0; round < 12; round += 1) {
+        const cutEarly = round % 2;
+        if (cutEarly) fake.cut();
+        fake.publishAll(numbers(0, 9).map((data, index) => ({ data: `${round}${data}`, partition: index % 3 })));
+        if (!cutEarly) fake.cut();
+      }
+      await has(page, 108);
+      assertExact(await places(page), fake, [0, 0, 0]);
+    });
+
+    test("who is cut before the first message still gets it", async (context) => {
+      const { fake, tab } = await setUp(context);
+      const page = await tab({ transport });
+      await isLive(page);
+      fake.cut();
+      fake.publish("first");
+      await has(page, 1);
+      assert.deepEqual(await received(page), ["first"]);
+    });
+
+    test("a bye is followed by a return after the time that the server asked for", async (context) => {
+      const { fake, tab } = await setUp(context);
+      const page = await tab({ transport });
+      await isLive(page);
+      fake.bye("drain", 700);
+      await until("it waits", async () => (await state(page)) === "waiting");
+      const left = await page.evaluate(() => stream.state.until - Date.now());
+      assert.ok(left > 300 && left <= 700, `${left} ms left`);
+      fake.publish("after the drain");
+      await has(page, 1);
+      assert.equal((await ofType(page, "bye"))[0].reason, "drain");
+    });
+
+    test("a request that cannot be served ends and does not come back", async (context) => {
+      const { fake, tab } = await setUp(context);
+      const page = await tab({ transport, topic: "nonsense" });
+      await until("it has ended", async () => (await state(page)) === "ended");
+      assert.equal(await page.evaluate(() => stream.state.reason), "this cannot be served");
+      assert.equal(fake.opened, 1);
+    });
+
+    test("a server that refuses for a while is tried again", async (context) => {
+      const { fake, tab } = await setUp(context);
+      fake.refusal = { status: 503 };
+      const page = await tab({ transport, last: 1 });
+      await until("it waits", async () => (await state(page)) === "waiting");
+      fake.refusal = null;
+      fake.publish("here again");
+      await has(page, 1);
+    });
+
+    test("Kafka away is told, also to a tab that comes later, and taken back", async (context) => {
+      const { fake, tab } = await setUp(context);
+      const first = await tab({ transport });
+      await isLive(first);
+      fake.lose();
+      await until("it is told", async () => (await state(first)) === "away");
+      const second = await tab({ transport });
+      await until("the second is told", async () => (await state(second)) === "away");
+      fake.find();
+      await isLive(first);
+      await isLive(second);
+    });
+
+    test("a gap is delivered with its ranges, once, in its place", async (context) => {
+      const { fake, tab } = await setUp(context);
+      fake.publish("m0");
+      fake.publish("", { gap: "not-utf8" });
+      fake.publish("m2");
+      const page = await tab({ transport, from: "earliest" });
+      await has(page, 2);
+      const events = await page.evaluate(() => events.map((event) => event.reason ?? event.data ?? event.type));
+      assert.deepEqual(events, ["start", "m0", "not-utf8", "m2"]);
+      assert.deepEqual((await ofType(page, "gap"))[0].ranges, [{ partition: 0, from: 1, to: 2 }]);
+    });
+
+    test("a line that died without a word is noticed", async (context) => {
+      const { fake, window } = await setUp(context);
+      const page = await window.newPage();
+      await page.clock.install();
+      await page.goto(`${fake.url}blank`);
+      await listen(page, { transport, shared: false });
+      await isLive(page);
+      fake.silence();
+      fake.publish("unheard");
+      await until("it comes back", async () => {
+        await page.clock.fastForward(10_000);
+        return (await received(page)).length > 0;
+      });
+      assert.deepEqual(await received(page), ["unheard"]);
+    });
+
+    test("twelve tabs share one connection, and each gets everything once", async (context) => {
+      const { fake, tab } = await setUp(context, { partitions: 2 });
+      for (const [index, data] of numbers(0, 20).entries()) fake.publish(data, { partition: index % 2 });
+      const pages = await Promise.all(Array.from({ length: 12 }, () => tab({ transport, last: 20 })));
+      await Promise.all(pages.map((page) => has(page, 20)));
+      assert.equal(fake.opened, 1);
+      await pages.shift().close();
+      fake.cut();
+      fake.publishAll(numbers(20, 40).map((data, index) => ({ data, partition: index % 2 })));
+      await Promise.all(pages.map((page) => has(page, 40)));
+      for (const page of pages) assertExact(await places(page), fake, [0, 0]);
+      assert.equal(fake.opened, 2);
+    });
+
+    test("tabs that begin at different places end up on one connection, and each is exact", async (context) => {
+      const { fake, tab } = await setUp(context, { partitions: 3 });
+      const publish = (from, to) => fake.publishAll(numbers(from, to).map((data, index) => ({ data, partition: index % 3 })));
+      publish(0, 30);
+      const now = await tab({ transport });
+      await isLive(now);
+      publish(30, 60);
+      await has(now, 30);
+      const cursor = await now.evaluate(() => stream.cursor);
+      publish(60, 90);
+      const all = [
+        [now, [10, 10, 10]],
+        [await tab({ transport, from: "earliest" }), [0, 0, 0]],
+        [await tab({ transport, after: cursor }), [20, 20, 20]],
+        [await tab({ transport, last: 60 }), [10, 10, 10]],
+        [await tab({ transport, last: 90 }), [0, 0, 0]],
+        [await tab({ transport }), [30, 30, 30]],
+      ];
+      for (const [page] of all) await isLive(page);
+      for (let round = 0; round < 10; round += 1) {
+        publish(0, 9);
+        if (round % 4 === 3) fake.cut();
+      }
+      for (const [page, starts] of all) {
+        await has(page, 180 - starts[0] * 3);
+        assertExact(await places(page), fake, starts);
+      }
+      await until("one connection is left", () => fake.streams.size === 1);
+    });
+
+    test("the log can be told to begin again, and every tab goes on in the new one", async (context) => {
+      const { fake, tab } = await setUp(context);
+      const pages = [await tab({ transport }), await tab({ transport })];
+      for (const page of pages) await isLive(page);
+      for (const data of numbers(0, 5)) fake.publish(data);
+      for (const page of pages) await has(page, 5);
+      fake.recreate();
+      for (const data of ["new 0", "new 1"]) fake.publish(data);
+      for (const page of pages) {
+        await has(page, 7);
+        assert.deepEqual(await received(page), [...numbers(0, 5), "new 0", "new 1"]);
+        assert.deepEqual((await ofType(page, "gap")).map((gap) => gap.reason), ["recreated"]);
+      }
+      const late = await tab({ transport, last: 1 });
+      await has(late, 1);
+      fake.publish("new 2");
+      await has(late, 2);
+      assert.deepEqual(await received(late), ["new 1", "new 2"]);
+    });
+  });
+}
+
+test("a worker that dies takes nothing with it", { skip }, async (context) => {
+  const { fake, window, tab } = await setUp(context, { partitions: 2 });
+  const pages = [await tab({}), await tab({}), await tab({})];
+  for (const page of pages) await isLive(page);
+  const publish = (from, to) => fake.publishAll(numbers(from, to).map((data, index) => ({ data, partition: index % 2 })));
+  publish(0, 10);
+  for (const page of pages) await has(page, 10);
+  await killWorkers(window, pages[0]);
+  await until("its connection is gone", () => fake.streams.size === 0);
+  publish(10, 20);
+  for (const page of pages) await until("all of it came", async () => (await received(page)).length >= 20, 60_000);
+  for (const page of pages) assertExact(await places(page), fake, [0, 0]);
+  await until("one connection is left", () => fake.streams.size === 1);
+});
+
+test("a tab that comes back from the browser's cache goes on where it was", { skip }, async (context) => {
+  const { fake, tab } = await setUp(context);
+  const page = await tab({});
+  await isLive(page);
+  fake.publish("m0");
+  await has(page, 1);
+  await page.evaluate(() => dispatchEvent(new PageTransitionEvent("pagehide", { persisted: true })));
+  fake.publish("m1");
+  await until("its connection is gone", () => fake.streams.size === 0);
+  await page.evaluate(() => dispatchEvent(new PageTransitionEvent("pageshow", { persisted: true })));
+  await has(page, 2);
+  assert.deepEqual(await received(page), ["m0", "m1"]);
+});
+
+test("without a SharedWorker each tab has its own connection, and one that is hidden lets go of it", { skip }, async (context) => {
+  const { fake, window } = await setUp(context);
+  const page = await window.newPage();
+  await page.clock.install();
+  await page.addInitScript(() => {
+    delete window.SharedWorker;
+    Object.defineProperty(document, "hidden", { get: () => window.isHidden === true });
+    window.hide = (hidden) => {
+      window.isHidden = hidden;
+      document.dispatchEvent(new Event("visibilitychange"));
+    };
+  });
+  await page.goto(`${fake.url}blank`);
+  await listen(page, {});
+  await isLive(page);
+  await page.evaluate(() => hide(true));
+  await page.clock.fastForward(31_000);
+  await until("its connection is gone", () => fake.streams.size === 0);
+  fake.publish("meanwhile");
+  await page.evaluate(() => hide(false));
+  await has(page, 1);
+  assert.deepEqual(await received(page), ["meanwhile"]);
+});
+
+/** Ends the worker as a crash would: nobody is told. */
+async function killWorkers(window, page) {
+  const session = await window.browser().newBrowserCDPSession();
+  const { targetInfos } = await session.send("Target.getTargets");
+  const workers = targetInfos.filter(({ type, url }) => type === "shared_worker" && url.startsWith(new URL(page.url()).origin));
+  assert.equal(workers.length, 1);
+  await session.send("Target.closeTarget", { targetId: workers[0].targetId });
+}

@@ -1,0 +1,85 @@
+//! The suites that are written in JavaScript, because the clients they drive are.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::Surroundings;
+use super::tally::Tally;
+use crate::command::{command, run, stream};
+use crate::tools;
+
+pub fn scripts(surroundings: &Surroundings) -> anyhow::Result<Tally> {
+    node(surroundings, &folder("scripts"), &mut command("node", TEST))
+}
+
+pub fn clients(surroundings: &Surroundings) -> anyhow::Result<Tally> {
+    let folder = folder("clients");
+    npm_ci(&folder)?;
+    let mut tests = command("node", TEST);
+    tests.env("PATH", path_with(&python(&folder)?)?);
+    node(surroundings, &folder, &mut tests)
+}
+
+pub fn page(surroundings: &Surroundings) -> anyhow::Result<Tally> {
+    let folder = folder("page");
+    npm_ci(&folder)?;
+    let screenshots = crate::target().join("screenshots");
+    fs::create_dir_all(&screenshots)?;
+    let mut tests = command("node", TEST);
+    tests.env("HERALD_SCREENSHOTS", screenshots);
+    if let Some(chromium) = tools::CHROMIUM.find() {
+        tests.env("CHROMIUM", chromium);
+    }
+    node(surroundings, &folder, &mut tests)
+}
+
+/// A test that hangs is ended after ten minutes.
+const TEST: [&str; 3] = ["--test", "--test-reporter=spec", "--test-timeout=600000"];
+
+fn node(surroundings: &Surroundings, folder: &Path, tests: &mut Command) -> anyhow::Result<Tally> {
+    tests
+        .current_dir(folder)
+        .env("HERALD_BIN_DIR", crate::target().join("debug"))
+        .envs(surroundings.variables());
+    let mut tally = Tally::default();
+    let status = stream(tests, |line| tally.read_node(line))?;
+    Ok(tally.ended(status))
+}
+
+fn folder(suite: &str) -> PathBuf {
+    crate::root().join("tests").join(suite)
+}
+
+/// Installs what package-lock.json names, unless it is there.
+fn npm_ci(folder: &Path) -> anyhow::Result<()> {
+    let modified = |file: PathBuf| fs::metadata(file).and_then(|file| file.modified()).ok();
+    let wanted = modified(folder.join("package-lock.json"));
+    let had = modified(folder.join("node_modules/.package-lock.json"));
+    if wanted.is_some() && had >= wanted {
+        return Ok(());
+    }
+    run(command("npm", ["ci", "--no-audit", "--no-fund"]).current_dir(folder))
+}
+
+/// A Python of the suite's own with what requirements.txt names; returns the folder of its programs.
+fn python(folder: &Path) -> anyhow::Result<PathBuf> {
+    let venv = crate::target().join("python");
+    let wanted = folder.join("requirements.txt");
+    let had = venv.join("requirements.txt");
+    if fs::read(&had).ok() != Some(fs::read(&wanted)?) {
+        let _ = fs::remove_dir_all(&venv);
+        run(command("python3", ["-m", "venv"]).arg(&venv))?;
+        let pip = venv.join("bin/pip");
+        let mut install = command(&pip.to_string_lossy(), ["install", "--quiet", "-r"]);
+        run(install.arg(&wanted))?;
+        fs::copy(&wanted, &had)?;
+    }
+    Ok(venv.join("bin"))
+}
+
+fn path_with(first: &Path) -> anyhow::Result<std::ffi::OsString> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::iter::once(first.to_owned()).chain(std::env::split_paths(&path));
+    Ok(std::env::join_paths(folders)?)
+}

@@ -1,0 +1,81 @@
+//! Commands: shown, then run.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+
+use anyhow::{Context, bail};
+
+/// A command in the top folder of the repository.
+pub fn command<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(program);
+    command.args(args).current_dir(crate::root());
+    command
+}
+
+/// Shows the command as one would type it.
+pub fn show(command: &Command) {
+    let mut line = command.get_program().to_string_lossy().into_owned();
+    for arg in command.get_args() {
+        let arg = arg.to_string_lossy();
+        if arg.is_empty() || arg.contains(char::is_whitespace) {
+            line += &format!(" '{arg}'");
+        } else {
+            line += &format!(" {arg}");
+        }
+    }
+    println!("$ {line}");
+}
+
+/// Shows and runs it; its output goes where ours goes.
+pub fn status(command: &mut Command) -> anyhow::Result<ExitStatus> {
+    show(command);
+    command.status().with_context(|| cannot_run(command))
+}
+
+/// Shows and runs it; an exit code other than 0 is an error.
+pub fn run(command: &mut Command) -> anyhow::Result<()> {
+    let status = status(command)?;
+    if !status.success() {
+        let program = command.get_program().to_string_lossy();
+        bail!("{program} ended with {status}");
+    }
+    Ok(())
+}
+
+/// Shows and runs it, passing on each line of its output and showing it to `look`.
+pub fn stream(command: &mut Command, mut look: impl FnMut(&str)) -> anyhow::Result<ExitStatus> {
+    show(command);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| cannot_run(command))?;
+    let (sender, lines) = channel();
+    let stdout = child.stdout.take().expect("stdout is a pipe");
+    let stderr = child.stderr.take().expect("stderr is a pipe");
+    let reader = sender.clone();
+    thread::spawn(move || send_lines(stdout, &reader));
+    thread::spawn(move || send_lines(stderr, &sender));
+    for line in lines {
+        println!("{line}");
+        look(&line);
+    }
+    child.wait().with_context(|| cannot_run(command))
+}
+
+fn send_lines(output: impl Read, lines: &Sender<String>) {
+    for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line).into_owned();
+        if lines.send(line).is_err() {
+            return;
+        }
+    }
+}
+
+fn cannot_run(command: &Command) -> String {
+    format!("cannot run {}", command.get_program().to_string_lossy())
+}

@@ -1,0 +1,180 @@
+//! All environments in one process on this machine, in the foreground or in the background.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use crate::command::{command, run as run_command, show};
+use crate::environments::{self, Environment};
+use crate::port;
+
+/// The pages answer a second after the start; a Kafka elsewhere may take its time.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Run producer and consumer of every environment in one process, with a broker inside it.
+///
+/// KAFKA_BOOTSTRAP_SERVERS=host:port uses that Kafka instead. All options of `local` can be set by environment variables.
+#[derive(clap::Args)]
+pub struct Args {
+    /// default, dev, prod; all of them when none is named.
+    #[arg(value_name = "ENV")]
+    environments: Vec<String>,
+
+    /// Start it in the background, wait until its pages answer, and return. ./kill_port_forward.sh ends it.
+    #[arg(long)]
+    background: bool,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let environments = environments::chosen(&args.environments)?;
+    if args.background {
+        in_background(&environments)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    build()?;
+    let mut local = local(&environments);
+    show(&local);
+    // In our place, so that signals and the exit code are its own.
+    Err(local.exec()).context("cannot run local")
+}
+
+fn in_background(environments: &[Environment]) -> anyhow::Result<()> {
+    let mut environments = environments.to_vec();
+    if let Some(id) = running() {
+        if environments.iter().all(answers) {
+            println!("Herald is running already (process {id}); ./kill_port_forward.sh ends it");
+            environments::print_table(&environments);
+            return Ok(());
+        }
+        println!("Herald is running (process {id}), but not every page answers: starting it anew");
+        // What it serves now, it serves again.
+        let mut all = environments::chosen(&[])?;
+        all.retain(|one| answers(one) || environments.iter().any(|wanted| wanted.name == one.name));
+        environments = all;
+        run_command(&mut command("./kill_port_forward.sh", [""; 0]))?;
+    }
+    let ports = environments
+        .iter()
+        .map(|environment| environment.local_port);
+    if let Some(taken) = ports.into_iter().find(|&port| !port::is_free(port)) {
+        bail!("{}; end it and try again", port::in_use(taken));
+    }
+    build()?;
+    let log = crate::target().join("local.log");
+    let mut local = start(&environments, &log)?;
+    let started = wait(&mut local, &environments, &log);
+    if started.is_err() {
+        let _ = local.kill();
+        let _ = local.wait();
+        fs::remove_file(pids())?;
+    }
+    started?;
+    environments::print_table(&environments);
+    println!(
+        "\nThe log is in {}; ./kill_port_forward.sh ends it.",
+        log.display()
+    );
+    Ok(())
+}
+
+fn answers(environment: &Environment) -> bool {
+    port::answers(environment.local_port)
+}
+
+fn build() -> anyhow::Result<()> {
+    if !program().exists() {
+        println!("building for the first time takes a few minutes");
+    }
+    run_command(&mut command(
+        "cargo",
+        ["build", "--release", "--locked", "--package", "local"],
+    ))
+}
+
+fn local(environments: &[Environment]) -> Command {
+    let names = environments.iter().map(|environment| &environment.name);
+    command(&program().to_string_lossy(), names)
+}
+
+fn start(environments: &[Environment], log: &Path) -> anyhow::Result<Child> {
+    let mut local = local(environments);
+    show(&local);
+    let output = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    let local = local
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        // Ctrl-C in this terminal is for what runs in it next.
+        .process_group(0)
+        .spawn()
+        .context("cannot run local")?;
+    fs::write(pids(), format!("{}\n", local.id()))?;
+    Ok(local)
+}
+
+fn wait(local: &mut Child, environments: &[Environment], log: &Path) -> anyhow::Result<()> {
+    let deadline = Instant::now() + START_DEADLINE;
+    for environment in environments {
+        while !port::answers(environment.local_port) {
+            let why = if let Some(status) = local.try_wait()? {
+                format!("local ended with {status}")
+            } else if Instant::now() > deadline {
+                format!(
+                    "{} did not answer within {START_DEADLINE:?}",
+                    environment.url()
+                )
+            } else {
+                sleep(Duration::from_millis(100));
+                continue;
+            };
+            let said = fs::read_to_string(log).unwrap_or_default();
+            let lines: Vec<&str> = said.lines().collect();
+            bail!(
+                "{why}:\n{}",
+                lines[lines.len().saturating_sub(10)..].join("\n")
+            );
+        }
+        println!("{} answers", environment.url());
+    }
+    Ok(())
+}
+
+/// The process that an earlier call started, if it still runs.
+fn running() -> Option<u32> {
+    let Ok(text) = fs::read_to_string(pids()) else {
+        return None;
+    };
+    let ids = text.lines().filter_map(|line| line.trim().parse().ok());
+    ids.into_iter().find(|&id| is_local(id))
+}
+
+/// Whether the process with this id is `local`: its number may long have been given to another one.
+fn is_local(id: u32) -> bool {
+    let ps = Command::new("ps")
+        .args(["-o", "comm=", "-p", &id.to_string()])
+        .output();
+    let program = match (fs::read_link(format!("/proc/{id}/exe")), ps) {
+        (Ok(path), _) => path.to_string_lossy().into_owned(),
+        (_, Ok(ps)) => String::from_utf8_lossy(&ps.stdout).into_owned(),
+        _ => return false,
+    };
+    // Linux says so when it was built anew since.
+    let program = program.trim().trim_end_matches(" (deleted)");
+    Path::new(program)
+        .file_name()
+        .is_some_and(|name| name == "local")
+}
+
+fn program() -> PathBuf {
+    crate::target().join("release/local")
+}
+
+/// The file that ./kill_port_forward.sh reads: one process id a line.
+fn pids() -> PathBuf {
+    crate::root().join("port_forward_pids.txt")
+}
