@@ -9,7 +9,7 @@ if [ ! -f port_forward_pids.txt ]; then
 fi
 while read -r id; do
   # A process that has ended may have left its number to a stranger.
-  program=$(readlink "/proc/$id/exe" || ps -o comm= -p "$id" || true) 2> /dev/null
+  program=$({ readlink "/proc/$id/exe" || ps -o comm= -p "$id"; } 2> /dev/null || true)
   program=${program% (deleted)}
   case ${program##*/} in
     local | xtask) echo "ending ${program##*/} (process $id)" ;;

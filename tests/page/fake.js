@@ -184,11 +184,11 @@ class Fake {
     } else if (from === "earliest") stream.vector = this.#begins();
     else if (from) stream.vector = this.partitions.map(({ begin, records }) => begin + (i => (i < 0 ? records.length : i))(records.findIndex((r) => r.timestamp >= Date.parse(from))));
     else if (last) stream.vector = this.#back(this.#ends(), Number(last)).vector;
+    if (this.away) line.send({ type: "status", source: "down", since: this.away });
     line.send({ type: "start", cursor: after && !gap ? after : this.#cursor(stream.vector), topic });
     if (gap) line.send({ type: "gap", cursor: this.#cursor(stream.vector), ...gap });
     this.streams.add(stream);
     this.#pump(stream);
-    if (this.away) this.#status(stream, "down");
   }
 
   #status(stream, source) {

@@ -73,6 +73,16 @@ pub struct Stream {
     said_down: bool,
 }
 
+/// What to do when there was nothing to write.
+enum Step {
+    /// Go on at once, from where the stream is now.
+    Next,
+    /// Wait until the ring or the state of Kafka changes.
+    News,
+    /// Kafka cannot tell yet; ask again in a moment.
+    Later,
+}
+
 enum At {
     /// Nothing was sent yet.
     Begin(Start),
@@ -108,41 +118,41 @@ impl Stream {
     pub async fn next(&mut self, batch: &mut Batch) -> Result<(), End> {
         loop {
             self.tell_source(batch);
-            let waiting = match &mut self.at {
-                At::Begin(start) if *self.head.borrow_and_update() > 0 => {
+            let step = match &mut self.at {
+                At::Begin(_) if *self.head.borrow_and_update() == 0 => Step::News,
+                At::Begin(start) => {
                     let start = start.clone();
-                    !self.begin(start, batch).await
+                    self.begin(start, batch).await
                 }
-                At::Begin(_) => false,
-                At::Replay { .. } => !self.replay(batch).await,
+                At::Replay { .. } => self.replay(batch).await,
                 At::Ring(place) => {
                     self.head.mark_unchanged();
                     self.topic.feed.take(place, self.form, batch).map_err(|_| End::Slow)?;
-                    false
+                    Step::News
                 }
             };
             if !batch.frames.is_empty() {
                 return Ok(());
             }
-            if matches!(self.at, At::Begin(_) | At::Ring(_)) && !waiting {
-                tokio::select! {
+            match step {
+                Step::Next => {}
+                Step::News => tokio::select! {
                     // The senders live as long as the process.
                     _ = self.head.changed() => {}
-                    _ = self.source.changed() => {}
-                }
-            } else if waiting {
-                tokio::time::sleep(PAUSE).await;
+                    _ = self.source.changed() => self.source.mark_changed(),
+                },
+                Step::Later => tokio::time::sleep(PAUSE).await,
             }
         }
     }
 
-    /// Finds the place where the client wants to start. False when Kafka cannot tell yet.
-    async fn begin(&mut self, start: Start, batch: &mut Batch) -> bool {
+    /// Finds the place where the client wants to start.
+    async fn begin(&mut self, start: Start, batch: &mut Batch) -> Step {
         let Topic { feed, log, .. } = &*self.topic;
         let vector = match start {
             Start::Live => {
                 self.enter(feed.live(), batch);
-                return true;
+                return Step::Next;
             }
             Start::After(token) => match Vector::decode(&token, &self.topic.name) {
                 Some(vector) => vector,
@@ -151,13 +161,13 @@ impl Stream {
                     batch.gaps.push(Reason::UnknownCursor);
                     let gap = Gap { reason: Reason::UnknownCursor, ranges: vec![] };
                     batch.frames.push(encode::event(Kind::Gap, &self.cursor(), encode::gap_fields(&gap), self.form.door));
-                    return true;
+                    return Step::Next;
                 }
             },
             Start::Last(count) => {
                 if let Some(place) = feed.newest(count) {
                     self.enter(place, batch);
-                    return true;
+                    return Step::Next;
                 }
                 let limit = Limit { events: count, ..crate::history::PAGE };
                 match log.backward(feed.head(), limit).await {
@@ -180,7 +190,7 @@ impl Stream {
             None => self.at = At::Replay { vector: Box::new(vector.clone()), verified: false },
         }
         self.tell_start(&vector.encode(&self.topic.name), batch);
-        true
+        Step::Next
     }
 
     fn enter(&mut self, place: Place, batch: &mut Batch) {
@@ -193,13 +203,13 @@ impl Stream {
         batch.frames.push(encode::event(Kind::Start, cursor, about, self.form.door));
     }
 
-    /// Takes a piece of what is older than the ring, or joins the ring. False when neither can be done yet.
-    async fn replay(&mut self, batch: &mut Batch) -> bool {
-        let At::Replay { vector, verified } = &mut self.at else { return true };
+    /// Takes a piece of what is older than the ring, or joins the ring.
+    async fn replay(&mut self, batch: &mut Batch) -> Step {
+        let At::Replay { vector, verified } = &mut self.at else { return Step::Next };
         let Topic { name, feed, log, .. } = &*self.topic;
         if let Some(place) = feed.locate(vector, *verified) {
             self.at = At::Ring(place);
-            return true;
+            return Step::Next;
         }
         // Asked for in this order, the ring's head is never older than what was found out about the topic.
         let head = feed.head();
@@ -215,16 +225,16 @@ impl Stream {
                         }
                     }
                     vector.0.truncate(partitions);
-                    return true;
+                    return Step::Next;
                 }
                 // Another replica has seen partitions that this one is about to see.
                 Ok(_) => {
                     self.topic.doubt.notify_one();
-                    return false;
+                    return Step::Later;
                 }
                 Err(error) => {
                     tracing::debug!(topic = name, error = format!("{error:#}"), "cannot look at the topic");
-                    return false;
+                    return Step::Later;
                 }
             }
         }
@@ -242,18 +252,18 @@ impl Stream {
                 if stuck {
                     self.topic.doubt.notify_one();
                 }
-                !stuck
+                if stuck { Step::Later } else { Step::Next }
             }
             Err(error) => {
                 tracing::debug!(topic = name, error = format!("{error:#}"), "cannot read what a client missed");
-                false
+                Step::Later
             }
         }
     }
 
-    fn not_yet(&self, error: &anyhow::Error) -> bool {
+    fn not_yet(&self, error: &anyhow::Error) -> Step {
         tracing::debug!(topic = self.topic.name, error = format!("{error:#}"), "cannot find where a client wants to start");
-        false
+        Step::Later
     }
 
     /// Says that Kafka went away, or came back to those who were told that it had.

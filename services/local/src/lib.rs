@@ -5,6 +5,7 @@ mod config;
 mod environments;
 mod kafka;
 
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -50,7 +51,7 @@ pub async fn run(
                 .collect(),
         )?),
     };
-    println!("{}", about_kafka(&config, embedded.as_ref()));
+    say(&about_kafka(&config, embedded.as_ref()));
     let kafka = kafka_args(&config, embedded.as_ref());
 
     let (mut producers, mut consumers) = (JoinSet::new(), JoinSet::new());
@@ -131,7 +132,7 @@ async fn watch(pages: Vec<Page>, readiness: Readiness) {
                 reason = reason.or(service.unready().await);
             }
             if reason.is_none() && !std::mem::replace(printed, true) {
-                println!("{:<8} {}", page.name, page.url);
+                say(&format!("{:<8} {}", page.name, page.url));
             }
             unready = unready.or(reason);
         }
@@ -139,8 +140,14 @@ async fn watch(pages: Vec<Page>, readiness: Readiness) {
             None => readiness.ready(),
             Some(reason) => readiness.not_ready(reason),
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        let busy = printed.contains(&false);
+        tokio::time::sleep(Duration::from_millis(if busy { 100 } else { 1_000 })).await;
     }
+}
+
+/// A line for the person at the terminal, who may have closed it.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn about_kafka(config: &Config, embedded: Option<&Embedded>) -> String {

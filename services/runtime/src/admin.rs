@@ -100,11 +100,15 @@ pub async fn serve_metrics<M, F, E>(
                 .expect("the semaphore is never closed");
             (listener.accept().await, permit)
         };
-        let (stream, permit) = tokio::select! {
+        let (accepted, permit) = tokio::select! {
             () = shutdown.cancelled() => return,
-            (Ok((stream, _)), permit) = accepted => (stream, permit),
-            else => {
+            accepted = accepted => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
                 // Out of descriptors, mostly: accepting again at once would only spin.
+                debug!(%error, "cannot accept an admin connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }

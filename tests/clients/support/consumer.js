@@ -48,15 +48,20 @@ export class Consumer {
 
   async ready() {
     await until(
-      () => `the consumer is ready; it says:\n${this.log}`,
+      () => `the consumer is ready; it says:\n${this.said()}`,
       async () => {
         if (this.process.exitCode !== null) {
-          throw new Error(`the consumer ended with ${this.process.exitCode}:\n${this.log}`);
+          throw new Error(`the consumer ended with ${this.process.exitCode}:\n${this.said()}`);
         }
         return (await this.readiness()) === 200;
       },
       40_000,
     );
+  }
+
+  /** The end of its log. */
+  said() {
+    return this.log.split("\n").slice(-20).join("\n");
   }
 
   /** The status of its readiness; undefined while it does not answer. */

@@ -81,7 +81,7 @@ export class Figures {
     const minutes = Array.from({ length: MINUTES }, (_, index) => minute - (MINUTES - 1 - index) * 60);
     // Of a minute from which this page has seen only the end, nothing can be said.
     const counts = minutes.map((start) => (start * 1_000 < this.#oldest - 60_000 ? null : this.#sum(start - 1, start + 59)));
-    this.#$("rate-figure").textContent = `${rate} in the last minute`;
+    this.#$("rate-figure").textContent = String(rate);
     bars(this.#$("rate"), counts);
   }
 
@@ -100,7 +100,7 @@ export class Figures {
     const sorted = delays.toSorted((a, b) => a - b);
     const at = (share) => duration(sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))]);
     // One in a hundred can be told from the slowest only among a hundred.
-    const slow = sorted.length < 100 ? `longest ${at(1)}` : `p99 ${at(0.99)}`;
+    const slow = sorted.length < 100 ? `max ${at(1)}` : `p99 ${at(0.99)}`;
     this.#$("delay-figure").textContent = sorted.length ? `p50 ${at(0.5)} · ${slow}` : "Nothing new yet";
     this.#$("skew").hidden = base === 0;
     line(this.#$("delay"), delays.slice(-DRAWN));

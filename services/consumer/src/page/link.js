@@ -17,6 +17,7 @@ export class Link {
   #tell;
   #began = false;
   #live = false;
+  #away = null; // since when the consumer has been without Kafka
   #heard = 0;
   #bye = null;
   #cut = null; // ends the connection that there is
@@ -56,6 +57,7 @@ export class Link {
       const opened = Date.now();
       this.#heard = opened;
       this.#live = false;
+      this.#away = null; // whoever connects while Kafka is away is told
       this.#bye = null;
       this.#cut = () => controller.abort();
       const read = this.#options.transport === "websocket" ? this.#frames : this.#lines;
@@ -149,8 +151,8 @@ export class Link {
       this.cursor = event.cursor ?? this.cursor;
       if (event.type === "start") this.#live = true;
       if (event.type === "bye") this.#bye = event;
-      if (event.type === "status" && event.source === "down") this.#tell({ name: "away", since: event.since });
-      else if (event.type === "start" || event.type === "status") this.#tell({ name: "live" });
+      if (event.type === "status") this.#away = event.source === "down" ? event.since : null;
+      if (event.type === "status" || event.type === "start") this.#tell(this.#away ? { name: "away", since: this.#away } : { name: "live" });
       if (event.type !== "start" || !this.#began) passed.push(event);
       this.#began ||= event.type === "start";
     }

@@ -1,1 +1,212 @@
-//! x
+//! What happens to a topic under its readers: retention, deletion, growth, transactions, compaction.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use herald_testing::{
+    Broker, Outcome, Record, add_partitions, create_topic, delete_records_before, delete_topic, eventually, kafka, produce, produce_in_transaction,
+    random_topic, read_all,
+};
+
+use crate::client::{Client, TRANSPORTS, Transport};
+use crate::reader::{Followers, Reader, places};
+use crate::replica::Replica;
+
+fn numbered(range: std::ops::Range<i64>, partitions: i64) -> Vec<Record> {
+    range.map(|n| Record::new((n % partitions) as i32, format!("{n}"))).collect()
+}
+
+/// A reader that has read so many messages and then lost its line.
+async fn read(replica: &Replica, topic: &str, transport: Transport, messages: usize) -> Reader {
+    let mut reader = Reader::new(topic);
+    let mut client = Client::connect(replica.public, transport, &[("from", "earliest".into())]);
+    while reader.count() < messages {
+        reader.take(&client.next().await.expect("the stream goes on"));
+    }
+    reader
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_kafka_deleted_are_a_retention_gap_with_exact_ranges() {
+    let Some(kafka) = kafka() else { return };
+    let topic = random_topic("retention");
+    create_topic(&kafka, &topic, 2, &[]).await;
+    produce(&kafka, &topic, &numbered(0..200, 2)).await;
+    let replica = Replica::start(&kafka, &topic, &["--ring-messages", "10"]).await;
+    for transport in TRANSPORTS {
+        let topic = random_topic("retention");
+        create_topic(&kafka, &topic, 2, &[]).await;
+        produce(&kafka, &topic, &numbered(0..200, 2)).await;
+        let replica = Replica::start(&kafka, &topic, &["--ring-messages", "10"]).await;
+        let mut reader = read(&replica, &topic, transport, 20).await;
+        let position = consumer::cursor::Vector::decode(reader.cursor.as_ref().unwrap(), &topic).unwrap().get(1).offset;
+        delete_records_before(&kafka, &topic, 1, 60).await;
+        let left = places(&read_all(&kafka, &topic).await);
+        let mut records = left.clone();
+        records.extend((0..60).map(|offset| (1, offset)));
+        reader.read_all(replica.public, transport, &records).await;
+        reader.check(&records);
+        assert_eq!(reader.gaps, [("retention".to_owned(), 1, position, Some(60))], "{transport:?}");
+    }
+    drop(replica);
+}
+
+async fn made_anew(records: std::ops::Range<i64>) {
+    let Some(kafka) = kafka() else { return };
+    let topic = random_topic("recreated");
+    create_topic(&kafka, &topic, 2, &[]).await;
+    produce(&kafka, &topic, &numbered(0..20, 2)).await;
+    let replica = Replica::start(&kafka, &topic, &[]).await;
+    // One that was cut off before, and some that watch while it happens.
+    let mut gone = read(&replica, &topic, Transport::Sse, 15).await;
+    let followers = Followers::start(&topic, replica.public, 4);
+    eventually(Duration::from_secs(10), "all to be connected", async || {
+        let mut open = 0.0;
+        for transport in ["sse", "websocket", "socketio"] {
+            open += replica.metric(&format!("herald_streams{{transport=\"{transport}\"}}")).await;
+        }
+        open >= 4.0
+    })
+    .await;
+    produce(&kafka, &topic, &numbered(20..22, 2)).await;
+    followers.have(2).await;
+
+    delete_topic(&kafka, &topic).await;
+    create_topic(&kafka, &topic, 2, &[]).await;
+    produce(&kafka, &topic, &numbered(records.clone(), 2)).await;
+    let records = places(&read_all(&kafka, &topic).await);
+    followers.have(records.len()).await;
+    for reader in followers.finish(&records).await {
+        let told: Vec<_> = reader.gaps.iter().map(|(reason, partition, from, to)| (reason.as_str(), *partition, *from, *to)).collect();
+        assert_eq!(told.iter().copied().collect::<BTreeSet<_>>(), [("recreated", 0, 11, None), ("recreated", 1, 11, None)].into(), "told live");
+        assert_eq!(told.len(), 2, "each told once");
+    }
+    gone.read_all(replica.public, Transport::WebSocket, &records).await;
+    gone.check(&records);
+    assert!(gone.gaps.iter().all(|(reason, ..)| reason == "recreated"), "{:?}", gone.gaps);
+    // And at a replica that never saw the old log.
+    let fresh = Replica::start(&kafka, &topic, &["--ring-messages", "5"]).await;
+    let mut other = Reader::new(&topic);
+    other.cursor = Some(consumer::cursor::Vector(vec![consumer::cursor::Position::after(9, Some(1), Some(b"old")); 2]).encode(&topic));
+    other.read_all(fresh.public, Transport::SocketIo, &records).await;
+    other.check(&records);
+    assert!(other.gaps.iter().all(|(reason, ..)| reason == "recreated") && other.gaps.len() == 2, "{:?}", other.gaps);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_made_anew_with_fewer_records_is_told_and_read_from_its_start() {
+    made_anew(100..110).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_made_anew_with_more_records_is_told_and_read_from_its_start() {
+    made_anew(100..180).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_garbled_or_foreign_cursor_is_told_and_strands_nobody() {
+    let Some(kafka) = kafka() else { return };
+    let topic = random_topic("garbled");
+    create_topic(&kafka, &topic, 1, &[]).await;
+    let replica = Replica::start(&kafka, &topic, &[]).await;
+    let foreign = consumer::cursor::Vector::default().encode("another-topic");
+    for cursor in ["nonsense", "AAAA", &foreign, "..", &"A".repeat(5000)] {
+        for transport in TRANSPORTS {
+            let mut client = Client::connect(replica.public, transport, &[("after", cursor.to_owned())]);
+            let mut reader = Reader::new(&topic);
+            while reader.heard.is_empty() {
+                reader.take(&client.next().await.expect("the stream goes on"));
+            }
+            assert_eq!(reader.heard, ["unknown-cursor"], "{transport:?}");
+            produce(&kafka, &topic, &numbered(0..1, 1)).await;
+            while reader.count() == 0 {
+                reader.take(&client.next().await.expect("the stream goes on live"));
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_that_are_added_are_read_from_their_start() {
+    let Some(kafka) = kafka() else { return };
+    let topic = random_topic("growing");
+    create_topic(&kafka, &topic, 1, &[]).await;
+    produce(&kafka, &topic, &numbered(0..10, 1)).await;
+    let replica = Replica::start(&kafka, &topic, &[]).await;
+    let mut gone = read(&replica, &topic, Transport::Sse, 10).await;
+    let followers = Followers::start(&topic, replica.public, 4);
+    add_partitions(&kafka, &topic, 3).await;
+    produce(&kafka, &topic, &numbered(0..30, 3)).await;
+    let records = places(&read_all(&kafka, &topic).await);
+    followers.have(30).await;
+    followers.finish(&records).await;
+    // A replica that has known three from the start, and one whose cursor knows one.
+    let fresh = Replica::start(&kafka, &topic, &["--ring-messages", "5"]).await;
+    gone.read_all(fresh.public, Transport::Polling, &records).await;
+    gone.check(&records);
+    assert_eq!(gone.gaps, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transactions_committed_and_aborted_make_no_gap() {
+    let Some(kafka) = kafka() else { return };
+    let topic = random_topic("transactions");
+    create_topic(&kafka, &topic, 2, &[]).await;
+    for round in 0..5 {
+        produce_in_transaction(&kafka, &topic, &numbered(round * 10..round * 10 + 6, 2), Outcome::Commit).await;
+        produce_in_transaction(&kafka, &topic, &numbered(0..4, 2), Outcome::Abort).await;
+    }
+    // The log ends on what nobody is to see.
+    let large = Replica::start(&kafka, &topic, &[]).await;
+    let small = Replica::start(&kafka, &topic, &["--ring-messages", "3"]).await;
+    let followers = Followers::start(&topic, large.public, 4);
+    let mut readers = Vec::new();
+    for transport in TRANSPORTS {
+        readers.push((transport, read(&small, &topic, transport, 7).await));
+    }
+    produce_in_transaction(&kafka, &topic, &numbered(50..60, 2), Outcome::Commit).await;
+    produce_in_transaction(&kafka, &topic, &numbered(0..4, 2), Outcome::Abort).await;
+    let records = places(&read_all(&kafka, &topic).await);
+    assert_eq!(records.len(), 40);
+    for (transport, mut reader) in readers {
+        reader.read_all(if transport == Transport::Sse { large.public } else { small.public }, transport, &records).await;
+        reader.check(&records);
+        assert_eq!(reader.gaps, [], "{transport:?}");
+    }
+    for reader in followers.finish(&records).await {
+        assert_eq!(reader.gaps, []);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compacted_topic_makes_no_gap() {
+    let Some(broker) = Broker::start_with(&[("log.cleaner.backoff.ms", "100"), ("log.cleaner.delete.retention.ms", "100")]).await else { return };
+    let topic = random_topic("compacted");
+    let settings = [("cleanup.policy", "compact"), ("segment.ms", "200"), ("min.cleanable.dirty.ratio", "0.01"), ("min.compaction.lag.ms", "0")];
+    create_topic(broker.address(), &topic, 1, &settings).await;
+    let keyed = |n: i64| Record { key: Some(format!("k{}", n % 5).into_bytes()), ..Record::new(0, format!("{n}")) };
+    produce(broker.address(), &topic, &(0..100).map(keyed).collect::<Vec<_>>()).await;
+    let replica = Replica::start(broker.address(), &topic, &["--ring-messages", "2"]).await;
+    let mut reader = read(&replica, &topic, Transport::Sse, 40).await;
+    eventually(Duration::from_secs(60), "the log to be compacted", async || {
+        // Only what is not in the newest segment is compacted.
+        produce(broker.address(), &topic, &[keyed(0)]).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        read_all(broker.address(), &topic).await.len() < 30
+    })
+    .await;
+    let records = read_all(broker.address(), &topic).await;
+    let last = records.last().expect("records").offset;
+    let mut client = reader.connect(replica.public, Transport::WebSocket);
+    let mut newest = 0;
+    while newest < last {
+        let event = client.next().await.expect("the stream goes on");
+        reader.take(&event);
+        newest = event["offset"].as_i64().unwrap_or(newest);
+    }
+    assert_eq!(reader.gaps, []);
+    let (status, page) = replica.get("/messages?limit=500").await;
+    let texts = |messages: &serde_json::Value| messages.as_array().map(|list| list.iter().map(|one| one["offset"].as_i64().unwrap()).collect::<Vec<_>>());
+    assert_eq!((status, texts(&page["messages"])), (200, Some(records.iter().map(|record| record.offset).collect())));
+    assert_eq!((&page["before"], &page["gaps"]), (&serde_json::Value::Null, &serde_json::json!([])));
+}

@@ -2,12 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use consumer::cursor::Vector;
+use herald_testing::eventually;
 use serde_json::Value as Json;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
-use crate::client::{Client, Transport};
+use crate::client::{Client, TRANSPORTS, Transport};
 
 /// One reader over many connections: everything it was given, and where it began.
 #[derive(Default)]
@@ -127,6 +132,67 @@ impl Reader {
         };
         let ended = tokio::time::timeout(Duration::from_secs(60), reading).await.is_ok();
         assert!(ended, "{transport:?}: {} messages of {} came; gaps {:?}, heard {:?}", self.count(), records.len(), self.gaps, self.heard);
+    }
+}
+
+/// Readers that come back by themselves whenever their line breaks, one for each transport.
+pub struct Followers {
+    stop: CancellationToken,
+    tasks: JoinSet<(Transport, Reader)>,
+    /// How many messages all of them have got.
+    counts: Vec<Arc<AtomicUsize>>,
+}
+
+impl Followers {
+    pub fn start(topic: &str, address: SocketAddr, count: usize) -> Self {
+        let (stop, mut tasks, mut counts) = (CancellationToken::new(), JoinSet::new(), Vec::new());
+        for number in 0..count {
+            let transport = TRANSPORTS[number % TRANSPORTS.len()];
+            let (stop, topic, count) = (stop.clone(), topic.to_owned(), Arc::new(AtomicUsize::new(0)));
+            counts.push(count.clone());
+            tasks.spawn(async move {
+                let mut reader = Reader::new(&topic);
+                while !stop.is_cancelled() {
+                    let mut client = reader.connect(address, transport);
+                    while let Some(Some(event)) = stop.run_until_cancelled(client.next()).await {
+                        reader.take(&event);
+                        count.store(reader.count(), Ordering::Relaxed);
+                    }
+                    tokio::time::sleep(Duration::from_millis(rand::random_range(20..200))).await;
+                }
+                (transport, reader)
+            });
+        }
+        Self { stop, tasks, counts }
+    }
+
+    /// Waits until each has got as many messages.
+    pub async fn have(&self, messages: usize) {
+        let all = async || self.counts.iter().all(|count| count.load(Ordering::Relaxed) >= messages);
+        eventually(Duration::from_secs(60), &format!("every client to have {messages} messages"), all).await;
+    }
+
+    /// Ends them once they have everything, and holds them to the law.
+    pub async fn finish(mut self, records: &BTreeSet<(usize, i64)>) -> Vec<Reader> {
+        let counted = |counts: &[Arc<AtomicUsize>]| counts.iter().map(|count| count.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        // A gap counts for what it covers, so not all need as many messages as there are records: until nothing comes any more.
+        let mut before = counted(&self.counts);
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let now = counted(&self.counts);
+            if std::mem::replace(&mut before, now.clone()) == now {
+                break;
+            }
+        }
+        self.stop.cancel();
+        let mut readers = Vec::new();
+        while let Some(reader) = self.tasks.join_next().await {
+            let (transport, reader) = reader.expect("no reader saw the law broken");
+            eprintln!("{transport:?}: {} messages, gaps {:?}, heard {:?}", reader.count(), reader.gaps, reader.heard);
+            reader.check(records);
+            readers.push(reader);
+        }
+        readers
     }
 }
 

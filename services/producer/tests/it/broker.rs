@@ -73,32 +73,21 @@ async fn a_broker_that_is_killed_costs_no_message_and_doubles_none() {
         return;
     };
     let topic = random_topic("dev");
-    let producer = Running::start(
-        broker.address(),
-        &topic,
-        &["--interval-min", "1ms", "--interval-max", "2ms"],
-    );
+    let producer = Running::start(broker.address(), &topic, &[]);
     let produced = async || producer.metric("herald_messages_produced_total").await;
     for _ in 0..2 {
         let before = produced().await;
         eventually(DEADLINE, "messages", async || {
-            produced().await >= before + 500
+            produced().await >= before + 200
         })
         .await;
         broker.kill().await;
         broker.start_again().await;
     }
-    let admin = producer.admin;
-    producer.shutdown.cancel();
-    eventually(DEADLINE, "the last acknowledgement", async || {
-        // The admin server is there until the end, which is when everything is acknowledged.
-        tokio::net::TcpStream::connect(admin).await.is_err()
-    })
-    .await;
     producer.end().await.unwrap();
 
     let records = read_all(broker.address(), &topic).await;
-    assert!(records.len() >= 1_000);
+    assert!(records.len() >= 400);
     assert_eq!(ids(&records).len(), records.len(), "nothing is doubled");
     assert!(records.iter().map(|record| record.timestamp).is_sorted());
 }

@@ -28,18 +28,11 @@ struct Running {
 impl Running {
     /// Starts one that speaks to `topic` every 5 to 20 ms, with more `options`.
     fn start(kafka: &str, topic: &str, options: &[&str]) -> Running {
-        let args = [
-            &[
-                "producer",
-                "--kafka-bootstrap-servers",
-                kafka,
-                "--kafka-topic",
-                topic,
-            ][..],
-            &["--interval-min", "5ms", "--interval-max", "20ms"],
-            options,
-        ];
-        let config: Config = parse_from(&args.concat()).unwrap();
+        let args = [&["producer", "--kafka-topic", topic], options].concat();
+        let mut config: Config = parse_from(&args).unwrap();
+        config.kafka.kafka_bootstrap_servers = kafka.to_owned();
+        config.interval_min = Duration::from_millis(5);
+        config.interval_max = Duration::from_millis(20);
         let admin = listen::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let addr = admin.local_addr().unwrap();
         let shutdown = CancellationToken::new();
@@ -76,7 +69,7 @@ impl Running {
 async fn get(addr: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     stream
-        .write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
+        .write_all(format!("GET {path} HTTP/1.1\r\nhost: admin\r\n\r\n").as_bytes())
         .await
         .unwrap();
     let mut answer = String::new();

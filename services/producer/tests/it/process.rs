@@ -1,5 +1,6 @@
 //! The process: wrong input, signals, exit codes.
 
+use std::io::Read;
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -10,12 +11,10 @@ use crate::{DEADLINE, get};
 
 fn producer() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_producer"));
-    command.env_clear().args([
-        "--admin-listen",
-        "127.0.0.1:0",
-        "--kafka-bootstrap-servers",
-        "127.0.0.1:9",
-    ]);
+    command
+        .env_clear()
+        .env("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9")
+        .args(["--admin-listen", "127.0.0.1:0"]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -29,32 +28,57 @@ fn refused(command: &mut Command) -> String {
     stderr
 }
 
-fn signal(child: &Child, name: &str) {
-    let status = Command::new("sh")
-        .args(["-c", "kill -s \"$0\" \"$1\"", name, &child.id().to_string()])
-        .status();
-    assert!(status.unwrap().success());
+/// A process that does not outlive its test.
+struct Process(Child);
+
+impl Process {
+    fn start(command: &mut Command) -> Process {
+        Process(command.spawn().unwrap())
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.0.id().to_string();
+        let status = Command::new("sh")
+            .args(["-c", "kill -s \"$0\" \"$1\"", name, &id])
+            .status();
+        assert!(status.unwrap().success());
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+
+    /// The exit code.
+    async fn ended(&mut self) -> i32 {
+        eventually(DEADLINE, "the process to end", async || self.has_ended()).await;
+        self.0.wait().unwrap().code().unwrap()
+    }
+
+    /// What an ended process wrote to stdout and stderr, where those are pipes.
+    fn said(&mut self) -> String {
+        let mut said = String::new();
+        if let Some(stdout) = &mut self.0.stdout {
+            stdout.read_to_string(&mut said).unwrap();
+        }
+        if let Some(stderr) = &mut self.0.stderr {
+            stderr.read_to_string(&mut said).unwrap();
+        }
+        said
+    }
 }
 
-async fn ended(child: &mut Child) -> i32 {
-    let mut code = None;
-    eventually(DEADLINE, "the process to end", async || {
-        code = child
-            .try_wait()
-            .unwrap()
-            .map(|status| status.code().unwrap());
-        code.is_some()
-    })
-    .await;
-    code.unwrap()
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
 fn wrong_input_is_one_line_and_exit_code_2() {
     let said = refused(producer().args(["--kafka-bootstrap-servers", "nonsense"]));
     assert!(
-        said.contains("--kafka-bootstrap-servers")
-            || said.contains("cannot be used multiple times"),
+        said.contains("'nonsense'") && said.contains("--kafka-bootstrap-servers"),
         "{said}"
     );
 
@@ -94,12 +118,12 @@ fn a_port_in_use_is_one_line_that_names_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_cannot_be_reached_is_told_once_and_the_signal_ends_the_wait() {
-    let mut child = producer().spawn().unwrap();
+    let mut process = Process::start(&mut producer());
     // Long enough for several attempts.
     tokio::time::sleep(Duration::from_secs(3)).await;
-    signal(&child, "TERM");
-    assert_eq!(ended(&mut child).await, 0);
-    let log = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    process.signal("TERM");
+    assert_eq!(process.ended().await, 0);
+    let log = process.said();
     assert_eq!(log.matches("no connection to kafka").count(), 1, "{log}");
 }
 
@@ -108,7 +132,7 @@ async fn unacknowledged_messages_hold_the_process_until_the_grace_period_or_a_se
     let Some(mut broker) = Broker::start().await else {
         return;
     };
-    let mut children = Vec::new();
+    let mut processes = Vec::new();
     for grace in ["2s", "60s"] {
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -128,28 +152,24 @@ async fn unacknowledged_messages_hold_the_process_until_the_grace_period_or_a_se
             &random_topic("dev"),
         ]);
         command.args(["--interval-min", "5ms", "--interval-max", "20ms"]);
-        let child = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let process = Process::start(command.stdout(Stdio::null()).stderr(Stdio::piped()));
         let connect = async || tokio::net::TcpStream::connect(port).await.is_ok();
         eventually(DEADLINE, "the admin server", connect).await;
         eventually(DEADLINE, "the producer to be ready", async || {
             get(port, "/readyz").await.starts_with("HTTP/1.1 200")
         })
         .await;
-        children.push(child);
+        processes.push(process);
     }
     broker.kill().await;
     tokio::time::sleep(Duration::from_millis(200)).await;
 
-    let [patient, hurried] = children.as_mut_slice() else {
+    let [patient, hurried] = processes.as_mut_slice() else {
         unreachable!()
     };
     let start = Instant::now();
-    signal(patient, "TERM");
-    assert_eq!(ended(patient).await, 1);
+    patient.signal("TERM");
+    assert_eq!(patient.ended().await, 1);
     assert!(
         start.elapsed() < Duration::from_secs(5),
         "{:?}",
@@ -157,18 +177,18 @@ async fn unacknowledged_messages_hold_the_process_until_the_grace_period_or_a_se
     );
 
     let start = Instant::now();
-    signal(hurried, "TERM");
+    hurried.signal("TERM");
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(hurried.try_wait().unwrap().is_none());
-    signal(hurried, "INT");
-    assert_eq!(ended(hurried).await, 130);
+    assert!(!hurried.has_ended());
+    hurried.signal("INT");
+    assert_eq!(hurried.ended().await, 130);
     assert!(
         start.elapsed() < Duration::from_secs(5),
         "{:?}",
         start.elapsed()
     );
 
-    let said = String::from_utf8(children.remove(0).wait_with_output().unwrap().stderr).unwrap();
+    let said = processes[0].said();
     assert!(
         said.contains("messages were not acknowledged by kafka"),
         "{said}"

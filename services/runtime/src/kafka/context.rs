@@ -140,3 +140,51 @@ impl ConsumerContext for Context {
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::config::ClientConfig;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::FutureProducer;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    fn client(address: &str) -> (watch::Receiver<Source>, FutureProducer<Context>) {
+        let context = Context::new();
+        let source = context.source();
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", address)
+            .set("statistics.interval.ms", "1000");
+        (source, config.create_with_context(context).unwrap())
+    }
+
+    async fn becomes(source: &mut watch::Receiver<Source>, wanted: impl Fn(&Source) -> bool) {
+        timeout(DEADLINE, source.wait_for(wanted))
+            .await
+            .expect("it comes in time")
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_goes_and_comes_back_is_noticed() {
+        let cluster = MockCluster::new(1).unwrap();
+        let (mut source, _client) = client(&cluster.bootstrap_servers());
+        assert_eq!(*source.borrow(), Source::Unknown);
+        becomes(&mut source, |source| *source == Source::Up).await;
+        cluster.broker_down(-1).unwrap();
+        becomes(&mut source, |source| matches!(source, Source::Down { .. })).await;
+        cluster.broker_up(-1).unwrap();
+        becomes(&mut source, |source| *source == Source::Up).await;
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_was_never_there_is_down() {
+        let (mut source, _client) = client("127.0.0.1:9");
+        becomes(&mut source, |source| *source != Source::Unknown).await;
+        assert!(matches!(*source.borrow(), Source::Down { .. }));
+    }
+}
