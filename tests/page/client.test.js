@@ -53,6 +53,16 @@ function assertExact(seen, fake, starts) {
   }
 }
 
+/** Each cursor says what the tab had with that event: whoever keeps it and comes back another day misses nothing, either. */
+async function assertCursors(page, fake, starts) {
+  const seen = [...starts];
+  for (const event of await page.evaluate(() => events)) {
+    if (event.type === "message") seen[event.partition] = event.offset + 1;
+    if (event.cursor !== null) assert.deepEqual(fake.vector(event.cursor), seen, JSON.stringify(event));
+  }
+  assert.deepEqual(fake.vector(await page.evaluate(() => stream.cursor)), seen);
+}
+
 for (const transport of ["sse", "websocket"]) {
   describe(`over ${transport}`, { skip }, () => {
     test("a tab sees the newest messages and then what arrives", async (context) => {
@@ -186,6 +196,7 @@ for (const transport of ["sse", "websocket"]) {
       await has(now, 30);
       const cursor = await now.evaluate(() => stream.cursor);
       publish(60, 90);
+      await has(now, 60);
       const all = [
         [now, [10, 10, 10]],
         [await tab({ transport, from: "earliest" }), [0, 0, 0]],
@@ -202,6 +213,7 @@ for (const transport of ["sse", "websocket"]) {
       for (const [page, starts] of all) {
         await has(page, 180 - starts[0] * 3);
         assertExact(await places(page), fake, starts);
+        await assertCursors(page, fake, starts);
       }
       await until("one connection is left", () => fake.streams.size === 1);
     });
@@ -240,6 +252,28 @@ test("a worker that dies takes nothing with it", { skip }, async (context) => {
   publish(10, 20);
   for (const page of pages) await until("all of it came", async () => (await received(page)).length >= 20, 60_000);
   for (const page of pages) assertExact(await places(page), fake, [0, 0]);
+  await until("one connection is left", () => fake.streams.size === 1);
+});
+
+test("a frozen tab does not fill the worker's memory, and catches up when it wakes", { skip }, async (context) => {
+  const { fake, window, tab } = await setUp(context);
+  const [frozen, awake] = [await tab({}), await tab({})];
+  for (const page of [frozen, awake]) await isLive(page);
+  await until("they share", () => fake.streams.size === 1);
+  const { opened } = fake;
+  const session = await window.newCDPSession(frozen);
+  await session.send("Debugger.enable");
+  await session.send("Debugger.pause");
+  for (let count = 0; count < 12; count += 1) {
+    fake.publish("x".repeat(1_000_000));
+    await has(awake, count + 1);
+  }
+  await session.send("Debugger.resume");
+  await has(frozen, 12);
+  fake.publish("live again");
+  for (const page of [frozen, awake]) await has(page, 13);
+  for (const page of [frozen, awake]) assertExact(await places(page), fake, [0]);
+  assert.equal(fake.opened, opened + 1, "it had to come back for what was not kept");
   await until("one connection is left", () => fake.streams.size === 1);
 });
 

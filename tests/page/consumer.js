@@ -77,6 +77,7 @@ export async function freePort() {
 /** Nothing of our own environment may configure it. */
 function run(name, args) {
   const child = spawn(join(folder, name), args, { env: { PATH: process.env.PATH }, stdio: ["ignore", "pipe", "pipe"] });
+  process.once("exit", () => child.kill("SIGKILL")); // when the test did not come to its end
   child.log = "";
   for (const pipe of [child.stdout, child.stderr]) pipe.on("data", (data) => (child.log = (child.log + data).slice(-10_000)));
   return child;

@@ -178,7 +178,7 @@ class Fake {
     const stream = { line, vector: this.#ends() };
     let gap = null;
     if (after) {
-      const cursor = this.#decode(after);
+      const cursor = this.vector(after);
       stream.vector = cursor ?? this.#ends();
       if (!cursor) gap = { reason: "unknown-cursor", ranges: [] };
     } else if (from === "earliest") stream.vector = this.#begins();
@@ -220,8 +220,8 @@ class Fake {
   #page(query) {
     const limit = Number(query.get("limit") ?? 50);
     const after = query.get("after");
-    const start = after ? this.#decode(after) : null;
-    const { vector, records } = start ? this.#forth(start, limit) : this.#back(this.#decode(query.get("before")) ?? this.#ends(), limit);
+    const start = after ? this.vector(after) : null;
+    const { vector, records } = start ? this.#forth(start, limit) : this.#back(this.vector(query.get("before")) ?? this.#ends(), limit);
     const before = [...vector];
     const events = records.map((record) => {
       vector[record.partition] = record.offset + 1;
@@ -288,7 +288,8 @@ class Fake {
     return Buffer.from(bytes).toString("base64url");
   }
 
-  #decode(cursor) {
+  /** What a cursor says: the next offset of each partition; null when it is garbled. */
+  vector(cursor) {
     if (!cursor) return null;
     const bytes = Buffer.from(cursor, "base64url");
     if (bytes[0] !== 1 || bytes[1] !== (crc32(this.topic) & 255)) return null;

@@ -72,6 +72,7 @@ export async function startKafka(context) {
       broker = null;
     },
   };
+  process.once("exit", () => broker?.kill("SIGKILL")); // when the test did not come to its end
   atEnd(context, async () => {
     await kafka.stop();
     await rm(folder, { recursive: true, force: true });

@@ -165,7 +165,14 @@ where
             request.extensions_mut().insert(permit);
             match turn_away(&app, &mut request) {
                 Some(response) => response.map(Either::Right),
-                None => doors.oneshot(request).await?.map(Either::Left),
+                None => {
+                    let polling = session(&request).filter(|_| request.method() == Method::GET);
+                    let response = doors.oneshot(request).await?.map(Either::Left);
+                    if let Some(sid) = polling {
+                        app.sessions.polled(&sid);
+                    }
+                    response
+                }
             }
         }
     };
@@ -182,7 +189,6 @@ where
 fn turn_away(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
     let connection = request.extensions().get::<Arc<Connection>>().cloned();
     let path = request.uri().path();
-    let socketio = path.strip_prefix(socketio::PATH).is_some_and(|rest| rest.is_empty() || rest == "/");
     let overload = connection.as_ref().is_some_and(|connection| connection.overload);
     let end = if overload {
         Some(End::Overload)
@@ -191,10 +197,8 @@ fn turn_away(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
     } else {
         None
     };
-    if socketio {
-        let query: Vec<(String, String)> = serde_urlencoded::from_str(request.uri().query().unwrap_or_default()).unwrap_or_default();
-        let sid = query.into_iter().find(|(name, _)| name == "sid").map(|(_, sid)| sid);
-        return match (sid, end) {
+    if is_socketio(path) {
+        return match (session(request), end) {
             // Engine.IO's own answer to a session it does not know; the client then opens a new one.
             (Some(sid), _) if app.sessions.has_ended(&sid) => {
                 Some(warp::reply::with_status(warp::reply::json(&json!({ "code": 1, "message": "Session ID unknown" })), StatusCode::BAD_REQUEST).into_response())
@@ -223,6 +227,17 @@ fn turn_away(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
         _ if end == End::Drain => None,
         _ => Some(refusal(app, &end)),
     }
+}
+
+fn is_socketio(path: &str) -> bool {
+    path.strip_prefix(socketio::PATH).is_some_and(|rest| rest.is_empty() || rest == "/")
+}
+
+/// The Engine.IO session that a request belongs to.
+fn session(request: &Request<Incoming>) -> Option<String> {
+    let query = request.uri().query().filter(|_| is_socketio(request.uri().path()))?;
+    let query: Vec<(String, String)> = serde_urlencoded::from_str(query).ok()?;
+    query.into_iter().find(|(name, _)| name == "sid").map(|(_, sid)| sid)
 }
 
 fn refusal(app: &App, end: &End) -> Response {

@@ -121,6 +121,11 @@ pub async fn serve<F, B>(
 {
     let open: Arc<Mutex<Vec<Weak<Connection>>>> = Arc::default();
     tasks.spawn(watch(open.clone(), limits.clone(), metrics.connections.clone(), shutdown.clone()));
+    // Segments on the loopback are as large as the send buffer: after each the kernel would wait 40 ms for an acknowledgement.
+    #[cfg(unix)]
+    {
+        _ = SockRef::from(&listener).set_tcp_mss(8 << 10);
+    }
     let cap = limits.connections as i64;
     loop {
         let room = async {
@@ -154,7 +159,7 @@ pub async fn serve<F, B>(
             open: metrics.connections.clone(),
         });
         open.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&connection));
-        let (answer, header, refused) = (answer.clone(), limits.header, metrics.clone());
+        let (answer, idle, refused) = (answer.clone(), limits.idle, metrics.clone());
         tasks.spawn(async move {
             let of = connection.clone();
             let service = service_fn(move |mut request: Request<Incoming>| {
@@ -164,7 +169,8 @@ pub async fn serve<F, B>(
             });
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(header)
+                // For hyper an idle connection is one that has not sent its next header; `check` has the first one's deadline.
+                .header_read_timeout(idle)
                 .max_buf_size(16 << 10)
                 .serve_connection(TokioIo::new(Io(connection.clone())), service)
                 .with_upgrades()

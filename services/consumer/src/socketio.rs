@@ -122,10 +122,11 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     };
     if let Some(end) = end {
         open.reason = end.reason();
+        let polls = app.sessions.polls(socket.id.as_str());
         let bye = end.frame(&stream.cursor(), retry(), form);
         _ = emit_all(&socket, &[bye], Instant::now() + LAST_WORD).await;
         tokio::time::sleep(LAST_WORD).await;
-        app.sessions.cut(&socket, end.reason());
+        app.sessions.cut(&socket, end.reason(), polls);
     } else if let Some(reason) = app.sessions.connection(&socket).and_then(|connection| connection.cut_reason()) {
         open.reason = reason;
     }
@@ -162,7 +163,11 @@ pub struct Sessions(Mutex<HashMap<String, Session>>);
 struct Session {
     /// The WebSocket that a polling session was upgraded to.
     upgraded: Weak<Connection>,
+    /// How many polls were answered.
+    polls: u64,
     ended: Option<Instant>,
+    /// A poll that may still be answered after the end: it carries the `bye`.
+    last_poll: bool,
 }
 
 impl Sessions {
@@ -179,7 +184,21 @@ impl Sessions {
 
     /// Whether a session was ended by us: its next request is answered so that the client opens a new one.
     pub fn has_ended(&self, sid: &str) -> bool {
-        self.lock().get(sid).is_some_and(|session| session.ended.is_some())
+        let mut sessions = self.lock();
+        let ended = sessions.get_mut(sid).filter(|session| session.ended.is_some());
+        ended.is_some_and(|session| !std::mem::take(&mut session.last_poll))
+    }
+
+    /// A poll was answered.
+    pub fn polled(&self, sid: &str) {
+        if let Some(session) = self.lock().get_mut(sid) {
+            session.polls += 1;
+        }
+    }
+
+    /// How many polls of a session were answered.
+    fn polls(&self, sid: &str) -> u64 {
+        self.lock().entry(sid.to_owned()).or_default().polls
     }
 
     fn forget(&self, sid: &str) {
@@ -187,10 +206,16 @@ impl Sessions {
     }
 
     /// Ends a session by cutting its transport. The library's own `disconnect` would tell the client not to come back.
-    fn cut(&self, socket: &SocketRef, reason: &'static str) {
+    /// `polls` is how many were answered before the `bye`: without one more, the next poll is to carry it.
+    fn cut(&self, socket: &SocketRef, reason: &'static str, polls: u64) {
         match self.connection(socket) {
             Some(connection) => connection.cut(reason),
-            None => self.lock().entry(socket.id.to_string()).or_default().ended = Some(Instant::now()),
+            None => {
+                let mut sessions = self.lock();
+                let session = sessions.entry(socket.id.to_string()).or_default();
+                session.ended = Some(Instant::now());
+                session.last_poll = session.polls == polls;
+            }
         }
     }
 

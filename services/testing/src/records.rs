@@ -63,10 +63,16 @@ pub enum Outcome {
     Abort,
 }
 
+/// A new idempotent producer takes a second to get its id, so those that were made are kept, by address.
+static PRODUCERS: Mutex<BTreeMap<String, FutureProducer>> = Mutex::new(BTreeMap::new());
+
+/// Forgets what the producers know of their topics, because a test has changed one.
+pub(crate) fn forget_topics(address: &str) {
+    PRODUCERS.lock().expect("no panic while it is held").remove(address);
+}
+
 /// Produces `records`, keeping their order within each partition, and returns where each one went: (partition, offset).
 pub async fn produce(address: &str, topic: &str, records: &[Record]) -> Vec<(i32, i64)> {
-    // A new idempotent producer takes a second to get its id, so those that were made are kept.
-    static PRODUCERS: Mutex<BTreeMap<String, FutureProducer>> = Mutex::new(BTreeMap::new());
     let known = PRODUCERS
         .lock()
         .expect("no panic while it is held")

@@ -35,6 +35,7 @@ pub async fn create_topic(address: &str, topic: &str, partitions: i32, configs: 
 
 /// Deletes a topic. Made anew under the same name it has a new id, and its offsets begin at 0.
 pub async fn delete_topic(address: &str, topic: &str) {
+    crate::records::forget_topics(address);
     let deleted = admin(address).delete_topics(&[topic], &options()).await;
     done(deleted, &format!("cannot delete topic {topic:?}"));
     has_partitions(address, topic, 0).await;
@@ -42,6 +43,7 @@ pub async fn delete_topic(address: &str, topic: &str) {
 
 /// Adds partitions up to `total`.
 pub async fn add_partitions(address: &str, topic: &str, total: i32) {
+    crate::records::forget_topics(address);
     let count = usize::try_from(total).expect("a positive number of partitions");
     let new = NewPartitions::new(topic, count);
     let added = admin(address).create_partitions([&new], &options()).await;

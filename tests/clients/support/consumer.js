@@ -38,7 +38,7 @@ export class Consumer {
     this.process = run("consumer", [
       ...["--listen", `127.0.0.1:${this.port}`, "--admin-listen", `127.0.0.1:${this.adminPort}`],
       ...["--kafka-topic", this.topics.join(",")],
-      ...(kafkaAddress ? ["--kafka-bootstrap-servers", kafkaAddress] : []),
+      ...(this.options.includes("--kafka-bootstrap-servers") ? [] : ["--kafka-bootstrap-servers", kafkaAddress]),
       ...this.options,
     ]);
     this.exited = once(this.process, "exit");

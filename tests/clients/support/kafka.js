@@ -50,9 +50,24 @@ export async function publish(topic, records) {
     const isObject = record !== null && typeof record === "object" && !Buffer.isBuffer(record);
     return { partition: 0, ...(isObject ? record : { value: record }) };
   });
-  for (let at = 0; at < messages.length; at += 1000) {
-    await producer.send({ topic, acks: -1, messages: messages.slice(at, at + 1000) });
+  for (const batch of batches(messages)) {
+    await producer.send({ topic, acks: -1, messages: batch });
   }
+}
+
+/** Kafka takes at most 1 MiB at once. */
+function* batches(messages) {
+  let [batch, bytes] = [[], 0];
+  for (const message of messages) {
+    const size = 100 + (message.value?.length ?? 0);
+    if (batch.length === 1000 || (batch.length > 0 && bytes + size > 500_000)) {
+      yield batch;
+      [batch, bytes] = [[], 0];
+    }
+    batch.push(message);
+    bytes += size;
+  }
+  yield batch;
 }
 
 /** `count` texts that tell their order: `<prefix> 0`, `<prefix> 1`, … */

@@ -19,7 +19,7 @@
  *     shared     false: a connection of this tab alone
  *
  * The stream is an EventTarget. Its events are those of the protocol (docs/protocol.md) with the object in `detail`: `start`
- * (once), `message`, `gap`, `status`, `bye`; and `state`, whenever `stream.state` has changed:
+ * (once), `message`, `gap`, `status`, `bye`; and `state`, whenever `stream.state` has changed, which says all that a page must show:
  *
  *     { name: "connecting" }                 no answer yet
  *     { name: "live" }                       connected, and the consumer has Kafka

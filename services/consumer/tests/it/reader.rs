@@ -23,6 +23,8 @@ pub struct Reader {
     delivered: BTreeMap<(usize, i64), usize>,
     last: BTreeMap<usize, i64>,
     pub gaps: Vec<(String, usize, i64, Option<i64>)>,
+    /// There is more to come as long as fewer gaps were told.
+    pub awaited_gaps: usize,
     /// Events without a range: `unknown-cursor`, byes, statuses.
     pub heard: Vec<String>,
 }
@@ -86,7 +88,7 @@ impl Reader {
 
     /// Whether everything is delivered or announced.
     pub fn has_all(&self, records: &BTreeSet<(usize, i64)>) -> bool {
-        records.iter().all(|&(partition, offset)| {
+        self.gaps.len() >= self.awaited_gaps && records.iter().all(|&(partition, offset)| {
             self.start.as_ref().is_some_and(|start| offset < start.get(partition).offset)
                 || self.delivered.contains_key(&(partition, offset))
                 || self.in_gaps(partition, offset) > 0
@@ -119,9 +121,15 @@ impl Reader {
         let reading = async {
             while self.start.is_none() || !self.has_all(records) {
                 let mut client = self.connect(address, transport);
-                while self.start.is_none() || !self.has_all(records) {
-                    match client.next().await {
-                        Some(event) => self.take(&event),
+                let mut events = 0;
+                // Looking through all records after each event would take longer than reading them.
+                while self.start.is_none() || events % 500 > 0 || !self.has_all(records) {
+                    match tokio::time::timeout(Duration::from_millis(300), client.next()).await.unwrap_or(Some(Json::Null)) {
+                        Some(Json::Null) => events = 0,
+                        Some(event) => {
+                            self.take(&event);
+                            events += 1;
+                        }
                         None => {
                             tokio::time::sleep(Duration::from_millis(50)).await;
                             break;
