@@ -76,11 +76,21 @@ impl Config {
     pub fn kafka_client(&self) -> anyhow::Result<ClientConfig> {
         // Nothing is ever committed; librdkafka refuses an assignment without a group all the same. An offset that is not
         // there any more must be seen, not skipped.
-        const RELIED_ON: [(&str, &str); 3] = [("group.id", "herald-consumer"), ("enable.auto.commit", "false"), ("auto.offset.reset", "error")];
+        const RELIED_ON: [(&str, &str); 3] = [
+            ("group.id", "herald-consumer"),
+            ("enable.auto.commit", "false"),
+            ("auto.offset.reset", "error"),
+        ];
         // The next fetch of a full queue would wait a second.
         const DEFAULTS: [(&str, &str); 1] = [("fetch.queue.backoff.ms", "10")];
-        let reserved: Vec<&str> = RELIED_ON.iter().map(|(key, _)| *key).chain(["enable.partition.eof"]).collect();
-        let mut config = self.kafka.client_config("herald-consumer", &DEFAULTS, &reserved)?;
+        let reserved: Vec<&str> = RELIED_ON
+            .iter()
+            .map(|(key, _)| *key)
+            .chain(["enable.partition.eof"])
+            .collect();
+        let mut config = self
+            .kafka
+            .client_config("herald-consumer", &DEFAULTS, &reserved)?;
         for (key, value) in RELIED_ON {
             config.set(key, value);
         }
@@ -105,9 +115,17 @@ impl FromStr for Topics {
         let names: Vec<String> = list.split(',').map(|name| name.trim().to_owned()).collect();
         for (index, name) in names.iter().enumerate() {
             // Kafka's own rule.
-            let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-            if name.is_empty() || name.len() > 249 || name == "." || name == ".." || !name.bytes().all(legal) {
-                return Err(format!("{name:?} is no name of a topic; use letters, digits, \".\", \"_\" and \"-\""));
+            let legal =
+                |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+            if name.is_empty()
+                || name.len() > 249
+                || name == "."
+                || name == ".."
+                || !name.bytes().all(legal)
+            {
+                return Err(format!(
+                    "{name:?} is no name of a topic; use letters, digits, \".\", \"_\" and \"-\""
+                ));
             }
             if names[..index].contains(name) {
                 return Err(format!("topic {name:?} is named twice"));
@@ -118,7 +136,10 @@ impl FromStr for Topics {
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "give a whole number from 1".to_owned())
+    text.parse()
+        .ok()
+        .filter(|number| *number > 0)
+        .ok_or_else(|| "give a whole number from 1".to_owned())
 }
 
 #[cfg(test)]
@@ -133,8 +154,17 @@ mod tests {
 
     #[test]
     fn a_wrong_or_repeated_topic_is_refused_by_name() {
-        for (list, named) in [("a,,b", "\"\""), ("a b", "\"a b\""), ("a,b,a", "\"a\""), ("", "\"\"")] {
-            assert!(list.parse::<Topics>().is_err_and(|error| error.contains(named)), "{list}");
+        for (list, named) in [
+            ("a,,b", "\"\""),
+            ("a b", "\"a b\""),
+            ("a,b,a", "\"a\""),
+            ("", "\"\""),
+        ] {
+            assert!(
+                list.parse::<Topics>()
+                    .is_err_and(|error| error.contains(named)),
+                "{list}"
+            );
         }
     }
 }

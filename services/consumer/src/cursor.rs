@@ -21,17 +21,25 @@ pub struct Position {
 impl Position {
     /// A position of which only the offset is known.
     pub fn at(offset: i64) -> Self {
-        Self { offset, fingerprint: None }
+        Self {
+            offset,
+            fingerprint: None,
+        }
     }
 
     /// The position after the record at `offset` with these contents.
     pub fn after(offset: i64, timestamp: Option<i64>, value: Option<&[u8]>) -> Self {
-        Self { offset: offset + 1, fingerprint: Some(fingerprint(timestamp, value)) }
+        Self {
+            offset: offset + 1,
+            fingerprint: Some(fingerprint(timestamp, value)),
+        }
     }
 
     /// Whether both may come from the same log: false only when both fingerprints are known and differ.
     pub fn agrees(self, other: Self) -> bool {
-        self.fingerprint.is_none() || other.fingerprint.is_none() || self.fingerprint == other.fingerprint
+        self.fingerprint.is_none()
+            || other.fingerprint.is_none()
+            || self.fingerprint == other.fingerprint
     }
 }
 
@@ -68,7 +76,10 @@ impl Vector {
         bytes.push(VERSION);
         bytes.extend(topic_tag(topic));
         for position in &self.0 {
-            write_varint(&mut bytes, (position.offset as u64) << 1 | u64::from(position.fingerprint.is_some()));
+            write_varint(
+                &mut bytes,
+                (position.offset as u64) << 1 | u64::from(position.fingerprint.is_some()),
+            );
             if let Some(fingerprint) = position.fingerprint {
                 bytes.extend(fingerprint.to_le_bytes());
             }
@@ -83,7 +94,9 @@ impl Vector {
             return None;
         }
         let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
-        let mut rest = bytes.strip_prefix(&[VERSION])?.strip_prefix(&topic_tag(topic))?;
+        let mut rest = bytes
+            .strip_prefix(&[VERSION])?
+            .strip_prefix(&topic_tag(topic))?;
         let mut positions = Vec::new();
         while !rest.is_empty() {
             let number = read_varint(&mut rest)?;
@@ -95,7 +108,10 @@ impl Vector {
                     Some(u16::from_le_bytes(*bytes))
                 }
             };
-            positions.push(Position { offset: (number >> 1) as i64, fingerprint });
+            positions.push(Position {
+                offset: (number >> 1) as i64,
+                fingerprint,
+            });
         }
         (positions.len() <= MAX_PARTITIONS).then_some(Self(positions))
     }
@@ -139,7 +155,11 @@ mod tests {
     use super::*;
 
     fn positions() -> impl Strategy<Value = Vec<Position>> {
-        let position = (0..i64::MAX, any::<Option<u16>>()).prop_map(|(offset, fingerprint)| Position { offset, fingerprint });
+        let position =
+            (0..i64::MAX, any::<Option<u16>>()).prop_map(|(offset, fingerprint)| Position {
+                offset,
+                fingerprint,
+            });
         proptest::collection::vec(position, 0..MAX_PARTITIONS)
     }
 
@@ -184,7 +204,13 @@ mod tests {
 
     #[test]
     fn another_timestamp_or_value_is_another_record() {
-        assert_ne!(fingerprint(Some(1), Some(b"x")), fingerprint(Some(2), Some(b"x")));
-        assert_ne!(fingerprint(Some(1), Some(b"x")), fingerprint(Some(1), Some(b"y")));
+        assert_ne!(
+            fingerprint(Some(1), Some(b"x")),
+            fingerprint(Some(2), Some(b"x"))
+        );
+        assert_ne!(
+            fingerprint(Some(1), Some(b"x")),
+            fingerprint(Some(1), Some(b"y"))
+        );
     }
 }

@@ -24,7 +24,10 @@ pub struct Drain {
 impl Drain {
     /// `window` is the time over which the ends are spread.
     pub fn new(window: Duration) -> Self {
-        Self { phase: watch::Sender::new(Phase::Serving), window }
+        Self {
+            phase: watch::Sender::new(Phase::Serving),
+            window,
+        }
     }
 
     pub fn refuse(&self) {

@@ -70,9 +70,16 @@ impl Kind {
 /// What a change is to a client of this form: a value that is not UTF-8 is a gap to those who did not ask for base64.
 pub fn seen(change: &Change, binary: bool) -> Cow<'_, What> {
     match &change.what {
-        What::Message(Message { offset, value: Value::Binary(_), .. }) if !binary => {
-            Cow::Owned(What::Gap(Gap::of(Reason::NotUtf8, change.partition, *offset, Some(offset + 1))))
-        }
+        What::Message(Message {
+            offset,
+            value: Value::Binary(_),
+            ..
+        }) if !binary => Cow::Owned(What::Gap(Gap::of(
+            Reason::NotUtf8,
+            change.partition,
+            *offset,
+            Some(offset + 1),
+        ))),
         what => Cow::Borrowed(what),
     }
 }
@@ -88,7 +95,10 @@ pub fn change(change: &Change, cursor: &str, form: Form) -> Frame {
                 Door::Json => json_tail(message_fields(change.partition, message)),
                 Door::SseJson => json_tail(message_fields(change.partition, message)) + "\n\n",
             };
-            Frame { kind: Kind::Message, bytes: assemble(head(Kind::Message, form.door), cursor, tail.as_bytes()) }
+            Frame {
+                kind: Kind::Message,
+                bytes: assemble(head(Kind::Message, form.door), cursor, tail.as_bytes()),
+            }
         }
     }
 }
@@ -97,7 +107,10 @@ pub fn change(change: &Change, cursor: &str, form: Form) -> Frame {
 pub fn with_cursor(frame: &Frame, old: &str, new: &str, door: Door) -> Frame {
     let head = head(frame.kind, door);
     let tail = head.0.len() + head.1.map_or(0, |second| second.len() + old.len()) + old.len();
-    Frame { kind: frame.kind, bytes: assemble(head, new, &frame.bytes[tail..]) }
+    Frame {
+        kind: frame.kind,
+        bytes: assemble(head, new, &frame.bytes[tail..]),
+    }
 }
 
 /// Writes an event that is not a message. Without a cursor (before the first is known) a client keeps the one it has.
@@ -126,7 +139,9 @@ pub fn gap_fields(gap: &Gap) -> Map<String, Json> {
 pub fn message_fields(partition: usize, message: &Message) -> Map<String, Json> {
     let mut headers = Map::new();
     for (name, value) in &message.headers {
-        let value = value.as_ref().map_or(Json::Null, |value| utf8_or_base64(value));
+        let value = value
+            .as_ref()
+            .map_or(Json::Null, |value| utf8_or_base64(value));
         match headers.get_mut(name) {
             None => _ = headers.insert(name.clone(), value),
             Some(Json::Array(values)) => values.push(value),
@@ -179,7 +194,11 @@ fn utf8_or_base64(bytes: &[u8]) -> Json {
 /// SSE, so none of them may stand in one; the space after the colon keeps a leading space of the text.
 fn sse_data(text: &str) -> String {
     let mut block = String::with_capacity(text.len() + 16);
-    let text = if text.contains('\r') { Cow::Owned(text.replace("\r\n", "\n").replace('\r', "\n")) } else { Cow::Borrowed(text) };
+    let text = if text.contains('\r') {
+        Cow::Owned(text.replace("\r\n", "\n").replace('\r', "\n"))
+    } else {
+        Cow::Borrowed(text)
+    };
     for line in text.split('\n') {
         block.push_str("\ndata: ");
         block.push_str(line);
@@ -194,11 +213,25 @@ type Head = (&'static str, Option<&'static str>);
 fn head(kind: Kind, door: Door) -> Head {
     match (door, kind) {
         (Door::SseText, Kind::Message) => ("id: ", None),
-        (Door::SseJson, Kind::Message) => ("id: ", Some("\ndata: {\"type\":\"message\",\"cursor\":\"")),
-        (Door::SseText | Door::SseJson, Kind::Start) => ("id: ", Some("\nevent: start\ndata: {\"type\":\"start\",\"cursor\":\"")),
-        (Door::SseText | Door::SseJson, Kind::Gap) => ("id: ", Some("\nevent: gap\ndata: {\"type\":\"gap\",\"cursor\":\"")),
-        (Door::SseText | Door::SseJson, Kind::Status) => ("id: ", Some("\nevent: status\ndata: {\"type\":\"status\",\"cursor\":\"")),
-        (Door::SseText | Door::SseJson, Kind::Bye) => ("id: ", Some("\nevent: bye\ndata: {\"type\":\"bye\",\"cursor\":\"")),
+        (Door::SseJson, Kind::Message) => {
+            ("id: ", Some("\ndata: {\"type\":\"message\",\"cursor\":\""))
+        }
+        (Door::SseText | Door::SseJson, Kind::Start) => (
+            "id: ",
+            Some("\nevent: start\ndata: {\"type\":\"start\",\"cursor\":\""),
+        ),
+        (Door::SseText | Door::SseJson, Kind::Gap) => (
+            "id: ",
+            Some("\nevent: gap\ndata: {\"type\":\"gap\",\"cursor\":\""),
+        ),
+        (Door::SseText | Door::SseJson, Kind::Status) => (
+            "id: ",
+            Some("\nevent: status\ndata: {\"type\":\"status\",\"cursor\":\""),
+        ),
+        (Door::SseText | Door::SseJson, Kind::Bye) => (
+            "id: ",
+            Some("\nevent: bye\ndata: {\"type\":\"bye\",\"cursor\":\""),
+        ),
         (Door::SocketIo, Kind::Message) => ("{\"cursor\":\"", None),
         (_, Kind::Message) => ("{\"type\":\"message\",\"cursor\":\"", None),
         (_, Kind::Start) => ("{\"type\":\"start\",\"cursor\":\"", None),
@@ -209,7 +242,9 @@ fn head(kind: Kind, door: Door) -> Head {
 }
 
 fn assemble((first, second): Head, cursor: &str, tail: &[u8]) -> Bytes {
-    let mut bytes = Vec::with_capacity(first.len() + second.map_or(0, str::len) + 2 * cursor.len() + tail.len());
+    let mut bytes = Vec::with_capacity(
+        first.len() + second.map_or(0, str::len) + 2 * cursor.len() + tail.len(),
+    );
     bytes.extend(first.as_bytes());
     bytes.extend(cursor.as_bytes());
     if let Some(second) = second {
@@ -247,25 +282,56 @@ mod tests {
     const DOORS: [Door; 4] = [Door::SseText, Door::SseJson, Door::Json, Door::SocketIo];
 
     fn message(value: Value) -> Change {
-        let message = Message { offset: 3, timestamp: Some(1), key: None, headers: vec![], value };
-        Change { partition: 0, next: Position::at(4), what: What::Message(message) }
+        let message = Message {
+            offset: 3,
+            timestamp: Some(1),
+            key: None,
+            headers: vec![],
+            value,
+        };
+        Change {
+            partition: 0,
+            next: Position::at(4),
+            what: What::Message(message),
+        }
     }
 
     fn written(change_: &Change, door: Door) -> String {
-        String::from_utf8(change(change_, "CUR", Form { door, binary: false }).bytes.to_vec()).unwrap()
+        String::from_utf8(
+            change(
+                change_,
+                "CUR",
+                Form {
+                    door,
+                    binary: false,
+                },
+            )
+            .bytes
+            .to_vec(),
+        )
+        .unwrap()
     }
 
     #[test]
     fn a_line_break_of_any_kind_cannot_forge_a_field() {
         let hostile = message(Value::Text("a\rid: x\nevent: y\r\ndata: z\n\n".into()));
-        assert_eq!(written(&hostile, Door::SseText), "id: CUR\ndata: a\ndata: id: x\ndata: event: y\ndata: data: z\ndata: \ndata: \n\n");
+        assert_eq!(
+            written(&hostile, Door::SseText),
+            "id: CUR\ndata: a\ndata: id: x\ndata: event: y\ndata: data: z\ndata: \ndata: \n\n"
+        );
         assert_eq!(written(&hostile, Door::SseJson).lines().count(), 3);
     }
 
     #[test]
     fn a_leading_space_and_an_empty_text_are_kept() {
-        assert_eq!(written(&message(Value::Text(" x".into())), Door::SseText), "id: CUR\ndata:  x\n\n");
-        assert_eq!(written(&message(Value::Null), Door::SseText), "id: CUR\ndata: \n\n");
+        assert_eq!(
+            written(&message(Value::Text(" x".into())), Door::SseText),
+            "id: CUR\ndata:  x\n\n"
+        );
+        assert_eq!(
+            written(&message(Value::Null), Door::SseText),
+            "id: CUR\ndata: \n\n"
+        );
     }
 
     #[test]
@@ -281,22 +347,53 @@ mod tests {
             written(&binary, Door::Json),
             r#"{"type":"gap","cursor":"CUR","ranges":[{"from":3,"partition":0,"to":4}],"reason":"not-utf8"}"#
         );
-        let asked = change(&binary, "CUR", Form { door: Door::Json, binary: true });
+        let asked = change(
+            &binary,
+            "CUR",
+            Form {
+                door: Door::Json,
+                binary: true,
+            },
+        );
         let object: Json = serde_json::from_slice(&asked.bytes).unwrap();
-        assert_eq!((&object["data"], &object["encoding"]), (&json!("/w=="), &json!("base64")));
+        assert_eq!(
+            (&object["data"], &object["encoding"]),
+            (&json!("/w=="), &json!("base64"))
+        );
     }
 
     #[test]
     fn a_repeated_header_is_an_array_and_a_null_header_null() {
-        let headers = vec![("a".into(), Some(b"1".to_vec())), ("b".into(), None), ("a".into(), Some(vec![0xff]))];
-        let message = Message { offset: 0, timestamp: None, key: None, headers, value: Value::Null };
-        assert_eq!(message_fields(0, &message)["headers"], json!({"a": ["1", {"base64": "/w=="}], "b": null}));
+        let headers = vec![
+            ("a".into(), Some(b"1".to_vec())),
+            ("b".into(), None),
+            ("a".into(), Some(vec![0xff])),
+        ];
+        let message = Message {
+            offset: 0,
+            timestamp: None,
+            key: None,
+            headers,
+            value: Value::Null,
+        };
+        assert_eq!(
+            message_fields(0, &message)["headers"],
+            json!({"a": ["1", {"base64": "/w=="}], "b": null})
+        );
     }
 
     #[test]
     fn an_event_before_the_first_cursor_has_none() {
-        let frame = event(Kind::Status, "", fields(json!({"source": "down"})), Door::SseText);
-        assert_eq!(frame.bytes, "event: status\ndata: {\"type\":\"status\",\"source\":\"down\"}\n\n");
+        let frame = event(
+            Kind::Status,
+            "",
+            fields(json!({"source": "down"})),
+            Door::SseText,
+        );
+        assert_eq!(
+            frame.bytes,
+            "event: status\ndata: {\"type\":\"status\",\"source\":\"down\"}\n\n"
+        );
     }
 
     proptest! {

@@ -136,7 +136,10 @@ impl Feed {
     /// Names partitions that were added while the topic was read.
     pub fn grow(&self, partitions: usize) {
         let mut ring = self.write();
-        if let Some(last) = partitions.checked_sub(1).filter(|last| ring.head.0.len() <= *last) {
+        if let Some(last) = partitions
+            .checked_sub(1)
+            .filter(|last| ring.head.0.len() <= *last)
+        {
             ring.head.set(last, Position::default());
             ring.tail.set(last, Position::default());
             ring.head_cursor = ring.head.encode(&self.topic);
@@ -152,17 +155,27 @@ impl Feed {
             ring.record_bytes += change.weight();
             let recreated = change.resets();
             let cursor = ring.head_cursor.clone();
-            ring.entries.push_back(Entry { change, cursor, frames: Default::default() });
+            ring.entries.push_back(Entry {
+                change,
+                cursor,
+                frames: Default::default(),
+            });
             if recreated {
                 ring.joinable = ring.end();
                 ring.tail = ring.head.clone();
             }
         }
         while ring.entries.len() > self.limits.events
-            || (ring.record_bytes + self.frame_bytes.load(Ordering::Relaxed) > self.limits.bytes && ring.entries.len() > 1)
+            || (ring.record_bytes + self.frame_bytes.load(Ordering::Relaxed) > self.limits.bytes
+                && ring.entries.len() > 1)
         {
             let entry = ring.entries.pop_front().expect("the ring is not empty");
-            let frames: usize = entry.frames.iter().filter_map(OnceLock::get).map(|frame| frame.bytes.len()).sum();
+            let frames: usize = entry
+                .frames
+                .iter()
+                .filter_map(OnceLock::get)
+                .map(|frame| frame.bytes.len())
+                .sum();
             self.frame_bytes.fetch_sub(frames, Ordering::Relaxed);
             ring.record_bytes -= entry.change.weight();
             if ring.first == ring.joinable {
@@ -184,13 +197,20 @@ impl Feed {
     /// Events and bytes (records and frames) held now.
     pub fn size(&self) -> (usize, usize) {
         let ring = self.read();
-        (ring.entries.len(), ring.record_bytes + self.frame_bytes.load(Ordering::Relaxed))
+        (
+            ring.entries.len(),
+            ring.record_bytes + self.frame_bytes.load(Ordering::Relaxed),
+        )
     }
 
     /// The place of a client that wants news only.
     pub fn live(&self) -> Place {
         let end = self.read().end();
-        Place { position: end, live_from: end, own: None }
+        Place {
+            position: end,
+            live_from: end,
+            own: None,
+        }
     }
 
     /// The place before the newest `count` messages; `None` when the ring holds fewer.
@@ -205,7 +225,11 @@ impl Feed {
             position -= 1;
             left -= usize::from(matches!(ring.entry(position).change.what, What::Message(_)));
         }
-        Some(Place { position, live_from: ring.end(), own: None })
+        Some(Place {
+            position,
+            live_from: ring.end(),
+            own: None,
+        })
     }
 
     /// The place of a client that has read as far as `vector`; `None` when the ring cannot continue it without a hole, or
@@ -213,16 +237,27 @@ impl Feed {
     pub fn locate(&self, vector: &Vector, verified: bool) -> Option<Place> {
         let ring = self.read();
         let partitions = ring.head.0.len();
-        if vector.0.iter().skip(partitions).any(|position| position.offset > 0) {
+        if vector
+            .0
+            .iter()
+            .skip(partitions)
+            .any(|position| position.offset > 0)
+        {
             return None;
         }
         let mut ahead = Vec::new();
         for partition in 0..partitions {
-            let (mine, oldest, newest) = (vector.get(partition), ring.tail.get(partition), ring.head.get(partition));
+            let (mine, oldest, newest) = (
+                vector.get(partition),
+                ring.tail.get(partition),
+                ring.head.get(partition),
+            );
             if mine.offset < oldest.offset || (mine.offset > newest.offset && !verified) {
                 return None;
             }
-            if (mine.offset == oldest.offset && !mine.agrees(oldest)) || (mine.offset == newest.offset && !mine.agrees(newest)) {
+            if (mine.offset == oldest.offset && !mine.agrees(oldest))
+                || (mine.offset == newest.offset && !mine.agrees(newest))
+            {
                 return None;
             }
             if mine.offset > newest.offset {
@@ -230,12 +265,16 @@ impl Feed {
             }
         }
         // Backwards until, in every partition, an event that the client has; within one, offsets ascend.
-        let mut settled: Vec<bool> = (0..partitions).map(|p| vector.get(p).offset >= ring.head.get(p).offset).collect();
+        let mut settled: Vec<bool> = (0..partitions)
+            .map(|p| vector.get(p).offset >= ring.head.get(p).offset)
+            .collect();
         let mut position = ring.end();
         let mut number = ring.end();
         while number > ring.joinable && settled.contains(&false) {
             number -= 1;
-            let &Change { partition, next, .. } = &ring.entry(number).change;
+            let &Change {
+                partition, next, ..
+            } = &ring.entry(number).change;
             let mine = vector.get(partition);
             if next.offset > mine.offset {
                 position = number;
@@ -247,13 +286,24 @@ impl Feed {
             settled[partition] = true;
         }
         for number in position..ring.end() {
-            let &Change { partition, next, .. } = &ring.entry(number).change;
+            let &Change {
+                partition, next, ..
+            } = &ring.entry(number).change;
             if next.offset <= vector.get(partition).offset && !ahead.contains(&partition) {
                 ahead.push(partition);
             }
         }
-        let own = (!ahead.is_empty()).then(|| Box::new(Own { vector: vector.clone(), ahead }));
-        Some(Place { position, live_from: ring.end(), own })
+        let own = (!ahead.is_empty()).then(|| {
+            Box::new(Own {
+                vector: vector.clone(),
+                ahead,
+            })
+        });
+        Some(Place {
+            position,
+            live_from: ring.end(),
+            own,
+        })
     }
 
     /// The token of a place.
@@ -274,9 +324,17 @@ impl Feed {
             messages += usize::from(matches!(change.what, What::Message(_)));
             bytes += change.weight();
         }
-        let changes = (position..ring.end()).map(|number| ring.entry(number).change.clone()).collect();
-        let before = Vector::decode(&ring.cursor_before(position, &self.topic), &self.topic).expect("the ring's own token");
-        let page = Page { changes, before, after: ring.head.clone(), ..Page::default() };
+        let changes = (position..ring.end())
+            .map(|number| ring.entry(number).change.clone())
+            .collect();
+        let before = Vector::decode(&ring.cursor_before(position, &self.topic), &self.topic)
+            .expect("the ring's own token");
+        let page = Page {
+            changes,
+            before,
+            after: ring.head.clone(),
+            ..Page::default()
+        };
         (page, messages == limit.events || bytes >= limit.bytes)
     }
 
@@ -292,12 +350,19 @@ impl Feed {
         }
         let mut bytes = 0;
         let mut next = place.position;
-        while place.own.is_some() && next < ring.end() && batch.frames.len() < BATCH_EVENTS && bytes < BATCH_BYTES {
+        while place.own.is_some()
+            && next < ring.end()
+            && batch.frames.len() < BATCH_EVENTS
+            && bytes < BATCH_BYTES
+        {
             bytes += self.take_own(ring.entry(next), place, form, batch);
             next += 1;
         }
         place.position = next;
-        while next < ring.end() && (next - place.position) < BATCH_EVENTS as u64 && bytes < BATCH_BYTES {
+        while next < ring.end()
+            && (next - place.position) < BATCH_EVENTS as u64
+            && bytes < BATCH_BYTES
+        {
             let entry = ring.entry(next);
             bytes += self.frame(entry, form).bytes.len();
             batch.count(&entry.change, next >= place.live_from, form.binary);
@@ -307,9 +372,14 @@ impl Feed {
         place.position = next;
         let one_piece = matches!(form.door, Door::SseText | Door::SseJson);
         if one_piece && range.end - range.start > 1 {
-            batch.frames.push(Frame { kind: Kind::Message, bytes: self.join(&ring, range.start, range.end, form) });
+            batch.frames.push(Frame {
+                kind: Kind::Message,
+                bytes: self.join(&ring, range.start, range.end, form),
+            });
         } else {
-            batch.frames.extend(range.map(|number| self.frame(ring.entry(number), form).clone()));
+            batch
+                .frames
+                .extend(range.map(|number| self.frame(ring.entry(number), form).clone()));
         }
         Ok(())
     }
@@ -317,7 +387,9 @@ impl Feed {
     /// Takes one event for a connection whose vector is not yet the ring's. Returns the bytes taken.
     fn take_own(&self, entry: &Entry, place: &mut Place, form: Form, batch: &mut Batch) -> usize {
         let Some(own) = &mut place.own else { return 0 };
-        let &Change { partition, next, .. } = &entry.change;
+        let &Change {
+            partition, next, ..
+        } = &entry.change;
         let mine = own.vector.get(partition);
         let reset = entry.change.resets();
         if next.offset >= mine.offset || reset {
@@ -331,10 +403,28 @@ impl Feed {
                 // The ring's gap begins where the ring was; this client's where it is.
                 What::Gap(gap) if gap.ranges.iter().any(|range| range.from != mine.offset) => {
                     let to = gap.ranges.first().and_then(|range| range.to);
-                    let gap = Gap::of(gap.reason, partition, if reset { mine.offset } else { mine.offset.max(gap.ranges[0].from) }, to);
-                    encode::change(&Change { what: What::Gap(gap), ..entry.change }, &cursor, form)
+                    let gap = Gap::of(
+                        gap.reason,
+                        partition,
+                        if reset {
+                            mine.offset
+                        } else {
+                            mine.offset.max(gap.ranges[0].from)
+                        },
+                        to,
+                    );
+                    encode::change(
+                        &Change {
+                            what: What::Gap(gap),
+                            ..entry.change
+                        },
+                        &cursor,
+                        form,
+                    )
                 }
-                _ => encode::with_cursor(self.frame(entry, form), &entry.cursor, &cursor, form.door),
+                _ => {
+                    encode::with_cursor(self.frame(entry, form), &entry.cursor, &cursor, form.door)
+                }
             };
             batch.count(&entry.change, false, form.binary);
             taken = frame.bytes.len();
@@ -350,15 +440,21 @@ impl Feed {
     fn frame<'a>(&self, entry: &'a Entry, form: Form) -> &'a Frame {
         entry.frames[form.index()].get_or_init(|| {
             let frame = encode::change(&entry.change, &entry.cursor, form);
-            self.frame_bytes.fetch_add(frame.bytes.len(), Ordering::Relaxed);
+            self.frame_bytes
+                .fetch_add(frame.bytes.len(), Ordering::Relaxed);
             frame
         })
     }
 
     /// The frames of a range in one piece.
     fn join(&self, ring: &Ring, from: u64, to: u64, form: Form) -> Bytes {
-        let mut joined = self.joined[form.index()].lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(joined) = joined.as_ref().filter(|joined| joined.from == from && joined.to == to) {
+        let mut joined = self.joined[form.index()]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(joined) = joined
+            .as_ref()
+            .filter(|joined| joined.from == from && joined.to == to)
+        {
             return joined.bytes.clone();
         }
         let mut bytes = BytesMut::new();
@@ -366,7 +462,11 @@ impl Feed {
             bytes.extend_from_slice(&self.frame(ring.entry(number), form).bytes);
         }
         let bytes = bytes.freeze();
-        *joined = Some(Joined { from, to, bytes: bytes.clone() });
+        *joined = Some(Joined {
+            from,
+            to,
+            bytes: bytes.clone(),
+        });
         bytes
     }
 
@@ -420,5 +520,279 @@ impl Batch {
                 self.stamps.extend(message.timestamp.filter(|_| live));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::{Message, Value};
+
+    const TOPIC: &str = "my-topic";
+    const FORM: Form = Form {
+        door: Door::Json,
+        binary: false,
+    };
+
+    fn record(partition: usize, offset: i64) -> Change {
+        let text = format!("{partition}/{offset}");
+        let next = Position::after(offset, Some(offset), Some(text.as_bytes()));
+        let value = Value::Text(text);
+        let message = Message {
+            offset,
+            timestamp: Some(offset),
+            key: None,
+            headers: vec![],
+            value,
+        };
+        Change {
+            partition,
+            next,
+            what: What::Message(message),
+        }
+    }
+
+    fn feed(events: usize, partitions: usize) -> Feed {
+        let feed = Feed::new(
+            TOPIC.to_owned(),
+            Limits {
+                events,
+                bytes: usize::MAX,
+            },
+        );
+        feed.fill(Vector(vec![Position::default(); partitions]), vec![]);
+        feed
+    }
+
+    /// A replica that has read the first `read` records of its own order of the log.
+    struct Replica {
+        feed: Feed,
+        order: Vec<Change>,
+        read: usize,
+    }
+
+    impl Replica {
+        fn read(&mut self, count: usize) {
+            let end = (self.read + count).min(self.order.len());
+            self.feed.push(self.order[self.read..end].to_vec());
+            self.read = end;
+        }
+    }
+
+    /// A client that returns its cursor, and what it has got: the next offset of each partition.
+    struct Client {
+        cursor: String,
+        next: Vec<i64>,
+        place: Option<Place>,
+    }
+
+    impl Client {
+        fn resume(&mut self, replica: &Replica) {
+            let mut vector = Vector::decode(&self.cursor, TOPIC).expect("our own cursor");
+            let mut place = replica.feed.locate(&vector, false);
+            if place.is_none() {
+                // What `replay` does: everything up to the head comes from Kafka, which has it all.
+                for change in &replica.order[..replica.read] {
+                    if change.next.offset > vector.get(change.partition).offset {
+                        vector.set(change.partition, change.next);
+                        self.got(
+                            change.partition,
+                            change.next.offset - 1,
+                            &vector.encode(TOPIC),
+                        );
+                    }
+                }
+                place = replica.feed.locate(&vector, true);
+            }
+            self.place = Some(place.expect("the ring continues what was read up to its head"));
+        }
+
+        fn take(&mut self, replica: &Replica) {
+            let place = self.place.as_mut().expect("connected");
+            let mut batch = Batch::default();
+            if replica.feed.take(place, FORM, &mut batch).is_err() {
+                return self.resume(replica);
+            }
+            for frame in batch.frames {
+                let object: serde_json::Value = serde_json::from_slice(&frame.bytes).expect("JSON");
+                let partition = object["partition"].as_u64().expect("a partition") as usize;
+                self.got(
+                    partition,
+                    object["offset"].as_i64().expect("an offset"),
+                    object["cursor"].as_str().expect("a cursor"),
+                );
+            }
+        }
+
+        fn got(&mut self, partition: usize, offset: i64, cursor: &str) {
+            assert_eq!(
+                offset, self.next[partition],
+                "partition {partition}: in order, each once"
+            );
+            self.next[partition] += 1;
+            self.cursor = cursor.to_owned();
+            let named = Vector::decode(cursor, TOPIC).expect("our own cursor");
+            let offsets: Vec<i64> = (0..self.next.len())
+                .map(|partition| named.get(partition).offset)
+                .collect();
+            assert_eq!(offsets, self.next, "the cursor says what the client has");
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Read(usize, usize),
+        Take,
+        MoveTo(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..2usize, 1..8usize).prop_map(|(replica, count)| Step::Read(replica, count)),
+            2 => Just(Step::Take),
+            1 => (0..2usize).prop_map(Step::MoveTo),
+        ]
+    }
+
+    /// The order of one replica: any interleaving of the partitions.
+    fn order(picks: &[usize], partitions: usize) -> Vec<Change> {
+        let mut next = vec![0; partitions];
+        let pick = |pick: &usize| {
+            let partition = pick % partitions;
+            next[partition] += 1;
+            record(partition, next[partition] - 1)
+        };
+        picks.iter().map(pick).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        #[test]
+        fn a_client_between_replicas_gets_every_record_once_and_in_order(
+            partitions in 1..5usize,
+            picks in proptest::collection::vec(0..12usize, 0..60),
+            shuffled in any::<prop::sample::Index>(),
+            sizes in [1..30usize, 1..30usize],
+            steps in proptest::collection::vec(step(), 0..60),
+        ) {
+            // The second replica saw the same partitions in another order: rotated, each partition's own order kept.
+            let mut rotated = picks.clone();
+            if !rotated.is_empty() {
+                rotated.rotate_left(shuffled.index(picks.len()));
+            }
+            let mut replicas = [picks, rotated].map(|picks| order(&picks, partitions)).into_iter().zip(sizes).map(|(order, size)| {
+                Replica { feed: feed(size, partitions), order, read: 0 }
+            }).collect::<Vec<_>>();
+            let start = Vector(vec![Position::default(); partitions]);
+            let mut client = Client { cursor: start.encode(TOPIC), next: vec![0; partitions], place: None };
+            let mut at = 0;
+            client.resume(&replicas[at]);
+            for step in steps {
+                match step {
+                    Step::Read(replica, count) => replicas[replica].read(count),
+                    Step::Take => client.take(&replicas[at]),
+                    Step::MoveTo(other) => {
+                        at = other;
+                        client.resume(&replicas[at]);
+                    }
+                }
+            }
+            replicas[at].read(usize::MAX / 2);
+            client.take(&replicas[at]);
+            client.take(&replicas[at]);
+            let mut all = vec![0; partitions];
+            replicas[at].order.iter().for_each(|change| all[change.partition] += 1);
+            prop_assert_eq!(client.next, all);
+        }
+    }
+
+    #[test]
+    fn a_reader_that_lags_is_told_that_its_place_is_gone() {
+        let feed = feed(3, 1);
+        let mut place = feed.live();
+        feed.push((0..4).map(|offset| record(0, offset)).collect());
+        assert!(feed.take(&mut place, FORM, &mut Batch::default()).is_err());
+    }
+
+    #[test]
+    fn connections_that_wake_together_share_the_same_bytes() {
+        let feed = feed(10, 1);
+        let form = Form {
+            door: Door::SseText,
+            binary: false,
+        };
+        let (mut one, mut other) = (feed.live(), feed.live());
+        feed.push((0..3).map(|offset| record(0, offset)).collect());
+        let taken = [&mut one, &mut other].map(|place| {
+            let mut batch = Batch::default();
+            feed.take(place, form, &mut batch).unwrap();
+            assert_eq!(
+                (batch.frames.len(), batch.messages, batch.stamps.len()),
+                (1, 3, 3)
+            );
+            batch.frames.remove(0).bytes
+        });
+        assert_eq!(taken[0].as_ptr(), taken[1].as_ptr());
+    }
+
+    #[test]
+    fn a_cursor_of_a_log_that_was_made_anew_does_not_fit() {
+        let feed = feed(10, 1);
+        feed.push((0..4).map(|offset| record(0, offset)).collect());
+        let other = Vector(vec![Position::after(1, Some(77), Some(b"of another log"))]);
+        assert!(feed.locate(&other, true).is_none());
+        assert!(
+            feed.locate(&Vector(vec![record(0, 1).next]), false)
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn nobody_joins_before_the_log_was_made_anew() {
+        let feed = feed(10, 1);
+        feed.push((0..4).map(|offset| record(0, offset)).collect());
+        let mut watching = feed.live();
+        let gap = Gap::of(Reason::Recreated, 0, 4, None);
+        feed.push(vec![Change {
+            partition: 0,
+            next: Position::at(0),
+            what: What::Gap(gap),
+        }]);
+        feed.push(vec![record(0, 0)]);
+        assert!(
+            feed.locate(&Vector(vec![record(0, 3).next]), false)
+                .is_none()
+        );
+        assert!(feed.newest(2).is_none(), "what is older is of another log");
+        let mut batch = Batch::default();
+        feed.take(&mut watching, FORM, &mut batch).unwrap();
+        assert_eq!(
+            (batch.gaps.as_slice(), batch.messages),
+            ([Reason::Recreated].as_slice(), 1)
+        );
+    }
+
+    #[test]
+    fn the_ring_counts_its_bytes_and_stays_below_its_limit() {
+        let feed = Feed::new(
+            TOPIC.to_owned(),
+            Limits {
+                events: 1000,
+                bytes: 10_000,
+            },
+        );
+        feed.fill(Vector::default(), vec![]);
+        for offset in 0..500 {
+            let mut place = feed.live();
+            feed.push(vec![record(0, offset)]);
+            feed.take(&mut place, FORM, &mut Batch::default()).unwrap();
+        }
+        let (events, bytes) = feed.size();
+        assert!(events > 5 && events < 100, "{events}");
+        // The last frame was made after the last look at the limit.
+        assert!(bytes < 11_000, "{bytes}");
     }
 }

@@ -16,7 +16,10 @@ use crate::start::{MOST, Start, number, start_from};
 use crate::stream::Topic;
 
 /// The bounds of any page.
-pub const PAGE: Limit = Limit { events: MOST, bytes: 8 << 20 };
+pub const PAGE: Limit = Limit {
+    events: MOST,
+    bytes: 8 << 20,
+};
 
 #[derive(Debug, Default, Deserialize)]
 pub struct Asked {
@@ -53,7 +56,11 @@ pub async fn answer(app: &App, asked: Asked) -> Response {
     match read(&topic, place, limit, &mut gaps).await {
         Ok(page) => reply(&topic.name, page, gaps, binary),
         Err(error) => {
-            tracing::warn!(topic = topic.name, error = format!("{error:#}"), "cannot read a page of history");
+            tracing::warn!(
+                topic = topic.name,
+                error = format!("{error:#}"),
+                "cannot read a page of history"
+            );
             unavailable("Kafka does not answer; older messages are to be had again when it does")
         }
     }
@@ -67,21 +74,39 @@ impl Asked {
             (Some(cursor), None, None) => Where::After(cursor),
             (None, Some(cursor), None) => Where::Before(cursor),
             (None, None, Some(from)) => Where::From(start_from(&from)?),
-            _ => return Err("after, before and from exclude each other; give at most one of them".into()),
+            _ => {
+                return Err(
+                    "after, before and from exclude each other; give at most one of them".into(),
+                );
+            }
         };
         let events = given(self.limit).map_or(Ok(50), |limit| number("limit", &limit, 1))?;
-        let binary = crate::start::Asked { binary: self.binary, ..Default::default() }.binary()?;
+        let binary = crate::start::Asked {
+            binary: self.binary,
+            ..Default::default()
+        }
+        .binary()?;
         Ok((place, Limit { events, ..PAGE }, binary))
     }
 }
 
-async fn read(topic: &Topic, place: Where, limit: Limit, gaps: &mut Vec<Gap>) -> anyhow::Result<Page> {
-    let Topic { name, feed, log, .. } = topic;
+async fn read(
+    topic: &Topic,
+    place: Where,
+    limit: Limit,
+    gaps: &mut Vec<Gap>,
+) -> anyhow::Result<Page> {
+    let Topic {
+        name, feed, log, ..
+    } = topic;
     let head = feed.head();
     let mut cursor = |token: &str| {
         let vector = Vector::decode(token, name);
         if vector.is_none() {
-            gaps.push(Gap { reason: Reason::UnknownCursor, ranges: vec![] });
+            gaps.push(Gap {
+                reason: Reason::UnknownCursor,
+                ranges: vec![],
+            });
         }
         vector
     };
@@ -89,11 +114,23 @@ async fn read(topic: &Topic, place: Where, limit: Limit, gaps: &mut Vec<Gap>) ->
         Where::After(token) => match cursor(&token) {
             Some(vector) => log.forward(vector, head, limit).await,
             // As on a stream: what is said is said, and from here it goes on live.
-            None => Ok(Page { before: head.clone(), after: head, ..Page::default() }),
+            None => Ok(Page {
+                before: head.clone(),
+                after: head,
+                ..Page::default()
+            }),
         },
-        Where::From(Start::Time(time)) => log.forward(log.at_time(time, head.clone()).await?, head, limit).await,
+        Where::From(Start::Time(time)) => {
+            log.forward(log.at_time(time, head.clone()).await?, head, limit)
+                .await
+        }
         Where::From(_) => {
-            let starts = log.ends(head.0.len()).await?.into_iter().map(|(low, _)| Position::at(low)).collect();
+            let starts = log
+                .ends(head.0.len())
+                .await?
+                .into_iter()
+                .map(|(low, _)| Position::at(low))
+                .collect();
             log.forward(Vector(starts), head, limit).await
         }
         Where::Before(token) => match cursor(&token) {
@@ -126,7 +163,10 @@ struct Body<'a> {
 }
 
 fn reply(topic: &str, page: Page, mut gaps: Vec<Gap>, binary: bool) -> Response {
-    let form = Form { door: Door::Json, binary };
+    let form = Form {
+        door: Door::Json,
+        binary,
+    };
     let mut vector = page.before.clone();
     let mut messages: Vec<Box<RawValue>> = Vec::with_capacity(page.changes.len());
     for change in &page.changes {
@@ -134,13 +174,19 @@ fn reply(topic: &str, page: Page, mut gaps: Vec<Gap>, binary: bool) -> Response 
         let frame = encode::change(change, &vector.encode(topic), form);
         if frame.kind == Kind::Message {
             let text = String::from_utf8(frame.bytes.to_vec()).expect("JSON is UTF-8");
-            messages.push(RawValue::from_string(text).expect("a frame of this door is one JSON value"));
+            messages
+                .push(RawValue::from_string(text).expect("a frame of this door is one JSON value"));
         } else if let What::Gap(gap) = encode::seen(change, binary).as_ref() {
             gaps.push(gap.clone());
         }
     }
     let (before, after) = (page.before.encode(topic), page.after.encode(topic));
-    let body = Body { messages, gaps, before: (!page.from_start).then_some(&before), after: &after };
+    let body = Body {
+        messages,
+        gaps,
+        before: (!page.from_start).then_some(&before),
+        after: &after,
+    };
     warp::reply::json(&body).into_response()
 }
 

@@ -6,8 +6,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::Either;
 use hyper::body::{Body, Incoming};
-use hyper::header::{ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE, CONNECTION};
-use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER, UPGRADE, VARY, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_MAX_AGE, CONNECTION,
+};
+use hyper::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER, UPGRADE, VARY,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Request, Response as HttpResponse, StatusCode};
 use serde_json::json;
@@ -45,21 +51,53 @@ impl App {
     ///
     /// One sentence that names those that are served.
     pub fn topic(&self, name: Option<&str>) -> Result<Arc<Topic>, String> {
-        let Some(name) = name.filter(|name| !name.is_empty()) else { return Ok(self.topics[0].clone()) };
-        self.topics.iter().find(|topic| topic.name == name).cloned().ok_or_else(|| {
-            let names: Vec<&str> = self.topics.iter().map(|topic| topic.name.as_str()).collect();
-            format!("topic {name:?} is not served here; these are: {}", names.join(", "))
-        })
+        let Some(name) = name.filter(|name| !name.is_empty()) else {
+            return Ok(self.topics[0].clone());
+        };
+        self.topics
+            .iter()
+            .find(|topic| topic.name == name)
+            .cloned()
+            .ok_or_else(|| {
+                let names: Vec<&str> = self
+                    .topics
+                    .iter()
+                    .map(|topic| topic.name.as_str())
+                    .collect();
+                format!(
+                    "topic {name:?} is not served here; these are: {}",
+                    names.join(", ")
+                )
+            })
     }
 }
 
+const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
+
 /// The page's files, from the binary.
 const FILES: &[(&str, &str, &str)] = &[
-    ("", "text/html; charset=utf-8", include_str!("page/index.html")),
-    ("page.css", "text/css; charset=utf-8", include_str!("page/page.css")),
-    ("page.js", "text/javascript; charset=utf-8", include_str!("page/page.js")),
-    ("client.js", "text/javascript; charset=utf-8", include_str!("page/client.js")),
-    ("openapi.json", "application/json", include_str!("openapi.json")),
+    (
+        "",
+        "text/html; charset=utf-8",
+        include_str!("page/index.html"),
+    ),
+    (
+        "page.css",
+        "text/css; charset=utf-8",
+        include_str!("page/page.css"),
+    ),
+    ("page.js", JAVASCRIPT, include_str!("page/page.js")),
+    ("client.js", JAVASCRIPT, include_str!("page/client.js")),
+    ("link.js", JAVASCRIPT, include_str!("page/link.js")),
+    ("worker.js", JAVASCRIPT, include_str!("page/worker.js")),
+    ("list.js", JAVASCRIPT, include_str!("page/list.js")),
+    ("chart.js", JAVASCRIPT, include_str!("page/chart.js")),
+    ("words.js", JAVASCRIPT, include_str!("page/words.js")),
+    (
+        "openapi.json",
+        "application/json",
+        include_str!("openapi.json"),
+    ),
 ];
 
 /// Scripts, styles and connections of our own origin and nothing else, so that a message can never become code.
@@ -69,12 +107,23 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 /// The addresses, without `/socket.io/`, which the layer around them answers.
 fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let app = warp::any().map(move || app.clone());
-    let asked = || warp::query::<Asked>().and(warp::header::headers_cloned()).and(warp::ext::get::<Permit>());
+    let asked = || {
+        warp::query::<Asked>()
+            .and(warp::header::headers_cloned())
+            .and(warp::ext::get::<Permit>())
+    };
     let connection = || warp::ext::optional::<Arc<Connection>>();
 
-    let events = warp::path!("events").and(warp::get()).and(app.clone()).and(asked()).and(connection()).map(
-        |app: Arc<App>, asked: Asked, headers: HeaderMap, permit, connection| sse::answer(&app, &asked, &headers, permit, connection),
-    );
+    let events = warp::path!("events")
+        .and(warp::get())
+        .and(app.clone())
+        .and(asked())
+        .and(connection())
+        .map(
+            |app: Arc<App>, asked: Asked, headers: HeaderMap, permit, connection| {
+                sse::answer(&app, &asked, &headers, permit, connection)
+            },
+        );
     let ws = warp::path!("ws")
         .and(warp::get())
         .and(app.clone())
@@ -82,18 +131,49 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
         .and(warp::ext::optional::<OnUpgrade>())
         .and(connection())
         .and(warp::ext::optional::<TurnedAway>())
-        .map(|app: Arc<App>, asked: Asked, headers: HeaderMap, permit, upgrade, connection, away: Option<TurnedAway>| {
-            websocket::answer(&app, &asked, &headers, permit, upgrade, connection, away.map(|away| away.0))
-        });
+        .map(
+            |app: Arc<App>,
+             asked: Asked,
+             headers: HeaderMap,
+             permit,
+             upgrade,
+             connection,
+             away: Option<TurnedAway>| {
+                websocket::answer(
+                    &app,
+                    &asked,
+                    &headers,
+                    permit,
+                    upgrade,
+                    connection,
+                    away.map(|away| away.0),
+                )
+            },
+        );
     let messages = warp::path!("messages")
         .and(warp::get())
         .and(app.clone())
         .and(warp::query::<history::Asked>())
         .then(|app: Arc<App>, asked| async move { history::answer(&app, asked).await });
-    let config = warp::path!("config").and(warp::get()).and(app).map(|app: Arc<App>| config(&app));
-    let files = warp::path::tail().and(warp::get().or(warp::head()).unify()).and_then(async |tail: warp::path::Tail| file(tail.as_str()));
+    let config = warp::path!("config")
+        .and(warp::get())
+        .and(app)
+        .map(|app: Arc<App>| config(&app));
+    let files = warp::path::tail()
+        .and(warp::get().or(warp::head()).unify())
+        .and_then(async |tail: warp::path::Tail| file(tail.as_str()));
 
-    events.or(ws).unify().or(messages).unify().or(config).unify().or(files).unify().recover(explain).unify()
+    events
+        .or(ws)
+        .unify()
+        .or(messages)
+        .unify()
+        .or(config)
+        .unify()
+        .or(files)
+        .unify()
+        .recover(explain)
+        .unify()
 }
 
 fn config(app: &App) -> Response {
@@ -108,7 +188,10 @@ fn config(app: &App) -> Response {
 }
 
 fn file(path: &str) -> Result<Response, Rejection> {
-    let &(_, kind, text) = FILES.iter().find(|(name, ..)| *name == path).ok_or_else(warp::reject::not_found)?;
+    let &(_, kind, text) = FILES
+        .iter()
+        .find(|(name, ..)| *name == path)
+        .ok_or_else(warp::reject::not_found)?;
     let mut response = text.into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -122,20 +205,33 @@ fn file(path: &str) -> Result<Response, Rejection> {
 /// What no address answers, in one sentence.
 async fn explain(rejection: Rejection) -> Result<Response, Infallible> {
     Ok(if rejection.is_not_found() {
-        failure(StatusCode::NOT_FOUND, "there is nothing at this address; /openapi.json lists what there is")
+        failure(
+            StatusCode::NOT_FOUND,
+            "there is nothing at this address; /openapi.json lists what there is",
+        )
     } else if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
-        failure(StatusCode::METHOD_NOT_ALLOWED, "this address is only read (GET)")
+        failure(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "this address is only read (GET)",
+        )
     } else if rejection.find::<warp::reject::InvalidQuery>().is_some() {
-        failure(StatusCode::BAD_REQUEST, "the query cannot be read; give each parameter once, percent-encoded")
+        failure(
+            StatusCode::BAD_REQUEST,
+            "the query cannot be read; give each parameter once, percent-encoded",
+        )
     } else {
         tracing::error!(?rejection, "a request was not understood");
-        failure(StatusCode::INTERNAL_SERVER_ERROR, "this should not have happened; the log says more")
+        failure(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "this should not have happened; the log says more",
+        )
     })
 }
 
 /// `{"error": "<sentence>"}` with a status.
 pub fn failure(status: StatusCode, sentence: &str) -> Response {
-    warp::reply::with_status(warp::reply::json(&json!({ "error": sentence })), status).into_response()
+    warp::reply::with_status(warp::reply::json(&json!({ "error": sentence })), status)
+        .into_response()
 }
 
 /// Set on a request that is to hear why it is not served.
@@ -143,7 +239,14 @@ pub fn failure(status: StatusCode, sentence: &str) -> Response {
 struct TurnedAway(End);
 
 /// All doors: the addresses, and Socket.IO around them.
-pub fn doors(app: Arc<App>) -> impl Service<Request<Incoming>, Response = HttpResponse<impl Body<Data = Bytes, Error: Into<BoxError>>>, Error = Infallible, Future: Send> + Clone {
+pub fn doors(
+    app: Arc<App>,
+) -> impl Service<
+    Request<Incoming>,
+    Response = HttpResponse<impl Body<Data = Bytes, Error: Into<BoxError>>>,
+    Error = Infallible,
+    Future: Send,
+> + Clone {
     socketio::layer(app.clone()).layer(warp::service(routes(app)))
 }
 
@@ -189,7 +292,9 @@ where
 fn turn_away(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
     let connection = request.extensions().get::<Arc<Connection>>().cloned();
     let path = request.uri().path();
-    let overload = connection.as_ref().is_some_and(|connection| connection.overload);
+    let overload = connection
+        .as_ref()
+        .is_some_and(|connection| connection.overload);
     let end = if overload {
         Some(End::Overload)
     } else if app.drain.is_refusing() {
@@ -200,11 +305,17 @@ fn turn_away(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
     if is_socketio(path) {
         return match (session(request), end) {
             // Engine.IO's own answer to a session it does not know; the client then opens a new one.
-            (Some(sid), _) if app.sessions.has_ended(&sid) => {
-                Some(warp::reply::with_status(warp::reply::json(&json!({ "code": 1, "message": "Session ID unknown" })), StatusCode::BAD_REQUEST).into_response())
-            }
+            (Some(sid), _) if app.sessions.has_ended(&sid) => Some(
+                warp::reply::with_status(
+                    warp::reply::json(&json!({ "code": 1, "message": "Session ID unknown" })),
+                    StatusCode::BAD_REQUEST,
+                )
+                .into_response(),
+            ),
             (Some(sid), _) => {
-                if let Some(connection) = connection.filter(|_| request.headers().contains_key(UPGRADE)) {
+                if let Some(connection) =
+                    connection.filter(|_| request.headers().contains_key(UPGRADE))
+                {
                     app.sessions.upgrade(&sid, &connection);
                 }
                 None
@@ -230,14 +341,21 @@ fn turn_away(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
 }
 
 fn is_socketio(path: &str) -> bool {
-    path.strip_prefix(socketio::PATH).is_some_and(|rest| rest.is_empty() || rest == "/")
+    path.strip_prefix(socketio::PATH)
+        .is_some_and(|rest| rest.is_empty() || rest == "/")
 }
 
 /// The Engine.IO session that a request belongs to.
 fn session(request: &Request<Incoming>) -> Option<String> {
-    let query = request.uri().query().filter(|_| is_socketio(request.uri().path()))?;
+    let query = request
+        .uri()
+        .query()
+        .filter(|_| is_socketio(request.uri().path()))?;
     let query: Vec<(String, String)> = serde_urlencoded::from_str(query).ok()?;
-    query.into_iter().find(|(name, _)| name == "sid").map(|(_, sid)| sid)
+    query
+        .into_iter()
+        .find(|(name, _)| name == "sid")
+        .map(|(_, sid)| sid)
 }
 
 fn refusal(app: &App, end: &End) -> Response {
@@ -248,15 +366,24 @@ fn refusal(app: &App, end: &End) -> Response {
     };
     let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, sentence);
     response.headers_mut().insert(RETRY_AFTER, 2.into());
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
 fn preflight() -> Response {
-    let mut response = warp::reply::with_status(warp::reply(), StatusCode::NO_CONTENT).into_response();
+    let mut response =
+        warp::reply::with_status(warp::reply(), StatusCode::NO_CONTENT).into_response();
     let headers = response.headers_mut();
-    headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
-    headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("last-event-id, authorization, content-type"));
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("GET, POST"),
+    );
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("last-event-id, authorization, content-type"),
+    );
     headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("3600"));
     response
 }

@@ -52,10 +52,20 @@ pub struct Live {
 
 impl Live {
     /// A reader that does not run yet. `config` connects to Kafka; `max_value` is in bytes.
-    pub fn new(feed: Arc<Feed>, log: Arc<Log>, metrics: Metrics, topic: &str, config: ClientConfig, max_value: usize, history: Limit) -> Self {
+    pub fn new(
+        feed: Arc<Feed>,
+        log: Arc<Log>,
+        metrics: Metrics,
+        topic: &str,
+        config: ClientConfig,
+        max_value: usize,
+        history: Limit,
+    ) -> Self {
         let mut config = config;
         // The topic's id is told nowhere but in librdkafka's debug log; see `LiveContext::log`.
-        let debug = config.get("debug").map_or("topic".to_owned(), |given| format!("{given},topic"));
+        let debug = config
+            .get("debug")
+            .map_or("topic".to_owned(), |given| format!("{given},topic"));
         config
             .set("debug", debug)
             .set_log_level(RDKafkaLogLevel::Debug)
@@ -87,9 +97,15 @@ impl Live {
     /// # Errors
     ///
     /// When the topic cannot be served at all. An absent broker or topic is waited for.
-    pub async fn run(self: Arc<Self>, caught_up: impl FnOnce() + Send + 'static, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let consumer: BaseConsumer<LiveContext> =
-            self.config.create_with_context(self.context.clone()).context("cannot create a Kafka consumer")?;
+    pub async fn run(
+        self: Arc<Self>,
+        caught_up: impl FnOnce() + Send + 'static,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let consumer: BaseConsumer<LiveContext> = self
+            .config
+            .create_with_context(self.context.clone())
+            .context("cannot create a Kafka consumer")?;
         let live = self.clone();
         let stop = shutdown.clone();
         // The thread polls from the start, since librdkafka reports its state only to those who poll.
@@ -98,11 +114,19 @@ impl Live {
             .name(format!("kafka {}", self.topic))
             .spawn(move || live.poll(&consumer, &begun, caught_up, &stop))
             .context("cannot start a thread")?;
-        let Some(partitions) = shutdown.run_until_cancelled(self.fill()).await.transpose()? else { return Ok(()) };
+        let Some(partitions) = shutdown
+            .run_until_cancelled(self.fill())
+            .await
+            .transpose()?
+        else {
+            return Ok(());
+        };
         // The thread ends only with `shutdown`, so it is there to take this.
         _ = begin.send(partitions);
         shutdown.run_until_cancelled(self.audit()).await;
-        tokio::task::spawn_blocking(move || thread.join()).await?.map_err(|_| anyhow::anyhow!("the reader of topic {:?} panicked", self.topic))
+        tokio::task::spawn_blocking(move || thread.join())
+            .await?
+            .map_err(|_| anyhow::anyhow!("the reader of topic {:?} panicked", self.topic))
     }
 
     /// Fills the ring with the newest history, as soon as Kafka and the topic are there.
@@ -125,15 +149,28 @@ impl Live {
                         "topic {:?} has {partitions} partitions, more than the {MAX_PARTITIONS} that a cursor can name",
                         self.topic
                     );
-                    tracing::info!(topic = self.topic, partitions, history = page.changes.len(), "reading topic");
+                    tracing::info!(
+                        topic = self.topic,
+                        partitions,
+                        history = page.changes.len(),
+                        "reading topic"
+                    );
                     self.feed.fill(page.before, page.changes);
                     return Ok(partitions);
                 }
                 Err(error) if !said => {
                     said = true;
-                    tracing::warn!(topic = self.topic, error = format!("{error:#}"), "waiting for Kafka and the topic");
+                    tracing::warn!(
+                        topic = self.topic,
+                        error = format!("{error:#}"),
+                        "waiting for Kafka and the topic"
+                    );
                 }
-                Err(error) => tracing::debug!(topic = self.topic, error = format!("{error:#}"), "still waiting"),
+                Err(error) => tracing::debug!(
+                    topic = self.topic,
+                    error = format!("{error:#}"),
+                    "still waiting"
+                ),
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
@@ -160,7 +197,10 @@ impl Live {
                 match polled {
                     Ok(message) => pending.push(change(&message, self.max_value)),
                     Err(KafkaError::PartitionEOF(partition)) => {
-                        if let Some(end) = at_end.as_mut().and_then(|ends| ends.get_mut(partition as usize)) {
+                        if let Some(end) = at_end
+                            .as_mut()
+                            .and_then(|ends| ends.get_mut(partition as usize))
+                        {
                             *end = true;
                         }
                     }
@@ -169,7 +209,9 @@ impl Live {
                         self.mend(consumer, false, shutdown);
                     }
                     // librdkafka goes on by itself after these; `status` tells the clients.
-                    Err(error) => tracing::debug!(topic = self.topic, %error, "error while polling"),
+                    Err(error) => {
+                        tracing::debug!(topic = self.topic, %error, "error while polling")
+                    }
                 }
                 if pending.len() >= BATCH {
                     break;
@@ -197,7 +239,9 @@ impl Live {
     fn deliver(&self, pending: &mut Vec<Change>) {
         let head = self.feed.head();
         // After a new assignment librdkafka may hand out once more what was already in its queue.
-        pending.retain(|change| change.resets() || change.next.offset > head.get(change.partition).offset);
+        pending.retain(|change| {
+            change.resets() || change.next.offset > head.get(change.partition).offset
+        });
         if pending.is_empty() {
             return;
         }
@@ -211,10 +255,20 @@ impl Live {
     /// The contract's log lines: up to ten a second, then the number of those left out.
     fn say(&self, changes: &[Change]) {
         for change in changes {
-            let What::Message(message) = &change.what else { continue };
-            let Value::Text(text) = &message.value else { continue };
+            let What::Message(message) = &change.what else {
+                continue;
+            };
+            let Value::Text(text) = &message.value else {
+                continue;
+            };
             if let Some(skipped) = self.received.admit() {
-                tracing::info!(topic = self.topic, partition = change.partition, offset = message.offset, skipped, "Received: {text}");
+                tracing::info!(
+                    topic = self.topic,
+                    partition = change.partition,
+                    offset = message.offset,
+                    skipped = (skipped > 0).then_some(skipped),
+                    "Received: {text}"
+                );
             }
         }
     }
@@ -223,7 +277,12 @@ impl Live {
     fn assign(&self, consumer: &BaseConsumer<LiveContext>) {
         let mut list = TopicPartitionList::new();
         for (partition, position) in self.feed.head().0.iter().enumerate() {
-            list.add_partition_offset(&self.topic, partition as i32, Offset::Offset(position.offset)).expect("an offset of Kafka's is valid");
+            list.add_partition_offset(
+                &self.topic,
+                partition as i32,
+                Offset::Offset(position.offset),
+            )
+            .expect("an offset of Kafka's is valid");
         }
         if let Err(error) = consumer.assign(&list) {
             tracing::error!(topic = self.topic, %error, "cannot assign the partitions");
@@ -241,17 +300,33 @@ impl Live {
             match consumer.fetch_watermarks(&self.topic, partition as i32, Duration::from_secs(1)) {
                 Ok((low, high)) => {
                     if anew || position.offset > high {
-                        tracing::warn!(topic = self.topic, partition, "the topic was deleted and made anew; reading it from its start");
+                        tracing::warn!(
+                            topic = self.topic,
+                            partition,
+                            "the topic was deleted and made anew; reading it from its start"
+                        );
                         changes.push(recreated(partition, position, low));
                     } else if position.offset < low {
-                        tracing::warn!(topic = self.topic, partition, from = position.offset, to = low, "Kafka deleted records before they were read");
+                        tracing::warn!(
+                            topic = self.topic,
+                            partition,
+                            from = position.offset,
+                            to = low,
+                            "Kafka deleted records before they were read"
+                        );
                         let gap = Gap::of(Reason::Retention, partition, position.offset, Some(low));
-                        changes.push(Change { partition, next: Position::at(low), what: What::Gap(gap) });
+                        changes.push(Change {
+                            partition,
+                            next: Position::at(low),
+                            what: What::Gap(gap),
+                        });
                     }
                     partition += 1;
                 }
                 // The new topic has fewer partitions; this one begins at 0 should it ever come back.
-                Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownPartition)) if anew && partition > 0 => {
+                Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownPartition))
+                    if anew && partition > 0 =>
+                {
                     changes.push(recreated(partition, position, 0));
                     partition += 1;
                 }
@@ -282,7 +357,11 @@ impl Live {
             }
             match self.log.partitions().await {
                 Ok(partitions) if partitions > MAX_PARTITIONS => {
-                    tracing::error!(topic = self.topic, partitions, "more partitions than a cursor can name; the new ones are not read");
+                    tracing::error!(
+                        topic = self.topic,
+                        partitions,
+                        "more partitions than a cursor can name; the new ones are not read"
+                    );
                 }
                 Ok(partitions) if partitions > self.feed.head().0.len() => {
                     tracing::info!(topic = self.topic, partitions, "partitions were added");
@@ -291,7 +370,11 @@ impl Live {
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::debug!(topic = self.topic, error = format!("{error:#}"), "the topic cannot be looked at");
+                    tracing::debug!(
+                        topic = self.topic,
+                        error = format!("{error:#}"),
+                        "the topic cannot be looked at"
+                    );
                     continue;
                 }
             }
@@ -301,14 +384,28 @@ impl Live {
             if std::mem::replace(&mut resets, now) != now {
                 anchors.clone_from(&newest);
             }
-            let limit = Limit { events: 1, bytes: 1 };
+            let limit = Limit {
+                events: 1,
+                bytes: 1,
+            };
             for vector in [&anchors, &newest] {
-                match self.log.forward(vector.clone(), vector.clone(), limit).await {
-                    Ok(page) if page.changes.iter().any(Change::resets) && self.resets.load(Ordering::Acquire) == now => {
+                match self
+                    .log
+                    .forward(vector.clone(), vector.clone(), limit)
+                    .await
+                {
+                    Ok(page)
+                        if page.changes.iter().any(Change::resets)
+                            && self.resets.load(Ordering::Acquire) == now =>
+                    {
                         self.context.made_anew.store(true, Ordering::Release);
                     }
                     Ok(_) => {}
-                    Err(error) => tracing::debug!(topic = self.topic, error = format!("{error:#}"), "the log cannot be compared"),
+                    Err(error) => tracing::debug!(
+                        topic = self.topic,
+                        error = format!("{error:#}"),
+                        "the log cannot be compared"
+                    ),
                 }
             }
             anchors = newest;
@@ -318,7 +415,11 @@ impl Live {
 
 fn recreated(partition: usize, position: Position, low: i64) -> Change {
     let gap = Gap::of(Reason::Recreated, partition, position.offset, None);
-    Change { partition, next: Position::at(low), what: What::Gap(gap) }
+    Change {
+        partition,
+        next: Position::at(low),
+        what: What::Gap(gap),
+    }
 }
 
 /// A record as the ring holds it; one whose value is over `max_value` bytes is a gap.
@@ -329,13 +430,35 @@ fn change(message: &BorrowedMessage<'_>, max_value: usize) -> Change {
     let value = message.payload();
     let next = Position::after(offset, timestamp, value);
     if value.is_some_and(|value| value.len() > max_value) {
-        return Change { partition, next, what: What::Gap(Gap::of(Reason::TooLarge, partition, offset, Some(offset + 1))) };
+        return Change {
+            partition,
+            next,
+            what: What::Gap(Gap::of(
+                Reason::TooLarge,
+                partition,
+                offset,
+                Some(offset + 1),
+            )),
+        };
     }
     let headers = message.headers().map_or(Vec::new(), |headers| {
-        headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
+        headers
+            .iter()
+            .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
+            .collect()
     });
-    let what = What::Message(Message { offset, timestamp, key: message.key().map(<[u8]>::to_vec), headers, value: Value::new(value) });
-    Change { partition, next, what }
+    let what = What::Message(Message {
+        offset,
+        timestamp,
+        key: message.key().map(<[u8]>::to_vec),
+        headers,
+        value: Value::new(value),
+    });
+    Change {
+        partition,
+        next,
+        what,
+    }
 }
 
 /// Listens to the client of the live reader.
@@ -351,7 +474,13 @@ struct LiveContext {
 
 impl LiveContext {
     fn new(topic: &str, metrics: Metrics) -> Self {
-        Self { inner: Context::new(), topic: topic.to_owned(), metrics, id: Arc::default(), made_anew: Arc::default() }
+        Self {
+            inner: Context::new(),
+            topic: topic.to_owned(),
+            metrics,
+            id: Arc::default(),
+            made_anew: Arc::default(),
+        }
     }
 }
 
@@ -362,9 +491,14 @@ impl ClientContext for LiveContext {
         if !matches!(level, RDKafkaLogLevel::Debug) {
             return self.inner.log(level, fac, message);
         }
-        let Some(id) = topic_id(message, &self.topic) else { return };
+        let Some(id) = topic_id(message, &self.topic) else {
+            return;
+        };
         let mut known = self.id.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.replace(id.to_owned()).is_some_and(|known| known != id) {
+        if known
+            .replace(id.to_owned())
+            .is_some_and(|known| known != id)
+        {
             self.made_anew.store(true, Ordering::Release);
         }
     }
@@ -375,15 +509,24 @@ impl ClientContext for LiveContext {
 
     fn stats_raw(&self, statistics: &[u8]) {
         self.inner.stats_raw(statistics);
-        let Ok(statistics) = serde_json::from_slice::<Statistics>(statistics) else { return };
-        for (number, partition) in statistics.topics.get(&self.topic).iter().flat_map(|topic| &topic.partitions) {
+        let Ok(statistics) = serde_json::from_slice::<Statistics>(statistics) else {
+            return;
+        };
+        for (number, partition) in statistics
+            .topics
+            .get(&self.topic)
+            .iter()
+            .flat_map(|topic| &topic.partitions)
+        {
             // -1 is not a partition, negative offsets are unknown ones. The position is behind markers too.
             if *number >= 0 && partition.ls_offset >= 0 && partition.next_offset >= 0 {
-                let unread = (partition.ls_offset - partition.next_offset).max(0) + partition.fetchq_cnt;
+                let unread =
+                    (partition.ls_offset - partition.next_offset).max(0) + partition.fetchq_cnt;
                 self.metrics.lag(&self.topic, *number, unread);
             }
         }
-        self.metrics.source(&self.topic, *self.inner.source().borrow());
+        self.metrics
+            .source(&self.topic, *self.inner.source().borrow());
     }
 }
 
@@ -396,7 +539,10 @@ impl ConsumerContext for LiveContext {
 /// Reads `[thrd:main]: Topic my-topic changed id from AAAA to BBBB`.
 fn topic_id<'a>(message: &'a str, topic: &str) -> Option<&'a str> {
     let (_, rest) = message.split_once("Topic ")?;
-    let (_, id) = rest.strip_prefix(topic)?.strip_prefix(" changed id from ")?.split_once(" to ")?;
+    let (_, id) = rest
+        .strip_prefix(topic)?
+        .strip_prefix(" changed id from ")?
+        .split_once(" to ")?;
     Some(id.trim())
 }
 

@@ -52,7 +52,11 @@ pub struct Listeners {
 /// # Errors
 ///
 /// When the configuration cannot work, or a topic cannot be served.
-pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    config: Config,
+    listeners: Listeners,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let metrics = Metrics::new().context("cannot register the metrics")?;
     let readiness = Readiness::new();
     if let (Ok(public), Ok(admin)) = (listeners.public.local_addr(), listeners.admin.local_addr()) {
@@ -63,7 +67,9 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     let _stop_reading = reading.clone().drop_guard();
     let mut readers = JoinSet::new();
     let mut topics = Vec::new();
-    let waiting = Arc::new(std::sync::atomic::AtomicUsize::new(config.kafka_topic.names().len()));
+    let waiting = Arc::new(std::sync::atomic::AtomicUsize::new(
+        config.kafka_topic.names().len(),
+    ));
     for name in config.kafka_topic.names() {
         let live = Arc::new(reader(&config, name, &metrics)?);
         topics.push(Arc::new(Topic {
@@ -82,7 +88,12 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
         };
         readers.spawn(live.run(caught_up, reading.clone()));
     }
-    tokio::spawn(admin::serve(listeners.admin, readiness.clone(), metrics.registry.clone(), reading.clone()));
+    tokio::spawn(admin::serve(
+        listeners.admin,
+        readiness.clone(),
+        metrics.registry.clone(),
+        reading.clone(),
+    ));
 
     let tasks = TaskTracker::new();
     let app = Arc::new(App {
@@ -101,7 +112,14 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     };
     let accepting = CancellationToken::new();
     let limits = Limits::new(config.max_connections);
-    let accept = tokio::spawn(server::serve(listeners.public, limits, metrics, answer, tasks.clone(), accepting.clone()));
+    let accept = tokio::spawn(server::serve(
+        listeners.public,
+        limits,
+        metrics,
+        answer,
+        tasks.clone(),
+        accepting.clone(),
+    ));
 
     tokio::select! {
         () = shutdown.cancelled() => {}
@@ -118,17 +136,44 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     app.drain.end();
     tasks.close();
     // A last second for those whose turn was the last, and for closing handshakes.
-    let ended = tokio::time::timeout(config.drain_window + std::time::Duration::from_secs(3), tasks.wait()).await;
+    let ended = tokio::time::timeout(
+        config.drain_window + std::time::Duration::from_secs(3),
+        tasks.wait(),
+    )
+    .await;
     tracing::info!(all = ended.is_ok(), "drained");
+    reading.cancel();
+    while let Some(ended) = readers.join_next().await {
+        ended.context("a reader panicked")??;
+    }
     Ok(())
 }
 
 /// What reads one topic.
 fn reader(config: &Config, topic: &str, metrics: &Metrics) -> anyhow::Result<Live> {
     let client = config.kafka_client()?;
-    let ring = feed::Limits { events: config.ring_messages, bytes: config.ring_bytes };
+    let ring = feed::Limits {
+        events: config.ring_messages,
+        bytes: config.ring_bytes,
+    };
     let feed = Arc::new(Feed::new(topic.to_owned(), ring));
-    let log = Arc::new(Log::new(topic.to_owned(), client.clone(), config.max_message_bytes, config.replay_readers));
-    let history = Limit { events: config.ring_messages.min(1000), bytes: config.ring_bytes / 4 };
-    Ok(Live::new(feed, log, metrics.clone(), topic, client, config.max_message_bytes, history))
+    let log = Arc::new(Log::new(
+        topic.to_owned(),
+        client.clone(),
+        config.max_message_bytes,
+        config.replay_readers,
+    ));
+    let history = Limit {
+        events: config.ring_messages.min(1000),
+        bytes: config.ring_bytes / 4,
+    };
+    Ok(Live::new(
+        feed,
+        log,
+        metrics.clone(),
+        topic,
+        client,
+        config.max_message_bytes,
+        history,
+    ))
 }

@@ -9,7 +9,10 @@ fn main() -> ExitCode {
     let config: Config = config::parse();
     let common = config.common.clone();
     launch(&common, |shutdown| async move {
-        let listeners = Listeners { public: listen::bind(config.listen)?, admin: listen::bind(config.common.admin_listen)? };
+        let listeners = Listeners {
+            public: listen::bind(config.listen)?,
+            admin: listen::bind(config.common.admin_listen)?,
+        };
         consumer::run(config, listeners, shutdown).await
     })
 }

@@ -41,23 +41,68 @@ impl Metrics {
         };
         let connections = IntGauge::new("herald_connections", "TCP connections open now")?;
         registry.register(Box::new(connections.clone()))?;
-        let delays = vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-        let delay = HistogramOpts::new("herald_delivery_delay_seconds", "from a message's timestamp in Kafka to the write to a socket; news only, not backlog");
+        let delays = vec![
+            0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+        ];
+        let delay = HistogramOpts::new(
+            "herald_delivery_delay_seconds",
+            "from a message's timestamp in Kafka to the write to a socket; news only, not backlog",
+        );
         let delivery_delay = Histogram::with_opts(delay.buckets(delays))?;
         registry.register(Box::new(delivery_delay.clone()))?;
         Ok(Self {
-            messages_consumed: counters("herald_messages_consumed_total", "messages read from Kafka into the ring", &["topic"])?,
-            gaps_read: counters("herald_gaps_total", "gaps found while reading Kafka, by reason", &["topic", "reason"])?,
-            messages_delivered: counters("herald_messages_delivered_total", "messages written to clients, by transport", &["transport"])?,
-            gaps_delivered: counters("herald_gaps_delivered_total", "gaps announced to clients, by reason", &["reason"])?,
+            messages_consumed: counters(
+                "herald_messages_consumed_total",
+                "messages read from Kafka into the ring",
+                &["topic"],
+            )?,
+            gaps_read: counters(
+                "herald_gaps_total",
+                "gaps found while reading Kafka, by reason",
+                &["topic", "reason"],
+            )?,
+            messages_delivered: counters(
+                "herald_messages_delivered_total",
+                "messages written to clients, by transport",
+                &["transport"],
+            )?,
+            gaps_delivered: counters(
+                "herald_gaps_delivered_total",
+                "gaps announced to clients, by reason",
+                &["reason"],
+            )?,
             connections,
-            streams: gauges("herald_streams", "streams open now, by transport", &["transport"])?,
-            streams_ended: counters("herald_streams_ended_total", "streams ended, by transport and reason", &["transport", "reason"])?,
-            connections_refused: counters("herald_connections_refused_total", "connections and requests turned away, by reason", &["reason"])?,
+            streams: gauges(
+                "herald_streams",
+                "streams open now, by transport",
+                &["transport"],
+            )?,
+            streams_ended: counters(
+                "herald_streams_ended_total",
+                "streams ended, by transport and reason",
+                &["transport", "reason"],
+            )?,
+            connections_refused: counters(
+                "herald_connections_refused_total",
+                "connections and requests turned away, by reason",
+                &["reason"],
+            )?,
             ring_events: gauges("herald_ring_events", "events in the ring", &["topic"])?,
-            ring_bytes: gauges("herald_ring_bytes", "bytes in the ring, records and frames", &["topic"])?,
-            lag: gauges("herald_lag_messages", "offsets between what was read and the end of the log", &["topic", "partition"])?,
-            source_up: gauges("herald_source_up", "1 when Kafka can be read, 0 when not", &["topic"])?,
+            ring_bytes: gauges(
+                "herald_ring_bytes",
+                "bytes in the ring, records and frames",
+                &["topic"],
+            )?,
+            lag: gauges(
+                "herald_lag_messages",
+                "offsets between what was read and the end of the log",
+                &["topic", "partition"],
+            )?,
+            source_up: gauges(
+                "herald_source_up",
+                "1 when Kafka can be read, 0 when not",
+                &["topic"],
+            )?,
             delivery_delay,
             registry,
         })
@@ -67,7 +112,10 @@ impl Metrics {
         for change in changes {
             match &change.what {
                 What::Message(_) => self.messages_consumed.with_label_values(&[topic]).inc(),
-                What::Gap(gap) => self.gaps_read.with_label_values(&[topic, gap.reason.name()]).inc(),
+                What::Gap(gap) => self
+                    .gaps_read
+                    .with_label_values(&[topic, gap.reason.name()])
+                    .inc(),
             }
         }
     }
@@ -75,12 +123,15 @@ impl Metrics {
     /// Counts what was just handed to a socket.
     pub fn delivered(&self, door: Door, batch: &Batch) {
         if batch.messages > 0 {
-            self.messages_delivered.with_label_values(&[transport(door)]).inc_by(batch.messages as u64);
+            self.messages_delivered
+                .with_label_values(&[transport(door)])
+                .inc_by(batch.messages as u64);
         }
         if !batch.stamps.is_empty() {
             let now = jiff::Timestamp::now().as_millisecond();
             for stamp in &batch.stamps {
-                self.delivery_delay.observe((now - stamp).max(0) as f64 / 1000.0);
+                self.delivery_delay
+                    .observe((now - stamp).max(0) as f64 / 1000.0);
             }
         }
         for gap in &batch.gaps {
@@ -89,16 +140,24 @@ impl Metrics {
     }
 
     pub fn ring(&self, topic: &str, events: usize, bytes: usize) {
-        self.ring_events.with_label_values(&[topic]).set(events as i64);
-        self.ring_bytes.with_label_values(&[topic]).set(bytes as i64);
+        self.ring_events
+            .with_label_values(&[topic])
+            .set(events as i64);
+        self.ring_bytes
+            .with_label_values(&[topic])
+            .set(bytes as i64);
     }
 
     pub fn lag(&self, topic: &str, partition: i32, offsets: i64) {
-        self.lag.with_label_values(&[topic, &partition.to_string()]).set(offsets);
+        self.lag
+            .with_label_values(&[topic, &partition.to_string()])
+            .set(offsets);
     }
 
     pub fn source(&self, topic: &str, source: Source) {
-        self.source_up.with_label_values(&[topic]).set(i64::from(source == Source::Up));
+        self.source_up
+            .with_label_values(&[topic])
+            .set(i64::from(source == Source::Up));
     }
 
     pub fn refused(&self, reason: &str) {
@@ -108,7 +167,11 @@ impl Metrics {
     /// Counts a stream as open until the guard is dropped.
     pub fn open(&self, door: Door) -> Open {
         self.streams.with_label_values(&[transport(door)]).inc();
-        Open { metrics: self.clone(), door, reason: "client" }
+        Open {
+            metrics: self.clone(),
+            door,
+            reason: "client",
+        }
     }
 }
 
@@ -121,8 +184,14 @@ pub struct Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.metrics.streams.with_label_values(&[transport(self.door)]).dec();
-        self.metrics.streams_ended.with_label_values(&[transport(self.door), self.reason]).inc();
+        self.metrics
+            .streams
+            .with_label_values(&[transport(self.door)])
+            .dec();
+        self.metrics
+            .streams_ended
+            .with_label_values(&[transport(self.door), self.reason])
+            .inc();
     }
 }
 

@@ -67,7 +67,14 @@ pub struct Gap {
 
 impl Gap {
     pub fn of(reason: Reason, partition: usize, from: i64, to: Option<i64>) -> Self {
-        Self { reason, ranges: vec![Range { partition, from, to }] }
+        Self {
+            reason,
+            ranges: vec![Range {
+                partition,
+                from,
+                to,
+            }],
+        }
     }
 }
 
@@ -119,8 +126,13 @@ impl Change {
         let content = match &self.what {
             What::Gap(_) => 0,
             What::Message(message) => {
-                let headers = message.headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, Vec::len) + 48);
-                message.value.len() + message.key.as_ref().map_or(0, Vec::len) + headers.sum::<usize>()
+                let headers = message
+                    .headers
+                    .iter()
+                    .map(|(name, value)| name.len() + value.as_ref().map_or(0, Vec::len) + 48);
+                message.value.len()
+                    + message.key.as_ref().map_or(0, Vec::len)
+                    + headers.sum::<usize>()
             }
         };
         content + size_of::<Self>()

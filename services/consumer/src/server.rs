@@ -120,7 +120,12 @@ pub async fn serve<F, B>(
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let open: Arc<Mutex<Vec<Weak<Connection>>>> = Arc::default();
-    tasks.spawn(watch(open.clone(), limits.clone(), metrics.connections.clone(), shutdown.clone()));
+    tasks.spawn(watch(
+        open.clone(),
+        limits.clone(),
+        metrics.connections.clone(),
+        shutdown.clone(),
+    ));
     // Segments on the loopback are as large as the send buffer: after each the kernel would wait 40 ms for an acknowledgement.
     #[cfg(unix)]
     {
@@ -158,7 +163,9 @@ pub async fn serve<F, B>(
             cut: OnceLock::new(),
             open: metrics.connections.clone(),
         });
-        open.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&connection));
+        open.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::downgrade(&connection));
         let (answer, idle, refused) = (answer.clone(), limits.idle, metrics.clone());
         tasks.spawn(async move {
             let of = connection.clone();
@@ -186,18 +193,25 @@ pub async fn serve<F, B>(
 }
 
 /// Looks after the deadlines of all connections, with one timer.
-async fn watch(open: Arc<Mutex<Vec<Weak<Connection>>>>, limits: Limits, gauge: prometheus::IntGauge, shutdown: CancellationToken) {
+async fn watch(
+    open: Arc<Mutex<Vec<Weak<Connection>>>>,
+    limits: Limits,
+    gauge: prometheus::IntGauge,
+    shutdown: CancellationToken,
+) {
     let mut tick = tokio::time::interval(Duration::from_millis(500));
     // Those that drain have their deadlines too.
     while !shutdown.is_cancelled() || gauge.get() > 0 {
         tick.tick().await;
-        open.lock().unwrap_or_else(PoisonError::into_inner).retain(|connection| match connection.upgrade() {
-            Some(connection) => {
-                connection.check(&limits);
-                true
-            }
-            None => false,
-        });
+        open.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|connection| match connection.upgrade() {
+                Some(connection) => {
+                    connection.check(&limits);
+                    true
+                }
+                None => false,
+            });
     }
 }
 
@@ -226,7 +240,11 @@ impl Io {
         }
     }
 
-    fn poll_write_with(&self, cx: &mut Context<'_>, write: impl Fn(&TcpStream) -> io::Result<usize>) -> Poll<io::Result<usize>> {
+    fn poll_write_with(
+        &self,
+        cx: &mut Context<'_>,
+        write: impl Fn(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
         loop {
             match self.0.stream.poll_write_ready(cx) {
                 Poll::Ready(Ok(())) => {}
@@ -250,7 +268,11 @@ impl Io {
 }
 
 impl AsyncRead for Io {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.stream.poll_read_ready(cx))?;
             match self.0.stream.try_read(buffer.initialize_unfilled()) {
@@ -267,11 +289,19 @@ impl AsyncRead for Io {
 }
 
 impl AsyncWrite for Io {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.poll_write_with(cx, |stream| stream.try_write(bytes))
     }
 
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         self.poll_write_with(cx, |stream| stream.try_write_vectored(slices))
     }
 

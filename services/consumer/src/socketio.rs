@@ -47,7 +47,9 @@ pub fn layer(app: Arc<App>) -> SocketIoLayer {
         let app = check.clone();
         async move { open(&app, &socket, auth.ok()).map(|_| ()) }
     };
-    let serve = move |socket: SocketRef, TryData(auth): TryData<Json>| serve(app.clone(), socket, auth.ok());
+    let serve = move |socket: SocketRef, TryData(auth): TryData<Json>| {
+        serve(app.clone(), socket, auth.ok())
+    };
     io.ns("/", serve.with(refuse_invalid));
     layer
 }
@@ -57,7 +59,11 @@ pub fn layer(app: Arc<App>) -> SocketIoLayer {
 /// # Errors
 ///
 /// One sentence, which the client gets as `connect_error`.
-fn open(app: &App, socket: &SocketRef, auth: Option<Json>) -> Result<(Stream, Form, String), String> {
+fn open(
+    app: &App,
+    socket: &SocketRef,
+    auth: Option<Json>,
+) -> Result<(Stream, Form, String), String> {
     let query = socket.req_parts().uri.query().unwrap_or_default();
     let query: HashMap<String, String> = serde_urlencoded::from_str(query).unwrap_or_default();
     let given = |name: &str| match auth.as_ref().map(|auth| &auth[name]) {
@@ -75,15 +81,25 @@ fn open(app: &App, socket: &SocketRef, auth: Option<Json>) -> Result<(Stream, Fo
     };
     let topic = app.topic(asked.topic.as_deref())?;
     let start: Start = asked.start(None)?;
-    let form = Form { door: Door::SocketIo, binary: asked.binary()? };
+    let form = Form {
+        door: Door::SocketIo,
+        binary: asked.binary()?,
+    };
     let name = topic.name.clone();
     Ok((Stream::new(topic, start, form), form, name))
 }
 
 async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     // The middleware has let it in with the same words.
-    let Ok((mut stream, form, topic)) = open(&app, &socket, auth) else { return };
-    let permit = socket.req_parts().extensions.get::<Permit>().copied().unwrap_or_default();
+    let Ok((mut stream, form, topic)) = open(&app, &socket, auth) else {
+        return;
+    };
+    let permit = socket
+        .req_parts()
+        .extensions
+        .get::<Permit>()
+        .copied()
+        .unwrap_or_default();
     let gone = CancellationToken::new();
     let (of, sid, told) = (app.clone(), socket.id.to_string(), gone.clone());
     socket.on_disconnect(move || {
@@ -127,7 +143,11 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
         _ = emit_all(&socket, &[bye], Instant::now() + LAST_WORD).await;
         tokio::time::sleep(LAST_WORD).await;
         app.sessions.cut(&socket, end.reason(), polls);
-    } else if let Some(reason) = app.sessions.connection(&socket).and_then(|connection| connection.cut_reason()) {
+    } else if let Some(reason) = app
+        .sessions
+        .connection(&socket)
+        .and_then(|connection| connection.cut_reason())
+    {
         open.reason = reason;
     }
 }
@@ -137,12 +157,21 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
 /// # Errors
 ///
 /// `None` when the client is gone, [`End::Slow`] when it took nothing until the deadline.
-async fn emit_all(socket: &SocketRef, frames: &[Frame], mut deadline: Instant) -> Result<(), Option<End>> {
+async fn emit_all(
+    socket: &SocketRef,
+    frames: &[Frame],
+    mut deadline: Instant,
+) -> Result<(), Option<End>> {
     for frame in frames {
-        let payload: &RawValue = serde_json::from_slice(&frame.bytes).expect("a frame of this door is one JSON value");
+        let payload: &RawValue =
+            serde_json::from_slice(&frame.bytes).expect("a frame of this door is one JSON value");
         while let Err(error) = socket.emit(frame.kind.name(), payload) {
             match error {
-                SendError::Socket(SocketError::InternalChannelFull) if Instant::now() < deadline => tokio::time::sleep(FULL).await,
+                SendError::Socket(SocketError::InternalChannelFull)
+                    if Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(FULL).await
+                }
                 SendError::Socket(SocketError::InternalChannelFull) => return Err(Some(End::Slow)),
                 error => {
                     tracing::debug!(%error, "socket.io client is gone");
@@ -177,7 +206,9 @@ impl Sessions {
         // Ids come from outside: what has no connection any more is forgotten.
         if sessions.len() >= 1024 && sessions.len().is_power_of_two() {
             let lately = |ended: Instant| ended.elapsed() < Duration::from_secs(60);
-            sessions.retain(|_, session| session.upgraded.strong_count() > 0 || session.ended.is_some_and(lately));
+            sessions.retain(|_, session| {
+                session.upgraded.strong_count() > 0 || session.ended.is_some_and(lately)
+            });
         }
         sessions.entry(sid.to_owned()).or_default().upgraded = Arc::downgrade(connection);
     }
@@ -185,7 +216,9 @@ impl Sessions {
     /// Whether a session was ended by us: its next request is answered so that the client opens a new one.
     pub fn has_ended(&self, sid: &str) -> bool {
         let mut sessions = self.lock();
-        let ended = sessions.get_mut(sid).filter(|session| session.ended.is_some());
+        let ended = sessions
+            .get_mut(sid)
+            .filter(|session| session.ended.is_some());
         ended.is_some_and(|session| !std::mem::take(&mut session.last_poll))
     }
 
@@ -224,8 +257,17 @@ impl Sessions {
         if socket.transport_type() != TransportType::Websocket {
             return None;
         }
-        let upgraded = self.lock().get(socket.id.as_str()).and_then(|session| session.upgraded.upgrade());
-        upgraded.or_else(|| socket.req_parts().extensions.get::<Arc<Connection>>().cloned())
+        let upgraded = self
+            .lock()
+            .get(socket.id.as_str())
+            .and_then(|session| session.upgraded.upgrade());
+        upgraded.or_else(|| {
+            socket
+                .req_parts()
+                .extensions
+                .get::<Arc<Connection>>()
+                .cloned()
+        })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Session>> {

@@ -26,19 +26,30 @@ use crate::stream::{End, Stream};
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
 /// Answers `GET /events`.
-pub fn answer(app: &App, asked: &Asked, headers: &HeaderMap, permit: Permit, connection: Option<Arc<Connection>>) -> Response {
+pub fn answer(
+    app: &App,
+    asked: &Asked,
+    headers: &HeaderMap,
+    permit: Permit,
+    connection: Option<Arc<Connection>>,
+) -> Response {
     let topic = match app.topic(asked.topic.as_deref()) {
         Ok(topic) => topic,
         Err(sentence) => return failure(StatusCode::NOT_FOUND, &sentence),
     };
     // What is not text in this header is no cursor of ours: garbled, not refused, since a 400 ends an EventSource for good.
-    let last_event_id = headers.get("last-event-id").map(|id| id.to_str().unwrap_or("?"));
+    let last_event_id = headers
+        .get("last-event-id")
+        .map(|id| id.to_str().unwrap_or("?"));
     let read = || Ok::<_, String>((asked.start(last_event_id)?, asked.json()?, asked.binary()?));
     let (start, json, binary) = match read() {
         Ok(read) => read,
         Err(sentence) => return failure(StatusCode::BAD_REQUEST, &sentence),
     };
-    let form = Form { door: if json { Door::SseJson } else { Door::SseText }, binary };
+    let form = Form {
+        door: if json { Door::SseJson } else { Door::SseText },
+        binary,
+    };
     let writer = Writer {
         stream: Stream::new(topic, start, form),
         form,
@@ -52,23 +63,35 @@ pub fn answer(app: &App, asked: &Asked, headers: &HeaderMap, permit: Permit, con
         ended: false,
     };
     let turn = Box::pin(app.drain.turn());
-    event_stream(warp::reply::stream(stream::unfold((writer, turn), |(mut writer, mut turn)| async move {
-        let block = writer.next(&mut turn).await?;
-        Some((Ok::<_, Infallible>(block), (writer, turn)))
-    })))
+    event_stream(warp::reply::stream(stream::unfold(
+        (writer, turn),
+        |(mut writer, mut turn)| async move {
+            let block = writer.next(&mut turn).await?;
+            Some((Ok::<_, Infallible>(block), (writer, turn)))
+        },
+    )))
 }
 
 /// An answer of one `bye`: an `EventSource` comes back after 200 and its own `retry`, and after nothing else.
 pub fn turn_away(end: &End) -> Response {
-    let form = Form { door: Door::SseText, binary: false };
+    let form = Form {
+        door: Door::SseText,
+        binary: false,
+    };
     event_stream(bye(end, "", form).to_vec())
 }
 
 fn event_stream(reply: impl Reply) -> Response {
     let mut response = reply.into_response();
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream; charset=utf-8"),
+    );
+    headers.insert(
+        CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, no-transform"),
+    );
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     // One stream per connection: who comes back over a kept-alive one would find the process that is leaving.
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -134,8 +157,11 @@ impl Writer {
         match &*self.batch.frames {
             [frame] => frame.bytes.clone(),
             frames => {
-                let mut block = BytesMut::with_capacity(frames.iter().map(|frame| frame.bytes.len()).sum());
-                frames.iter().for_each(|frame| block.extend_from_slice(&frame.bytes));
+                let mut block =
+                    BytesMut::with_capacity(frames.iter().map(|frame| frame.bytes.len()).sum());
+                frames
+                    .iter()
+                    .for_each(|frame| block.extend_from_slice(&frame.bytes));
                 block.freeze()
             }
         }
@@ -144,7 +170,11 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if let Some(reason) = self.connection.as_ref().and_then(|connection| connection.cut_reason()) {
+        if let Some(reason) = self
+            .connection
+            .as_ref()
+            .and_then(|connection| connection.cut_reason())
+        {
             self.open.reason = reason;
         }
     }

@@ -35,7 +35,8 @@ impl Asked {
     /// One sentence for the client.
     pub fn start(&self, last_event_id: Option<&str>) -> Result<Start, String> {
         // An empty value is what a client sends that has nothing yet.
-        let given = |value: Option<&str>| value.filter(|value| !value.is_empty()).map(str::to_owned);
+        let given =
+            |value: Option<&str>| value.filter(|value| !value.is_empty()).map(str::to_owned);
         if let Some(cursor) = given(last_event_id).or_else(|| given(self.after.as_deref())) {
             return Ok(Start::After(cursor));
         }
@@ -55,7 +56,12 @@ impl Asked {
 
     /// Whether server-sent events carry message objects.
     pub fn json(&self) -> Result<bool, String> {
-        choice("format", self.format.as_deref(), &[("json", true), ("text", false)], false)
+        choice(
+            "format",
+            self.format.as_deref(),
+            &[("json", true), ("text", false)],
+            false,
+        )
     }
 }
 
@@ -67,7 +73,9 @@ pub fn start_from(from: &str) -> Result<Start, String> {
     // A "+" that was not escaped in the URL arrives as a space.
     match from.replace(' ', "+").parse::<jiff::Timestamp>() {
         Ok(time) => Ok(Start::Time(time.as_millisecond())),
-        Err(_) => Err(format!("from is {from:?}; it must be \"earliest\" or a time such as 2026-01-31T12:00:00Z")),
+        Err(_) => Err(format!(
+            "from is {from:?}; it must be \"earliest\" or a time such as 2026-01-31T12:00:00Z"
+        )),
     }
 }
 
@@ -75,13 +83,25 @@ pub fn start_from(from: &str) -> Result<Start, String> {
 pub fn number(name: &str, value: &str, least: usize) -> Result<usize, String> {
     match value.parse() {
         Ok(number) if (least..=MOST).contains(&number) => Ok(number),
-        _ => Err(format!("{name} is {value:?}; it must be a number from {least} to {MOST}")),
+        _ => Err(format!(
+            "{name} is {value:?}; it must be a number from {least} to {MOST}"
+        )),
     }
 }
 
-fn choice(name: &str, value: Option<&str>, choices: &[(&str, bool)], default: bool) -> Result<bool, String> {
-    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(default) };
-    let found = choices.iter().find(|(choice, _)| *choice == value).map(|(_, meaning)| *meaning);
+fn choice(
+    name: &str,
+    value: Option<&str>,
+    choices: &[(&str, bool)],
+    default: bool,
+) -> Result<bool, String> {
+    let Some(value) = value.filter(|value| !value.is_empty()) else {
+        return Ok(default);
+    };
+    let found = choices
+        .iter()
+        .find(|(choice, _)| *choice == value)
+        .map(|(_, meaning)| *meaning);
     let names: Vec<&str> = choices.iter().map(|(choice, _)| *choice).collect();
     found.ok_or_else(|| format!("{name} is {value:?}; it must be {}", names.join(" or ")))
 }
@@ -92,22 +112,42 @@ mod tests {
 
     fn asked(after: &str, from: &str, last: &str) -> Asked {
         let given = |value: &str| (!value.is_empty()).then(|| value.to_owned());
-        Asked { after: given(after), from: given(from), last: given(last), ..Asked::default() }
+        Asked {
+            after: given(after),
+            from: given(from),
+            last: given(last),
+            ..Asked::default()
+        }
     }
 
     #[test]
     fn the_header_wins_over_after_that_over_from_that_over_last() {
-        assert_eq!(asked("b", "earliest", "3").start(Some("a")), Ok(Start::After("a".into())));
-        assert_eq!(asked("b", "nonsense", "3").start(None), Ok(Start::After("b".into())));
-        assert_eq!(asked("", "earliest", "900").start(Some("")), Ok(Start::Earliest));
+        assert_eq!(
+            asked("b", "earliest", "3").start(Some("a")),
+            Ok(Start::After("a".into()))
+        );
+        assert_eq!(
+            asked("b", "nonsense", "3").start(None),
+            Ok(Start::After("b".into()))
+        );
+        assert_eq!(
+            asked("", "earliest", "900").start(Some("")),
+            Ok(Start::Earliest)
+        );
         assert_eq!(asked("", "", "3").start(None), Ok(Start::Last(3)));
         assert_eq!(asked("", "", "").start(None), Ok(Start::Live));
     }
 
     #[test]
     fn a_time_is_rfc_3339_also_with_an_unescaped_plus() {
-        assert_eq!(start_from("1970-01-01T01:00:01+01:00"), Ok(Start::Time(1000)));
-        assert_eq!(start_from("1970-01-01T01:00:01 01:00"), Ok(Start::Time(1000)));
+        assert_eq!(
+            start_from("1970-01-01T01:00:01+01:00"),
+            Ok(Start::Time(1000))
+        );
+        assert_eq!(
+            start_from("1970-01-01T01:00:01 01:00"),
+            Ok(Start::Time(1000))
+        );
         assert!(start_from("yesterday").is_err_and(|error| error.contains("yesterday")));
     }
 
@@ -115,7 +155,12 @@ mod tests {
     fn last_is_at_most_500() {
         assert_eq!(asked("", "", "500").start(None), Ok(Start::Last(500)));
         for wrong in ["501", "-1", "x", "1.5"] {
-            assert!(asked("", "", wrong).start(None).is_err_and(|error| error.contains(wrong)), "{wrong}");
+            assert!(
+                asked("", "", wrong)
+                    .start(None)
+                    .is_err_and(|error| error.contains(wrong)),
+                "{wrong}"
+            );
         }
     }
 }

@@ -15,7 +15,10 @@ use crate::record::{Gap, Reason};
 use crate::start::Start;
 
 /// How much of a backlog is read from Kafka for one write.
-const REPLAY: Limit = Limit { events: 500, bytes: 256 << 10 };
+const REPLAY: Limit = Limit {
+    events: 500,
+    bytes: 256 << 10,
+};
 
 /// After a failed attempt to read Kafka.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -87,7 +90,10 @@ enum At {
     /// Nothing was sent yet.
     Begin(Start),
     /// What comes next is older than the ring, or Kafka must be asked whether the cursor is of this log.
-    Replay { vector: Box<Vector>, verified: bool },
+    Replay {
+        vector: Box<Vector>,
+        verified: bool,
+    },
     Ring(Place),
 }
 
@@ -97,13 +103,24 @@ impl Stream {
         let mut source = topic.source.clone();
         // So that a client that comes while Kafka is away hears of it at once.
         source.mark_changed();
-        Self { topic, form, at: At::Begin(start), head, source, said_down: false }
+        Self {
+            topic,
+            form,
+            at: At::Begin(start),
+            head,
+            source,
+            said_down: false,
+        }
     }
 
     /// The newest cursor: what the client has, once it has what was taken. Empty before the first.
     pub fn cursor(&self) -> String {
         match &self.at {
-            At::Begin(Start::After(cursor)) if Vector::decode(cursor, &self.topic.name).is_some() => cursor.clone(),
+            At::Begin(Start::After(cursor))
+                if Vector::decode(cursor, &self.topic.name).is_some() =>
+            {
+                cursor.clone()
+            }
             At::Begin(_) => String::new(),
             At::Replay { vector, .. } => vector.encode(&self.topic.name),
             At::Ring(place) => self.topic.feed.cursor(place),
@@ -127,7 +144,10 @@ impl Stream {
                 At::Replay { .. } => self.replay(batch).await,
                 At::Ring(place) => {
                     self.head.mark_unchanged();
-                    self.topic.feed.take(place, self.form, batch).map_err(|_| End::Slow)?;
+                    self.topic
+                        .feed
+                        .take(place, self.form, batch)
+                        .map_err(|_| End::Slow)?;
                     Step::News
                 }
             };
@@ -159,8 +179,16 @@ impl Stream {
                 None => {
                     self.enter(feed.live(), batch);
                     batch.gaps.push(Reason::UnknownCursor);
-                    let gap = Gap { reason: Reason::UnknownCursor, ranges: vec![] };
-                    batch.frames.push(encode::event(Kind::Gap, &self.cursor(), encode::gap_fields(&gap), self.form.door));
+                    let gap = Gap {
+                        reason: Reason::UnknownCursor,
+                        ranges: vec![],
+                    };
+                    batch.frames.push(encode::event(
+                        Kind::Gap,
+                        &self.cursor(),
+                        encode::gap_fields(&gap),
+                        self.form.door,
+                    ));
                     return Step::Next;
                 }
             },
@@ -169,14 +197,21 @@ impl Stream {
                     self.enter(place, batch);
                     return Step::Next;
                 }
-                let limit = Limit { events: count, ..crate::history::PAGE };
+                let limit = Limit {
+                    events: count,
+                    ..crate::history::PAGE
+                };
                 match log.backward(feed.head(), limit).await {
                     Ok(page) => page.before,
                     Err(error) => return self.not_yet(&error),
                 }
             }
             Start::Earliest => match log.ends(feed.head().0.len()).await {
-                Ok(ends) => Vector(ends.iter().map(|&(low, _)| crate::cursor::Position::at(low)).collect()),
+                Ok(ends) => Vector(
+                    ends.iter()
+                        .map(|&(low, _)| crate::cursor::Position::at(low))
+                        .collect(),
+                ),
                 Err(error) => return self.not_yet(&error),
             },
             Start::Time(time) => match log.at_time(time, feed.head()).await {
@@ -187,7 +222,12 @@ impl Stream {
         match feed.locate(&vector, false) {
             // The token is the client's own, not the ring's at that place: it names what the client has.
             Some(place) => self.at = At::Ring(place),
-            None => self.at = At::Replay { vector: Box::new(vector.clone()), verified: false },
+            None => {
+                self.at = At::Replay {
+                    vector: Box::new(vector.clone()),
+                    verified: false,
+                }
+            }
         }
         self.tell_start(&vector.encode(&self.topic.name), batch);
         Step::Next
@@ -200,13 +240,19 @@ impl Stream {
 
     fn tell_start(&self, cursor: &str, batch: &mut Batch) {
         let about = fields(json!({ "topic": self.topic.name }));
-        batch.frames.push(encode::event(Kind::Start, cursor, about, self.form.door));
+        batch
+            .frames
+            .push(encode::event(Kind::Start, cursor, about, self.form.door));
     }
 
     /// Takes a piece of what is older than the ring, or joins the ring.
     async fn replay(&mut self, batch: &mut Batch) -> Step {
-        let At::Replay { vector, verified } = &mut self.at else { return Step::Next };
-        let Topic { name, feed, log, .. } = &*self.topic;
+        let At::Replay { vector, verified } = &mut self.at else {
+            return Step::Next;
+        };
+        let Topic {
+            name, feed, log, ..
+        } = &*self.topic;
         if let Some(place) = feed.locate(vector, *verified) {
             self.at = At::Ring(place);
             return Step::Next;
@@ -217,11 +263,21 @@ impl Stream {
             match log.partitions().await {
                 Ok(partitions) if partitions < vector.0.len() => {
                     for partition in partitions..vector.0.len() {
-                        let gap = Gap::of(Reason::Recreated, partition, vector.get(partition).offset, None);
+                        let gap = Gap::of(
+                            Reason::Recreated,
+                            partition,
+                            vector.get(partition).offset,
+                            None,
+                        );
                         if vector.get(partition).offset > 0 {
                             vector.set(partition, Default::default());
                             batch.gaps.push(gap.reason);
-                            batch.frames.push(encode::event(Kind::Gap, &vector.encode(name), encode::gap_fields(&gap), self.form.door));
+                            batch.frames.push(encode::event(
+                                Kind::Gap,
+                                &vector.encode(name),
+                                encode::gap_fields(&gap),
+                                self.form.door,
+                            ));
                         }
                     }
                     vector.0.truncate(partitions);
@@ -233,7 +289,11 @@ impl Stream {
                     return Step::Later;
                 }
                 Err(error) => {
-                    tracing::debug!(topic = name, error = format!("{error:#}"), "cannot look at the topic");
+                    tracing::debug!(
+                        topic = name,
+                        error = format!("{error:#}"),
+                        "cannot look at the topic"
+                    );
                     return Step::Later;
                 }
             }
@@ -245,7 +305,9 @@ impl Stream {
                 for change in &page.changes {
                     vector.set(change.partition, change.next);
                     batch.count(change, false, self.form.binary);
-                    batch.frames.push(encode::change(change, &vector.encode(name), self.form));
+                    batch
+                        .frames
+                        .push(encode::change(change, &vector.encode(name), self.form));
                 }
                 **vector = page.after;
                 *verified = page.complete;
@@ -255,14 +317,22 @@ impl Stream {
                 if stuck { Step::Later } else { Step::Next }
             }
             Err(error) => {
-                tracing::debug!(topic = name, error = format!("{error:#}"), "cannot read what a client missed");
+                tracing::debug!(
+                    topic = name,
+                    error = format!("{error:#}"),
+                    "cannot read what a client missed"
+                );
                 Step::Later
             }
         }
     }
 
     fn not_yet(&self, error: &anyhow::Error) -> Step {
-        tracing::debug!(topic = self.topic.name, error = format!("{error:#}"), "cannot find where a client wants to start");
+        tracing::debug!(
+            topic = self.topic.name,
+            error = format!("{error:#}"),
+            "cannot find where a client wants to start"
+        );
         Step::Later
     }
 
@@ -278,12 +348,20 @@ impl Stream {
         };
         if std::mem::replace(&mut self.said_down, down) != down {
             let about = status_fields(down, since);
-            batch.frames.push(encode::event(Kind::Status, &self.cursor(), about, self.form.door));
+            batch.frames.push(encode::event(
+                Kind::Status,
+                &self.cursor(),
+                about,
+                self.form.door,
+            ));
         }
     }
 }
 
 fn status_fields(down: bool, since: SystemTime) -> Map<String, Json> {
-    let since = jiff::Timestamp::try_from(since).unwrap_or_default().round(jiff::Unit::Millisecond).unwrap_or_default();
+    let since = jiff::Timestamp::try_from(since)
+        .unwrap_or_default()
+        .round(jiff::Unit::Millisecond)
+        .unwrap_or_default();
     fields(json!({ "source": if down { "down" } else { "up" }, "since": since.to_string() }))
 }

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use hyper::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use hyper::header::{
+    CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
+};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{HeaderMap, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -46,19 +49,35 @@ pub fn answer(
     connection: Option<Arc<Connection>>,
     turned_away: Option<End>,
 ) -> Response {
-    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| headers.get(SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13"));
+    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| {
+        headers
+            .get(SEC_WEBSOCKET_VERSION)
+            .is_some_and(|version| version == "13")
+    });
     let (Some(upgrade), Some(key)) = (upgrade, key) else {
-        let mut response = failure(StatusCode::UPGRADE_REQUIRED, "this address speaks WebSocket (version 13)");
-        response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
-        response.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        let mut response = failure(
+            StatusCode::UPGRADE_REQUIRED,
+            "this address speaks WebSocket (version 13)",
+        );
+        response
+            .headers_mut()
+            .insert(UPGRADE, HeaderValue::from_static("websocket"));
+        response
+            .headers_mut()
+            .insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         return response;
     };
     let mut response = warp::reply().into_response();
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes())).expect("base64 is a header value");
+    let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()))
+        .expect("base64 is a header value");
     response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, accept);
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+    response
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    response
+        .headers_mut()
+        .insert(UPGRADE, HeaderValue::from_static("websocket"));
 
     let opened = match turned_away {
         Some(end) => Err(end),
@@ -68,13 +87,28 @@ pub fn answer(
     app.tasks.spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
         // The defaults are buffers of 128 KiB and messages of 64 MiB; a reader sends nothing that we wait for.
-        let config = WebSocketConfig::default().read_buffer_size(1 << 10).write_buffer_size(4 << 10).max_message_size(Some(4 << 10)).max_frame_size(Some(4 << 10));
-        let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
-        let form = Form { door: Door::Json, binary: false };
+        let config = WebSocketConfig::default()
+            .read_buffer_size(1 << 10)
+            .write_buffer_size(4 << 10)
+            .max_message_size(Some(4 << 10))
+            .max_frame_size(Some(4 << 10));
+        let mut socket =
+            WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config))
+                .await;
+        let form = Form {
+            door: Door::Json,
+            binary: false,
+        };
         match opened {
             Err(end) => close(&mut socket, &end, "", form).await,
             Ok((stream, form)) => {
-                let mut writer = Writer { stream, form, open: metrics.open(form.door), metrics, permit };
+                let mut writer = Writer {
+                    stream,
+                    form,
+                    open: metrics.open(form.door),
+                    metrics,
+                    permit,
+                };
                 writer.run(&mut socket, drain).await;
                 if let Some(reason) = connection.and_then(|connection| connection.cut_reason()) {
                     writer.open.reason = reason;
@@ -86,8 +120,14 @@ pub fn answer(
 }
 
 fn open(app: &App, asked: &Asked) -> Result<(Stream, Form), String> {
-    let form = Form { door: Door::Json, binary: asked.binary()? };
-    Ok((Stream::new(app.topic(asked.topic.as_deref())?, asked.start(None)?, form), form))
+    let form = Form {
+        door: Door::Json,
+        binary: asked.binary()?,
+    };
+    Ok((
+        Stream::new(app.topic(asked.topic.as_deref())?, asked.start(None)?, form),
+        form,
+    ))
 }
 
 struct Writer {
@@ -144,13 +184,21 @@ impl Writer {
 
     async fn too_big(&mut self, socket: &mut Socket) {
         self.open.reason = "too-big";
-        let frame = CloseFrame { code: CloseCode::Size, reason: Utf8Bytes::from_static("frames are at most 4 KiB") };
+        let frame = CloseFrame {
+            code: CloseCode::Size,
+            reason: Utf8Bytes::from_static("frames are at most 4 KiB"),
+        };
         _ = tokio::time::timeout(CLOSING, socket.close(Some(frame))).await;
     }
 }
 
 /// Writes all that was taken in one go.
-async fn write(socket: &mut Socket, batch: &mut Batch, form: Form, metrics: &Metrics) -> Result<(), Error> {
+async fn write(
+    socket: &mut Socket,
+    batch: &mut Batch,
+    form: Form,
+    metrics: &Metrics,
+) -> Result<(), Error> {
     for frame in &batch.frames {
         let text = Utf8Bytes::try_from(frame.bytes.clone()).expect("JSON is UTF-8");
         socket.feed(Message::Text(text)).await?;
@@ -164,7 +212,10 @@ async fn write(socket: &mut Socket, batch: &mut Batch, form: Form, metrics: &Met
 /// Says why, as far as the socket takes it, and closes.
 async fn close(socket: &mut Socket, end: &End, cursor: &str, form: Form) {
     let bye = Utf8Bytes::try_from(end.frame(cursor, retry(), form).bytes).expect("JSON is UTF-8");
-    let frame = CloseFrame { code: code(end), reason: Utf8Bytes::from_static(end.reason()) };
+    let frame = CloseFrame {
+        code: code(end),
+        reason: Utf8Bytes::from_static(end.reason()),
+    };
     _ = tokio::time::timeout(CLOSING, async {
         socket.feed(Message::Text(bye)).await?;
         socket.close(Some(frame)).await?;
@@ -176,7 +227,10 @@ async fn close(socket: &mut Socket, end: &End, cursor: &str, form: Form) {
 
 /// Sends the answer to the peer's close.
 async fn finish(socket: &mut Socket) {
-    _ = tokio::time::timeout(CLOSING, async { while let Some(Ok(_)) = socket.next().await {} }).await;
+    _ = tokio::time::timeout(CLOSING, async {
+        while let Some(Ok(_)) = socket.next().await {}
+    })
+    .await;
 }
 
 /// The close code of each end, as published in `docs/protocol.md`.

@@ -68,7 +68,10 @@ static PRODUCERS: Mutex<BTreeMap<String, FutureProducer>> = Mutex::new(BTreeMap:
 
 /// Forgets what the producers know of their topics, because a test has changed one.
 pub(crate) fn forget_topics(address: &str) {
-    PRODUCERS.lock().expect("no panic while it is held").remove(address);
+    PRODUCERS
+        .lock()
+        .expect("no panic while it is held")
+        .remove(address);
 }
 
 /// Produces `records`, keeping their order within each partition, and returns where each one went: (partition, offset).

@@ -24,7 +24,7 @@ def main(url, transports, auth="null"):
     for event in EVENTS:
         client.on(event, lambda payload, event=event: tell(event, payload))
     try:
-        client.connect(url, transports=transports.split(","), auth=json.loads(auth))
+        client.connect(url, transports=transports.split(","), auth=json.loads(auth), wait_timeout=20)
     except socketio.exceptions.ConnectionError as error:
         print(json.dumps({"event": "refused", "payload": str(error)}), flush=True)
         return

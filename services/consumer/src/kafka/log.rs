@@ -62,7 +62,13 @@ impl Log {
             .set("fetch.wait.max.ms", "10")
             .set("queued.max.messages.kbytes", "8192")
             .set("statistics.interval.ms", "0");
-        Self { topic, config, max_value, idle: Mutex::default(), permits: Arc::new(Semaphore::new(readers)) }
+        Self {
+            topic,
+            config,
+            max_value,
+            idle: Mutex::default(),
+            permits: Arc::new(Semaphore::new(readers)),
+        }
     }
 
     /// How many partitions the topic has.
@@ -72,7 +78,12 @@ impl Log {
 
     /// The first offset kept and the offset after the last, per partition.
     pub async fn ends(self: &Arc<Self>, partitions: usize) -> anyhow::Result<Vec<(i64, i64)>> {
-        self.read(move |log, reader| (0..partitions).map(|partition| log.watermarks(reader, partition)).collect()).await
+        self.read(move |log, reader| {
+            (0..partitions)
+                .map(|partition| log.watermarks(reader, partition))
+                .collect()
+        })
+        .await
     }
 
     /// Per partition, the first record at or after a time in ms since 1970; where there is none, `end`.
@@ -80,7 +91,9 @@ impl Log {
         self.read(move |log, reader| {
             let mut times = TopicPartitionList::new();
             for partition in 0..end.0.len() {
-                times.add_partition_offset(&log.topic, partition as i32, Offset::Offset(time)).context("cannot ask for a time")?;
+                times
+                    .add_partition_offset(&log.topic, partition as i32, Offset::Offset(time))
+                    .context("cannot ask for a time")?;
             }
             let found = reader
                 .offsets_for_times(times, PATIENCE)
@@ -97,7 +110,12 @@ impl Log {
     }
 
     /// Reads from one vector towards another. Checks that the log is still the one that `from` was taken from.
-    pub async fn forward(self: &Arc<Self>, from: Vector, until: Vector, limit: Limit) -> anyhow::Result<Page> {
+    pub async fn forward(
+        self: &Arc<Self>,
+        from: Vector,
+        until: Vector,
+        limit: Limit,
+    ) -> anyhow::Result<Page> {
         self.read(move |log, reader| {
             let mut ranges = Vec::new();
             for (partition, until) in until.0.iter().enumerate() {
@@ -129,14 +147,35 @@ impl Log {
                     .enumerate()
                     .map(|(partition, &(low, high, until))| {
                         let end = until.offset.min(high);
-                        let start = Position::at(end.saturating_sub(width).max(low).min(end.max(low)));
-                        Range { keep_newest: true, low, ..Range::new(partition, start, Position { offset: end, ..until }, false) }
+                        let start =
+                            Position::at(end.saturating_sub(width).max(low).min(end.max(low)));
+                        Range {
+                            keep_newest: true,
+                            low,
+                            ..Range::new(
+                                partition,
+                                start,
+                                Position {
+                                    offset: end,
+                                    ..until
+                                },
+                                false,
+                            )
+                        }
                     })
                     .collect();
                 log.fill(reader, &mut windows, limit)?;
-                let narrow = windows.iter().any(|window| !window.trimmed && window.start > window.low && window.found.len() < limit.events);
+                let narrow = windows.iter().any(|window| {
+                    !window.trimmed
+                        && window.start > window.low
+                        && window.found.len() < limit.events
+                });
                 if !narrow {
-                    let mut anew: Vec<Change> = windows.iter().zip(&ranges).filter_map(|(window, range)| window.other_log(range)).collect();
+                    let mut anew: Vec<Change> = windows
+                        .iter()
+                        .zip(&ranges)
+                        .filter_map(|(window, range)| window.other_log(range))
+                        .collect();
                     let mut page = merge_backward(before, windows, limit);
                     for change in &mut anew {
                         change.next = page.before.get(change.partition);
@@ -156,17 +195,32 @@ impl Log {
         work: impl FnOnce(&Self, &Reader) -> anyhow::Result<T> + Send + 'static,
     ) -> anyhow::Result<T> {
         let log = self.clone();
-        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let permit = self
+            .permits
+            .clone()
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
         tokio::task::spawn_blocking(move || {
             // Held until the reading ends, also when nobody waits for it any more.
             let _permit = permit;
-            let idle = log.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let idle = log
+                .idle
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop();
             let reader = match idle {
                 Some(reader) => reader,
-                None => log.config.create_with_context(Context::new()).context("cannot create a Kafka reader")?,
+                None => log
+                    .config
+                    .create_with_context(Context::new())
+                    .context("cannot create a Kafka reader")?,
             };
             let result = work(&log, &reader)?;
-            log.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+            log.idle
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(reader);
             Ok(result)
         })
         .await
@@ -174,10 +228,19 @@ impl Log {
     }
 
     fn count_partitions(&self, reader: &Reader) -> anyhow::Result<usize> {
-        let metadata = reader.fetch_metadata(Some(&self.topic), PATIENCE).context("cannot reach Kafka")?;
-        let topic = metadata.topics().first().with_context(|| format!("Kafka does not know topic {:?}", self.topic))?;
+        let metadata = reader
+            .fetch_metadata(Some(&self.topic), PATIENCE)
+            .context("cannot reach Kafka")?;
+        let topic = metadata
+            .topics()
+            .first()
+            .with_context(|| format!("Kafka does not know topic {:?}", self.topic))?;
         if let Some(error) = topic.error() {
-            bail!("cannot read topic {:?}: {}", self.topic, RDKafkaErrorCode::from(error));
+            bail!(
+                "cannot read topic {:?}: {}",
+                self.topic,
+                RDKafkaErrorCode::from(error)
+            );
         }
         Ok(topic.partitions().len())
     }
@@ -185,7 +248,12 @@ impl Log {
     fn watermarks(&self, reader: &Reader, partition: usize) -> anyhow::Result<(i64, i64)> {
         reader
             .fetch_watermarks(&self.topic, partition as i32, PATIENCE)
-            .with_context(|| format!("cannot find the ends of topic {:?}, partition {partition}", self.topic))
+            .with_context(|| {
+                format!(
+                    "cannot find the ends of topic {:?}, partition {partition}",
+                    self.topic
+                )
+            })
     }
 
     /// Reads all ranges at once, until each has reached its end or holds as much as a page may.
@@ -201,24 +269,36 @@ impl Log {
             if polled.is_some() {
                 deadline = Instant::now() + PATIENCE;
             } else if Instant::now() > deadline {
-                bail!("Kafka did not answer within {} s while topic {:?} was read", PATIENCE.as_secs(), self.topic);
+                bail!(
+                    "Kafka did not answer within {} s while topic {:?} was read",
+                    PATIENCE.as_secs(),
+                    self.topic
+                );
             }
             match polled {
                 None => {}
                 Some(Ok(message)) => {
                     let change = change(&message, self.max_value);
-                    if let Some(range) = ranges.iter_mut().find(|range| range.partition == change.partition && !range.done) {
-                        if range.take(&change, message_time(&message), limit.events, share) == Taken::OtherLog {
-                            self.begin_anew(reader, range)?;
-                            self.assign(reader, ranges)?;
-                        }
+                    if let Some(range) = ranges
+                        .iter_mut()
+                        .find(|range| range.partition == change.partition && !range.done)
+                        && range.take(&change, message_time(&message), limit.events, share)
+                            == Taken::OtherLog
+                    {
+                        self.begin_anew(reader, range)?;
+                        self.assign(reader, ranges)?;
                     }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    if let Some(range) = ranges.iter_mut().find(|range| range.partition == partition as usize && !range.done) {
+                    if let Some(range) = ranges
+                        .iter_mut()
+                        .find(|range| range.partition == partition as usize && !range.done)
+                    {
                         range.done = true;
                         // The end was reached and the record before the position was not there: is the log shorter now?
-                        if range.verify && self.watermarks(reader, range.partition)?.1 < range.from.offset {
+                        if range.verify
+                            && self.watermarks(reader, range.partition)?.1 < range.from.offset
+                        {
                             self.begin_anew(reader, range)?;
                             self.assign(reader, ranges)?;
                         }
@@ -231,19 +311,29 @@ impl Log {
                     self.assign(reader, ranges)?;
                 }
                 // librdkafka goes on by itself after these; the deadline bounds how long.
-                Some(Err(error)) => tracing::debug!(topic = self.topic, %error, "error while a range of the log was read"),
+                Some(Err(error)) => {
+                    tracing::debug!(topic = self.topic, %error, "error while a range of the log was read")
+                }
             }
         }
-        reader.unassign().context("cannot end the reading of a range")
+        reader
+            .unassign()
+            .context("cannot end the reading of a range")
     }
 
     fn assign(&self, reader: &Reader, ranges: &[Range]) -> anyhow::Result<()> {
         let mut list = TopicPartitionList::new();
         for range in ranges.iter().filter(|range| !range.done) {
-            list.add_partition_offset(&self.topic, range.partition as i32, Offset::Offset(range.next_fetch()))
-                .context("cannot assign a partition")?;
+            list.add_partition_offset(
+                &self.topic,
+                range.partition as i32,
+                Offset::Offset(range.next_fetch()),
+            )
+            .context("cannot assign a partition")?;
         }
-        reader.assign(&list).with_context(|| format!("cannot assign the partitions of topic {:?}", self.topic))
+        reader
+            .assign(&list)
+            .with_context(|| format!("cannot assign the partitions of topic {:?}", self.topic))
     }
 
     /// An offset was out of range: finds out whether it was this range's, and why.
@@ -258,7 +348,12 @@ impl Log {
         }
         range.verify = false;
         if range.position.offset < low {
-            let gap = Gap::of(Reason::Retention, range.partition, range.position.offset, Some(low));
+            let gap = Gap::of(
+                Reason::Retention,
+                range.partition,
+                range.position.offset,
+                Some(low),
+            );
             range.jump(gap, Position::at(low));
         }
         range.done = range.position.offset >= range.until.offset;
@@ -270,7 +365,10 @@ impl Log {
         let (low, high) = self.watermarks(reader, range.partition)?;
         range.found.clear();
         range.verify = false;
-        range.jump(Gap::of(Reason::Recreated, range.partition, range.from.offset, None), Position::at(low));
+        range.jump(
+            Gap::of(Reason::Recreated, range.partition, range.from.offset, None),
+            Position::at(low),
+        );
         range.until = Position::at(high);
         range.done = low >= high;
         Ok(())
@@ -347,7 +445,9 @@ impl Range {
         self.position = change.next;
         self.found.push_back((time, change.clone()));
         self.done = offset + 1 >= self.until.offset;
-        let full = |range: &Self| range.found.len() > events || (range.bytes > bytes && range.found.len() > 1);
+        let full = |range: &Self| {
+            range.found.len() > events || (range.bytes > bytes && range.found.len() > 1)
+        };
         if self.keep_newest {
             while full(self) {
                 let (_, dropped) = self.found.pop_front().expect("a full range is not empty");
@@ -363,35 +463,67 @@ impl Range {
 
     /// The gap to tell when the log that is read backward is not the one of which the page's cursor speaks.
     fn other_log(&self, &(_, high, until): &(i64, i64, Position)) -> Option<Change> {
-        let last = self.found.back().filter(|(_, change)| change.next.offset == until.offset);
-        let other = until.offset > high || last.is_some_and(|(_, change)| !until.agrees(change.next));
+        let last = self
+            .found
+            .back()
+            .filter(|(_, change)| change.next.offset == until.offset);
+        let other =
+            until.offset > high || last.is_some_and(|(_, change)| !until.agrees(change.next));
         let gap = Gap::of(Reason::Recreated, self.partition, until.offset, None);
-        other.then(|| Change { partition: self.partition, next: until, what: What::Gap(gap) })
+        other.then_some(Change {
+            partition: self.partition,
+            next: until,
+            what: What::Gap(gap),
+        })
     }
 
     fn jump(&mut self, gap: Gap, to: Position) {
         self.position = to;
         // Before whatever follows it: a gap is told as soon as it is known.
-        self.found.push_back((i64::MIN, Change { partition: self.partition, next: to, what: What::Gap(gap) }));
+        self.found.push_back((
+            i64::MIN,
+            Change {
+                partition: self.partition,
+                next: to,
+                what: What::Gap(gap),
+            },
+        ));
     }
 }
 
 /// Takes the oldest event of all partitions, again and again, as long as it is certain which one that is.
 fn merge_forward(from: Vector, mut ranges: Vec<Range>, limit: Limit) -> Page {
-    let mut page = Page { after: from.clone(), before: from, ..Page::default() };
+    let mut page = Page {
+        after: from.clone(),
+        before: from,
+        ..Page::default()
+    };
     let mut bytes = 0;
     while page.changes.len() < limit.events && bytes < limit.bytes {
-        if ranges.iter().any(|range| range.trimmed && range.found.is_empty()) {
+        if ranges
+            .iter()
+            .any(|range| range.trimmed && range.found.is_empty())
+        {
             break;
         }
-        let oldest = ranges.iter_mut().filter(|range| !range.found.is_empty()).min_by_key(|range| (range.found[0].0, range.partition));
-        let Some((_, change)) = oldest.and_then(|range| range.found.pop_front()) else { break };
+        let oldest = ranges
+            .iter_mut()
+            .filter(|range| !range.found.is_empty())
+            .min_by_key(|range| (range.found[0].0, range.partition));
+        let Some((_, change)) = oldest.and_then(|range| range.found.pop_front()) else {
+            break;
+        };
         bytes += change.weight();
         page.after.set(change.partition, change.next);
         page.changes.push(change);
     }
-    page.complete = ranges.iter().all(|range| range.found.is_empty() && !range.trimmed);
-    for range in ranges.iter().filter(|range| range.found.is_empty() && !range.trimmed) {
+    page.complete = ranges
+        .iter()
+        .all(|range| range.found.is_empty() && !range.trimmed);
+    for range in ranges
+        .iter()
+        .filter(|range| range.found.is_empty() && !range.trimmed)
+    {
         // Nothing deliverable is left before the end: what lies between is compacted, aborted or a marker.
         if page.after.get(range.partition).offset < range.until.offset {
             page.after.set(range.partition, range.until);
@@ -402,28 +534,49 @@ fn merge_forward(from: Vector, mut ranges: Vec<Range>, limit: Limit) -> Page {
 
 /// Takes the newest event of all partitions, again and again, as long as it is certain which one that is.
 fn merge_backward(before: Vector, mut ranges: Vec<Range>, limit: Limit) -> Page {
-    let mut page = Page { before: before.clone(), after: before, ..Page::default() };
+    let mut page = Page {
+        before: before.clone(),
+        after: before,
+        ..Page::default()
+    };
     for range in &ranges {
-        let seen = range.found.back().map_or(Position::at(range.start), |(_, change)| change.next);
+        let seen = range
+            .found
+            .back()
+            .map_or(Position::at(range.start), |(_, change)| change.next);
         page.before.set(range.partition, seen);
     }
     let mut bytes = 0;
     while page.changes.len() < limit.events && bytes < limit.bytes {
-        if ranges.iter().any(|range| range.found.is_empty() && (range.trimmed || range.start > range.low)) {
+        if ranges
+            .iter()
+            .any(|range| range.found.is_empty() && (range.trimmed || range.start > range.low))
+        {
             break;
         }
         let newest = ranges
             .iter_mut()
             .filter(|range| !range.found.is_empty())
             .max_by_key(|range| (range.found.back().map(|(time, _)| *time), range.partition));
-        let Some((range, (_, change))) = newest.and_then(|range| range.found.pop_back().map(|change| (range, change))) else { break };
+        let Some((range, (_, change))) =
+            newest.and_then(|range| range.found.pop_back().map(|change| (range, change)))
+        else {
+            break;
+        };
         bytes += change.weight();
-        let previous = range.found.back().map_or(Position::at(change.next.offset - 1), |(_, change)| change.next);
+        let previous = range
+            .found
+            .back()
+            .map_or(Position::at(change.next.offset - 1), |(_, change)| {
+                change.next
+            });
         page.before.set(change.partition, previous);
         page.changes.push(change);
     }
     page.changes.reverse();
-    page.from_start = ranges.iter().all(|range| range.found.is_empty() && !range.trimmed && range.start <= range.low);
+    page.from_start = ranges
+        .iter()
+        .all(|range| range.found.is_empty() && !range.trimmed && range.start <= range.low);
     page
 }
 

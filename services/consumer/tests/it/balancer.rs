@@ -22,7 +22,9 @@ impl Balancer {
             while let Ok((mut client, from)) = listener.accept().await {
                 let backend = {
                     let backends = shared.lock().expect("no panic");
-                    let SocketAddr::V4(from) = from else { unreachable!("listens on IPv4") };
+                    let SocketAddr::V4(from) = from else {
+                        unreachable!("listens on IPv4")
+                    };
                     backends[usize::from(from.ip().octets()[3]) % backends.len()]
                 };
                 tokio::spawn(async move {

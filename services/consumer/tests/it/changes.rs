@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use herald_testing::{
-    Broker, Outcome, Record, add_partitions, create_topic, delete_records_before, delete_topic, eventually, kafka, produce, produce_in_transaction,
-    random_topic, read_all,
+    Broker, Outcome, Record, add_partitions, create_topic, delete_records_before, delete_topic,
+    eventually, kafka, produce, produce_in_transaction, random_topic, read_all,
 };
 
 use crate::client::{Client, TRANSPORTS, Transport};
@@ -13,7 +13,9 @@ use crate::reader::{Followers, Reader, places};
 use crate::replica::Replica;
 
 fn numbered(range: std::ops::Range<i64>, partitions: i64) -> Vec<Record> {
-    range.map(|n| Record::new((n % partitions) as i32, format!("{n}"))).collect()
+    range
+        .map(|n| Record::new((n % partitions) as i32, format!("{n}")))
+        .collect()
 }
 
 /// A reader that has read so many messages and then lost its line.
@@ -35,14 +37,21 @@ async fn records_that_kafka_deleted_are_a_retention_gap_with_exact_ranges() {
         produce(&kafka, &topic, &numbered(0..200, 2)).await;
         let replica = Replica::start(&kafka, &topic, &["--ring-messages", "10"]).await;
         let mut reader = read(&replica, &topic, transport, 20).await;
-        let position = consumer::cursor::Vector::decode(reader.cursor.as_ref().unwrap(), &topic).unwrap().get(1).offset;
+        let position = consumer::cursor::Vector::decode(reader.cursor.as_ref().unwrap(), &topic)
+            .unwrap()
+            .get(1)
+            .offset;
         delete_records_before(&kafka, &topic, 1, 60).await;
         let left = places(&read_all(&kafka, &topic).await);
         let mut records = left.clone();
         records.extend((0..60).map(|offset| (1, offset)));
         reader.read_all(replica.public, transport, &records).await;
         reader.check(&records);
-        assert_eq!(reader.gaps, [("retention".to_owned(), 1, position, Some(60))], "{transport:?}");
+        assert_eq!(
+            reader.gaps,
+            [("retention".to_owned(), 1, position, Some(60))],
+            "{transport:?}"
+        );
     }
 }
 
@@ -58,7 +67,9 @@ async fn made_anew(records: std::ops::Range<i64>) {
     eventually(Duration::from_secs(10), "all to be connected", async || {
         let mut open = 0.0;
         for transport in ["sse", "websocket", "socketio"] {
-            open += replica.metric(&format!("herald_streams{{transport=\"{transport}\"}}")).await;
+            open += replica
+                .metric(&format!("herald_streams{{transport=\"{transport}\"}}"))
+                .await;
         }
         open >= 4.0
     })
@@ -72,22 +83,51 @@ async fn made_anew(records: std::ops::Range<i64>) {
     let records = places(&read_all(&kafka, &topic).await);
     followers.have(records.len()).await;
     for reader in followers.finish(&records).await {
-        let told: Vec<_> = reader.gaps.iter().map(|(reason, partition, from, to)| (reason.as_str(), *partition, *from, *to)).collect();
-        assert_eq!(told.iter().copied().collect::<BTreeSet<_>>(), [("recreated", 0, 11, None), ("recreated", 1, 11, None)].into(), "told live");
+        let told: Vec<_> = reader
+            .gaps
+            .iter()
+            .map(|(reason, partition, from, to)| (reason.as_str(), *partition, *from, *to))
+            .collect();
+        assert_eq!(
+            told.iter().copied().collect::<BTreeSet<_>>(),
+            [("recreated", 0, 11, None), ("recreated", 1, 11, None)].into(),
+            "told live"
+        );
         assert_eq!(told.len(), 2, "each told once");
     }
     gone.awaited_gaps = 2;
-    gone.read_all(replica.public, Transport::WebSocket, &records).await;
+    gone.read_all(replica.public, Transport::WebSocket, &records)
+        .await;
     gone.check(&records);
-    assert!(gone.gaps.iter().all(|(reason, ..)| reason == "recreated"), "{:?}", gone.gaps);
+    assert!(
+        gone.gaps.iter().all(|(reason, ..)| reason == "recreated"),
+        "{:?}",
+        gone.gaps
+    );
     // And at a replica that never saw the old log.
     let fresh = Replica::start(&kafka, &topic, &["--ring-messages", "5"]).await;
     let mut other = Reader::new(&topic);
     other.awaited_gaps = 2;
-    other.cursor = Some(consumer::cursor::Vector(vec![consumer::cursor::Position::after(9, Some(1), Some(b"old")); 2]).encode(&topic));
-    other.read_all(fresh.public, Transport::SocketIo, &records).await;
+    other.cursor = Some(
+        consumer::cursor::Vector(vec![
+            consumer::cursor::Position::after(
+                9,
+                Some(1),
+                Some(b"old")
+            );
+            2
+        ])
+        .encode(&topic),
+    );
+    other
+        .read_all(fresh.public, Transport::SocketIo, &records)
+        .await;
     other.check(&records);
-    assert!(other.gaps.iter().all(|(reason, ..)| reason == "recreated") && other.gaps.len() == 2, "{:?}", other.gaps);
+    assert!(
+        other.gaps.iter().all(|(reason, ..)| reason == "recreated") && other.gaps.len() == 2,
+        "{:?}",
+        other.gaps
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -109,7 +149,8 @@ async fn a_garbled_or_foreign_cursor_is_told_and_strands_nobody() {
     let foreign = consumer::cursor::Vector::default().encode("another-topic");
     for cursor in ["nonsense", "AAAA", &foreign, "..", &"A".repeat(5000)] {
         for transport in TRANSPORTS {
-            let mut client = Client::connect(replica.public, transport, &[("after", cursor.to_owned())]);
+            let mut client =
+                Client::connect(replica.public, transport, &[("after", cursor.to_owned())]);
             let mut reader = Reader::new(&topic);
             while reader.heard.is_empty() {
                 reader.take(&client.next().await.expect("the stream goes on"));
@@ -139,7 +180,8 @@ async fn partitions_that_are_added_are_read_from_their_start() {
     followers.finish(&records).await;
     // A replica that has known three from the start, and one whose cursor knows one.
     let fresh = Replica::start(&kafka, &topic, &["--ring-messages", "5"]).await;
-    gone.read_all(fresh.public, Transport::Polling, &records).await;
+    gone.read_all(fresh.public, Transport::Polling, &records)
+        .await;
     gone.check(&records);
     assert_eq!(gone.gaps, []);
 }
@@ -150,7 +192,13 @@ async fn transactions_committed_and_aborted_make_no_gap() {
     let topic = random_topic("transactions");
     create_topic(&kafka, &topic, 2, &[]).await;
     for round in 0..5 {
-        produce_in_transaction(&kafka, &topic, &numbered(round * 10..round * 10 + 6, 2), Outcome::Commit).await;
+        produce_in_transaction(
+            &kafka,
+            &topic,
+            &numbered(round * 10..round * 10 + 6, 2),
+            Outcome::Commit,
+        )
+        .await;
         produce_in_transaction(&kafka, &topic, &numbered(0..4, 2), Outcome::Abort).await;
     }
     // The log ends on what nobody is to see.
@@ -166,7 +214,17 @@ async fn transactions_committed_and_aborted_make_no_gap() {
     let records = places(&read_all(&kafka, &topic).await);
     assert_eq!(records.len(), 40);
     for (transport, mut reader) in readers {
-        reader.read_all(if transport == Transport::Sse { large.public } else { small.public }, transport, &records).await;
+        reader
+            .read_all(
+                if transport == Transport::Sse {
+                    large.public
+                } else {
+                    small.public
+                },
+                transport,
+                &records,
+            )
+            .await;
         reader.check(&records);
         assert_eq!(reader.gaps, [], "{transport:?}");
     }
@@ -177,20 +235,44 @@ async fn transactions_committed_and_aborted_make_no_gap() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compacted_topic_makes_no_gap() {
-    let Some(broker) = Broker::start_with(&[("log.cleaner.backoff.ms", "100"), ("log.cleaner.delete.retention.ms", "100")]).await else { return };
+    let Some(broker) = Broker::start_with(&[
+        ("log.cleaner.backoff.ms", "100"),
+        ("log.cleaner.delete.retention.ms", "100"),
+    ])
+    .await
+    else {
+        return;
+    };
     let topic = random_topic("compacted");
-    let settings = [("cleanup.policy", "compact"), ("segment.ms", "200"), ("min.cleanable.dirty.ratio", "0.01"), ("min.compaction.lag.ms", "0")];
+    let settings = [
+        ("cleanup.policy", "compact"),
+        ("segment.ms", "200"),
+        ("min.cleanable.dirty.ratio", "0.01"),
+        ("min.compaction.lag.ms", "0"),
+    ];
     create_topic(broker.address(), &topic, 1, &settings).await;
-    let keyed = |n: i64| Record { key: Some(format!("k{}", n % 5).into_bytes()), ..Record::new(0, format!("{n}")) };
-    produce(broker.address(), &topic, &(0..100).map(keyed).collect::<Vec<_>>()).await;
+    let keyed = |n: i64| Record {
+        key: Some(format!("k{}", n % 5).into_bytes()),
+        ..Record::new(0, format!("{n}"))
+    };
+    produce(
+        broker.address(),
+        &topic,
+        &(0..100).map(keyed).collect::<Vec<_>>(),
+    )
+    .await;
     let replica = Replica::start(broker.address(), &topic, &["--ring-messages", "2"]).await;
     let mut reader = read(&replica, &topic, Transport::Sse, 40).await;
-    eventually(Duration::from_secs(60), "the log to be compacted", async || {
-        // Only what is not in the newest segment is compacted.
-        produce(broker.address(), &topic, &[keyed(0)]).await;
-        tokio::time::sleep(Duration::from_millis(250)).await;
-        read_all(broker.address(), &topic).await.len() < 30
-    })
+    eventually(
+        Duration::from_secs(60),
+        "the log to be compacted",
+        async || {
+            // Only what is not in the newest segment is compacted.
+            produce(broker.address(), &topic, &[keyed(0)]).await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            read_all(broker.address(), &topic).await.len() < 30
+        },
+    )
     .await;
     let records = read_all(broker.address(), &topic).await;
     let last = records.last().expect("records").offset;
@@ -203,7 +285,22 @@ async fn a_compacted_topic_makes_no_gap() {
     }
     assert_eq!(reader.gaps, []);
     let (status, page) = replica.get("/messages?limit=500").await;
-    let texts = |messages: &serde_json::Value| messages.as_array().map(|list| list.iter().map(|one| one["offset"].as_i64().unwrap()).collect::<Vec<_>>());
-    assert_eq!((status, texts(&page["messages"])), (200, Some(records.iter().map(|record| record.offset).collect())));
-    assert_eq!((&page["before"], &page["gaps"]), (&serde_json::Value::Null, &serde_json::json!([])));
+    let texts = |messages: &serde_json::Value| {
+        messages.as_array().map(|list| {
+            list.iter()
+                .map(|one| one["offset"].as_i64().unwrap())
+                .collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(
+        (status, texts(&page["messages"])),
+        (
+            200,
+            Some(records.iter().map(|record| record.offset).collect())
+        )
+    );
+    assert_eq!(
+        (&page["before"], &page["gaps"]),
+        (&serde_json::Value::Null, &serde_json::json!([]))
+    );
 }

@@ -21,7 +21,12 @@ pub enum Transport {
     Polling,
 }
 
-pub const TRANSPORTS: [Transport; 4] = [Transport::Sse, Transport::WebSocket, Transport::SocketIo, Transport::Polling];
+pub const TRANSPORTS: [Transport; 4] = [
+    Transport::Sse,
+    Transport::WebSocket,
+    Transport::SocketIo,
+    Transport::Polling,
+];
 
 /// An open stream of events, each the JSON object of the protocol with `type`.
 pub struct Client {
@@ -37,10 +42,17 @@ impl Drop for Client {
 
 impl Client {
     /// Connects with these parameters: `[("after", cursor)]`.
-    pub fn connect(address: SocketAddr, transport: Transport, parameters: &[(&str, String)]) -> Self {
+    pub fn connect(
+        address: SocketAddr,
+        transport: Transport,
+        parameters: &[(&str, String)],
+    ) -> Self {
         // A client that does not read is a client whose buffers are full: the channel holds only a few.
         let (sender, events) = mpsc::channel(16);
-        let parameters: Vec<(String, String)> = parameters.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let parameters: Vec<(String, String)> = parameters
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()))
+            .collect();
         let task = tokio::spawn(async move {
             // When the line breaks the channel closes; that is all a client sees too.
             _ = match transport {
@@ -63,7 +75,10 @@ type Events = mpsc::Sender<Json>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn query(parameters: &[(String, String)]) -> String {
-    parameters.iter().map(|(name, value)| format!("&{name}={}", value.replace('+', "%2B"))).collect()
+    parameters
+        .iter()
+        .map(|(name, value)| format!("&{name}={}", value.replace('+', "%2B")))
+        .collect()
 }
 
 async fn open(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>, Failure> {
@@ -72,13 +87,24 @@ async fn open(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>, Failure> 
     Ok(sender)
 }
 
-async fn send(sender: &mut SendRequest<Full<Bytes>>, method: &str, path: &str, body: String) -> Result<hyper::Response<Incoming>, Failure> {
-    let request = Request::builder().method(method).uri(path).header("host", "herald").body(Full::from(body))?;
+async fn send(
+    sender: &mut SendRequest<Full<Bytes>>,
+    method: &str,
+    path: &str,
+    body: String,
+) -> Result<hyper::Response<Incoming>, Failure> {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "herald")
+        .body(Full::from(body))?;
     Ok(sender.send_request(request).await?)
 }
 
 async fn body(response: hyper::Response<Incoming>) -> Result<String, Failure> {
-    Ok(String::from_utf8(response.into_body().collect().await?.to_bytes().to_vec())?)
+    Ok(String::from_utf8(
+        response.into_body().collect().await?.to_bytes().to_vec(),
+    )?)
 }
 
 /// Status and body of an address.
@@ -88,19 +114,31 @@ pub async fn get(address: SocketAddr, path: &str) -> Result<(u16, String), Failu
     Ok((response.status().as_u16(), body(response).await?))
 }
 
-async fn sse(address: SocketAddr, parameters: &[(String, String)], events: &Events) -> Result<(), Failure> {
+async fn sse(
+    address: SocketAddr,
+    parameters: &[(String, String)],
+    events: &Events,
+) -> Result<(), Failure> {
     let mut sender = open(address).await?;
     let path = format!("/events?format=json{}", query(parameters));
-    let mut stream = send(&mut sender, "GET", &path, String::new()).await?.into_body();
+    let mut stream = send(&mut sender, "GET", &path, String::new())
+        .await?
+        .into_body();
     let mut text = String::new();
     while let Some(frame) = stream.frame().await {
-        text.push_str(std::str::from_utf8(&frame?.into_data().unwrap_or_default())?);
+        text.push_str(std::str::from_utf8(
+            &frame?.into_data().unwrap_or_default(),
+        )?);
         while let Some((block, rest)) = text.split_once("\n\n") {
             let data = block.lines().find_map(|line| line.strip_prefix("data: "));
             let id = block.lines().find_map(|line| line.strip_prefix("id: "));
             if let Some(data) = data {
                 let event: Json = serde_json::from_str(data)?;
-                assert_eq!(event["cursor"].as_str(), id, "the id of an event is its cursor");
+                assert_eq!(
+                    event["cursor"].as_str(),
+                    id,
+                    "the id of an event is its cursor"
+                );
                 events.send(event).await?;
             }
             text = rest.to_owned();
@@ -109,13 +147,22 @@ async fn sse(address: SocketAddr, parameters: &[(String, String)], events: &Even
     Ok(())
 }
 
-async fn websocket(address: SocketAddr, parameters: &[(String, String)], events: &Events) -> Result<(), Failure> {
+async fn websocket(
+    address: SocketAddr,
+    parameters: &[(String, String)],
+    events: &Events,
+) -> Result<(), Failure> {
     let url = format!("ws://{address}/ws?{}", query(parameters));
-    let (mut socket, _) = tokio_tungstenite::client_async(url, TcpStream::connect(address).await?).await?;
+    let (mut socket, _) =
+        tokio_tungstenite::client_async(url, TcpStream::connect(address).await?).await?;
     while let Some(message) = socket.next().await {
         match message? {
             Message::Text(text) => events.send(serde_json::from_str(&text)?).await?,
-            Message::Close(Some(frame)) => events.send(json!({ "type": "close", "code": u16::from(frame.code) })).await?,
+            Message::Close(Some(frame)) => {
+                events
+                    .send(json!({ "type": "close", "code": u16::from(frame.code) }))
+                    .await?
+            }
             _ => {}
         }
     }
@@ -131,7 +178,9 @@ async fn packet(packet: &str, connect: &str, events: &Events) -> Result<Option<S
         return Ok(Some("3".into()));
     }
     if let Some(event) = packet.strip_prefix("42") {
-        let Json::Array(mut event) = serde_json::from_str(event)? else { return Err("no array".into()) };
+        let Json::Array(mut event) = serde_json::from_str(event)? else {
+            return Err("no array".into());
+        };
         let mut payload = event.remove(1);
         payload["type"] = event.remove(0);
         events.send(payload).await?;
@@ -140,18 +189,31 @@ async fn packet(packet: &str, connect: &str, events: &Events) -> Result<Option<S
         return Err("the server closed the session".into());
     }
     if let Some(error) = packet.strip_prefix("44") {
-        events.send(json!({ "type": "connect_error", "error": error })).await?;
+        events
+            .send(json!({ "type": "connect_error", "error": error }))
+            .await?;
     }
     Ok(None)
 }
 
 fn auth(parameters: &[(String, String)]) -> String {
-    Json::Object(parameters.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect()).to_string()
+    Json::Object(
+        parameters
+            .iter()
+            .map(|(name, value)| (name.clone(), value.as_str().into()))
+            .collect(),
+    )
+    .to_string()
 }
 
-async fn socketio(address: SocketAddr, parameters: &[(String, String)], events: &Events) -> Result<(), Failure> {
+async fn socketio(
+    address: SocketAddr,
+    parameters: &[(String, String)],
+    events: &Events,
+) -> Result<(), Failure> {
     let url = format!("ws://{address}/socket.io/?EIO=4&transport=websocket");
-    let (mut socket, _) = tokio_tungstenite::client_async(url, TcpStream::connect(address).await?).await?;
+    let (mut socket, _) =
+        tokio_tungstenite::client_async(url, TcpStream::connect(address).await?).await?;
     while let Some(message) = socket.next().await {
         if let Message::Text(text) = message?
             && let Some(answer) = packet(&text, &auth(parameters), events).await?
@@ -162,7 +224,11 @@ async fn socketio(address: SocketAddr, parameters: &[(String, String)], events: 
     Ok(())
 }
 
-async fn polling(address: SocketAddr, parameters: &[(String, String)], events: &Events) -> Result<(), Failure> {
+async fn polling(
+    address: SocketAddr,
+    parameters: &[(String, String)],
+    events: &Events,
+) -> Result<(), Failure> {
     let (mut reading, mut writing) = (open(address).await?, open(address).await?);
     let mut path = "/socket.io/?EIO=4&transport=polling".to_owned();
     loop {

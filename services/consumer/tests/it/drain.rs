@@ -14,7 +14,14 @@ async fn three_hundred_clients_move_to_the_other_replica() {
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("drain");
     create_topic(&kafka, &topic, 3, &[]).await;
-    let options = ["--drain-delay", "2s", "--drain-window", "4s", "--shutdown-grace", "12s"];
+    let options = [
+        "--drain-delay",
+        "2s",
+        "--drain-window",
+        "4s",
+        "--shutdown-grace",
+        "12s",
+    ];
     let mut first = Replica::start(&kafka, &topic, &options).await;
     let second = Replica::start(&kafka, &topic, &options).await;
     let balancer = Balancer::start(&[first.public]).await;
@@ -22,16 +29,28 @@ async fn three_hundred_clients_move_to_the_other_replica() {
     let streams = async |replica: &Replica| {
         let mut open = 0.0;
         for transport in ["sse", "websocket", "socketio"] {
-            open += replica.metric(&format!("herald_streams{{transport=\"{transport}\"}}")).await;
+            open += replica
+                .metric(&format!("herald_streams{{transport=\"{transport}\"}}"))
+                .await;
         }
         open
     };
-    eventually(Duration::from_secs(30), "300 clients to be connected", async || streams(&first).await >= 300.0).await;
+    eventually(
+        Duration::from_secs(30),
+        "300 clients to be connected",
+        async || streams(&first).await >= 300.0,
+    )
+    .await;
     let publishing = {
         let (kafka, topic) = (kafka.clone(), topic.clone());
         tokio::spawn(async move {
             for number in 0..150 {
-                produce(&kafka, &topic, &[Record::new(number % 3, format!("{number}"))]).await;
+                produce(
+                    &kafka,
+                    &topic,
+                    &[Record::new(number % 3, format!("{number}"))],
+                )
+                .await;
                 tokio::time::sleep(Duration::from_millis(80)).await;
             }
         })
@@ -39,25 +58,41 @@ async fn three_hundred_clients_move_to_the_other_replica() {
     followers.have(10).await;
     first.terminate();
     let told = Instant::now();
-    eventually(Duration::from_secs(2), "readiness to be off", async || first.get_admin("/readyz").await.0 == 503).await;
-    assert!(streams(&first).await >= 300.0, "readiness is off before the first stream ends");
+    eventually(Duration::from_secs(2), "readiness to be off", async || {
+        first.get_admin("/readyz").await.0 == 503
+    })
+    .await;
+    assert!(
+        streams(&first).await >= 300.0,
+        "readiness is off before the first stream ends"
+    );
     // The balancer has heard of it; a new stream at the old replica is told to go elsewhere, with a status that lets it come back.
     balancer.point_to(&[second.public]);
     let mut late = Client::connect(first.public, Transport::Sse, &[]);
     let bye = late.next().await.expect("an answer");
-    assert_eq!((&bye["type"], &bye["reason"]), (&"bye".into(), &"drain".into()));
+    assert_eq!(
+        (&bye["type"], &bye["reason"]),
+        (&"bye".into(), &"drain".into())
+    );
     assert_eq!(late.next().await, None);
     let mut halfway = None;
-    eventually(Duration::from_secs(12), "all streams to have left", async || {
-        let open = streams(&first).await;
-        if open > 0.0 && open < 200.0 {
-            halfway.get_or_insert(told.elapsed());
-        }
-        open == 0.0
-    })
+    eventually(
+        Duration::from_secs(12),
+        "all streams to have left",
+        async || {
+            let open = streams(&first).await;
+            if open > 0.0 && open < 200.0 {
+                halfway.get_or_insert(told.elapsed());
+            }
+            open == 0.0
+        },
+    )
     .await;
     let halfway = halfway.expect("the ends are spread over the window");
-    assert!(halfway > Duration::from_secs(2) && halfway < Duration::from_secs(6), "{halfway:?}");
+    assert!(
+        halfway > Duration::from_secs(2) && halfway < Duration::from_secs(6),
+        "{halfway:?}"
+    );
     assert_eq!(first.ended(Duration::from_secs(12)).await, Some(0));
     assert!(told.elapsed() < Duration::from_secs(13));
     publishing.await.expect("everything was published");
@@ -65,7 +100,11 @@ async fn three_hundred_clients_move_to_the_other_replica() {
     followers.have(records.len()).await;
     for reader in followers.finish(&records).await {
         assert_eq!(reader.gaps, []);
-        assert!(reader.heard.iter().any(|heard| heard == "bye drain"), "each client gets its reason: {:?}", reader.heard);
+        assert!(
+            reader.heard.iter().any(|heard| heard == "bye drain"),
+            "each client gets its reason: {:?}",
+            reader.heard
+        );
     }
 }
 
@@ -75,7 +114,10 @@ async fn a_second_signal_leaves_at_once() {
     let topic = random_topic("twice");
     create_topic(&kafka, &topic, 1, &[]).await;
     let mut replica = Replica::start(&kafka, &topic, &["--drain-delay", "60s"]).await;
-    let _open: Vec<Client> = TRANSPORTS.iter().map(|transport| Client::connect(replica.public, *transport, &[])).collect();
+    let _open: Vec<Client> = TRANSPORTS
+        .iter()
+        .map(|transport| Client::connect(replica.public, *transport, &[]))
+        .collect();
     replica.terminate();
     replica.said("draining").await;
     replica.terminate();

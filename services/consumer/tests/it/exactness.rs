@@ -15,7 +15,9 @@ async fn clients_drop_and_resume_at_random(partitions: i32) {
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("exactness");
     create_topic(&kafka, &topic, partitions, &[]).await;
-    let history: Vec<Record> = (0..200).map(|n| Record::new(n % partitions, format!("old {n}"))).collect();
+    let history: Vec<Record> = (0..200)
+        .map(|n| Record::new(n % partitions, format!("old {n}")))
+        .collect();
     produce(&kafka, &topic, &history).await;
     // One with room for everything, one whose clients are sent to Kafka again and again.
     let large = Replica::start(&kafka, &topic, &[]).await;
@@ -27,7 +29,12 @@ async fn clients_drop_and_resume_at_random(partitions: i32) {
         tokio::spawn(async move {
             for round in 0..ROUNDS {
                 let batch: Vec<Record> = (0..rand::random_range(1..30))
-                    .map(|n| Record::new(rand::random_range(0..partitions), format!("new {round} {n}")))
+                    .map(|n| {
+                        Record::new(
+                            rand::random_range(0..partitions),
+                            format!("new {round} {n}"),
+                        )
+                    })
                     .collect();
                 produce(&kafka, &topic, &batch).await;
                 tokio::time::sleep(Duration::from_millis(rand::random_range(0..150))).await;
@@ -48,7 +55,9 @@ async fn clients_drop_and_resume_at_random(partitions: i32) {
                 let patience = Duration::from_millis(rand::random_range(5..400));
                 _ = tokio::time::timeout(patience, async {
                     for _ in 0..events {
-                        let Some(event) = client.next().await else { break };
+                        let Some(event) = client.next().await else {
+                            break;
+                        };
                         reader.take(&event);
                     }
                 })
@@ -62,9 +71,19 @@ async fn clients_drop_and_resume_at_random(partitions: i32) {
     let records = places(&read_all(&kafka, &topic).await);
     while let Some(reader) = readers.join_next().await {
         let (number, mut reader) = reader.expect("no reader saw the law broken");
-        reader.read_all(addresses[number % 2], TRANSPORTS[number % TRANSPORTS.len()], &records).await;
+        reader
+            .read_all(
+                addresses[number % 2],
+                TRANSPORTS[number % TRANSPORTS.len()],
+                &records,
+            )
+            .await;
         reader.check(&records);
-        assert_eq!(reader.gaps, [], "nothing was missing, so nothing is to be announced");
+        assert_eq!(
+            reader.gaps,
+            [],
+            "nothing was missing, so nothing is to be announced"
+        );
     }
 }
 
@@ -88,7 +107,12 @@ async fn a_page_of_history_and_a_stream_continue_each_other() {
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("pages");
     create_topic(&kafka, &topic, 3, &[]).await;
-    let records: Vec<Record> = (0..1000).map(|n| Record { timestamp: Some(1_700_000_000_000 + (n * 7919) % 1000), ..Record::new((n % 3) as i32, format!("{n}")) }).collect();
+    let records: Vec<Record> = (0..1000)
+        .map(|n| Record {
+            timestamp: Some(1_700_000_000_000 + (n * 7919) % 1000),
+            ..Record::new((n % 3) as i32, format!("{n}"))
+        })
+        .collect();
     produce(&kafka, &topic, &records).await;
     let replica = Replica::start(&kafka, &topic, &["--ring-messages", "100"]).await;
     let places = places(&read_all(&kafka, &topic).await);
@@ -96,12 +120,27 @@ async fn a_page_of_history_and_a_stream_continue_each_other() {
     reader.take(&serde_json::json!({ "type": "start", "cursor": consumer::cursor::Vector::default().encode(&topic) }));
     let mut after = reader.cursor.clone().expect("a cursor");
     for _ in 0..3 {
-        let (status, page) = replica.get(&format!("/messages?after={after}&limit=123")).await;
-        assert_eq!((status, page["messages"].as_array().map(Vec::len)), (200, Some(123)));
-        page["messages"].as_array().expect("messages").iter().for_each(|message| reader.take(message));
+        let (status, page) = replica
+            .get(&format!("/messages?after={after}&limit=123"))
+            .await;
+        assert_eq!(
+            (status, page["messages"].as_array().map(Vec::len)),
+            (200, Some(123))
+        );
+        page["messages"]
+            .as_array()
+            .expect("messages")
+            .iter()
+            .for_each(|message| reader.take(message));
         after = page["after"].as_str().expect("a cursor").to_owned();
-        assert_eq!(reader.cursor.as_ref(), Some(&after), "the page's cursor is its last message's");
+        assert_eq!(
+            reader.cursor.as_ref(),
+            Some(&after),
+            "the page's cursor is its last message's"
+        );
     }
-    reader.read_all(replica.public, TRANSPORTS[1], &places).await;
+    reader
+        .read_all(replica.public, TRANSPORTS[1], &places)
+        .await;
     reader.check(&places);
 }

@@ -10,12 +10,22 @@ use crate::reader::{Followers, places};
 use crate::replica::Replica;
 
 /// Publishes one message after the other until told to stop, also while the broker is away.
-fn publish(kafka: &str, topic: &str, partitions: i32, stop: CancellationToken) -> tokio::task::JoinHandle<()> {
+fn publish(
+    kafka: &str,
+    topic: &str,
+    partitions: i32,
+    stop: CancellationToken,
+) -> tokio::task::JoinHandle<()> {
     let (kafka, topic) = (kafka.to_owned(), topic.to_owned());
     tokio::spawn(async move {
         let mut number = 0;
         while !stop.is_cancelled() {
-            produce(&kafka, &topic, &[Record::new(number % partitions, format!("{number}"))]).await;
+            produce(
+                &kafka,
+                &topic,
+                &[Record::new(number % partitions, format!("{number}"))],
+            )
+            .await;
             number += 1;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -48,7 +58,9 @@ async fn a_consumer_that_is_killed_costs_its_clients_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_is_away_for_20_seconds_is_told_and_costs_nothing() {
-    let Some(mut broker) = Broker::start().await else { return };
+    let Some(mut broker) = Broker::start().await else {
+        return;
+    };
     let address = broker.address().to_owned();
     let topic = random_topic("away");
     create_topic(&address, &topic, 3, &[]).await;
@@ -62,7 +74,11 @@ async fn a_broker_that_is_away_for_20_seconds_is_told_and_costs_nothing() {
     // Who comes now hears at once that Kafka is away; what the ring holds is there all the same, and so is readiness.
     let mut told = None;
     for _ in 0..200 {
-        let mut client = Client::connect(replica.public, Transport::WebSocket, &[("last", "5".into())]);
+        let mut client = Client::connect(
+            replica.public,
+            Transport::WebSocket,
+            &[("last", "5".into())],
+        );
         let events = tokio::time::timeout(Duration::from_millis(500), async {
             let mut events = Vec::new();
             while events.len() < 7 {
@@ -76,8 +92,18 @@ async fn a_broker_that_is_away_for_20_seconds_is_told_and_costs_nothing() {
         }
     }
     let told = told.expect("a newcomer hears that kafka is away");
-    assert_eq!(told.iter().filter(|event| event["type"] == "message").count(), 5);
-    assert!(told.iter().any(|event| event["type"] == "status" && event["source"] == "down" && event["since"].is_string()), "{told:?}");
+    assert_eq!(
+        told.iter()
+            .filter(|event| event["type"] == "message")
+            .count(),
+        5
+    );
+    assert!(
+        told.iter().any(|event| event["type"] == "status"
+            && event["source"] == "down"
+            && event["since"].is_string()),
+        "{told:?}"
+    );
     assert_eq!(replica.get_admin("/readyz").await.0, 200);
     tokio::time::sleep(Duration::from_secs(20).saturating_sub(gone.elapsed())).await;
     broker.start_again().await;
@@ -94,7 +120,9 @@ async fn a_broker_that_is_away_for_20_seconds_is_told_and_costs_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_is_not_up_yet_is_waited_for_and_said_once() {
-    let Some(mut broker) = Broker::start().await else { return };
+    let Some(mut broker) = Broker::start().await else {
+        return;
+    };
     let address = broker.address().to_owned();
     let topic = random_topic("late");
     create_topic(&address, &topic, 1, &[]).await;
@@ -104,13 +132,22 @@ async fn a_broker_that_is_not_up_yet_is_waited_for_and_said_once() {
     assert_eq!(replica.get_admin("/readyz").await.0, 503);
     // A stream that is opened now waits with it, and says so.
     let mut early = Client::connect(replica.public, Transport::Sse, &[]);
-    let first = tokio::time::timeout(Duration::from_secs(15), early.next()).await.expect("in time").expect("the stream goes on");
-    assert_eq!((&first["type"], &first["source"], &first["cursor"]), (&"status".into(), &"down".into(), &serde_json::Value::Null));
+    let first = tokio::time::timeout(Duration::from_secs(15), early.next())
+        .await
+        .expect("in time")
+        .expect("the stream goes on");
+    assert_eq!(
+        (&first["type"], &first["source"], &first["cursor"]),
+        (&"status".into(), &"down".into(), &serde_json::Value::Null)
+    );
     broker.start_again().await;
     replica.ready().await;
     let mut heard = Vec::new();
     while !heard.contains(&"start".to_owned()) {
-        let event = tokio::time::timeout(Duration::from_secs(15), early.next()).await.expect("in time").expect("the stream goes on");
+        let event = tokio::time::timeout(Duration::from_secs(15), early.next())
+            .await
+            .expect("in time")
+            .expect("the stream goes on");
         heard.push(event["type"].as_str().expect("a type").to_owned());
     }
 }

@@ -13,13 +13,20 @@ use crate::replica::Replica;
 /// Resident memory of a process, in bytes.
 fn memory(id: u32) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{id}/statm")).expect("the process runs");
-    status.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).expect("pages") * 4096
+    status
+        .split(' ')
+        .nth(1)
+        .and_then(|pages| pages.parse::<usize>().ok())
+        .expect("pages")
+        * 4096
 }
 
 /// Sends a request and never reads the answer. Holds the socket open.
 fn stalled(address: SocketAddr, request: &str) -> std::net::TcpStream {
     let mut stream = std::net::TcpStream::connect(address).expect("a connection");
-    socket2::SockRef::from(&stream).set_recv_buffer_size(4096).expect("a small buffer");
+    socket2::SockRef::from(&stream)
+        .set_recv_buffer_size(4096)
+        .expect("a small buffer");
     stream.write_all(request.as_bytes()).expect("a request");
     stream
 }
@@ -29,7 +36,12 @@ async fn a_reader_that_stops_costs_little_is_ended_and_comes_back_without_a_hole
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("slow");
     create_topic(&kafka, &topic, 1, &[]).await;
-    let replica = Replica::start(&kafka, &topic, &["--ring-messages", "2000", "--ring-bytes", "8388608"]).await;
+    let replica = Replica::start(
+        &kafka,
+        &topic,
+        &["--ring-messages", "2000", "--ring-bytes", "8388608"],
+    )
+    .await;
     let mut slow = Reader::new(&topic);
     let mut client = slow.connect(replica.public, Transport::Sse);
     slow.take(&client.next().await.expect("a start"));
@@ -39,35 +51,66 @@ async fn a_reader_that_stops_costs_little_is_ended_and_comes_back_without_a_hole
     let cursor = slow.cursor.clone().expect("a cursor");
     let requests = [
         format!("GET /events?after={cursor} HTTP/1.1\r\nhost: herald\r\n\r\n"),
-        format!("GET /ws?after={cursor} HTTP/1.1\r\nhost: herald\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"),
+        format!(
+            "GET /ws?after={cursor} HTTP/1.1\r\nhost: herald\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        ),
     ];
     let before = memory(replica.id());
-    let _sockets: Vec<_> = (0..40).map(|n| stalled(replica.public, &requests[n % 2])).collect();
+    let _sockets: Vec<_> = (0..40)
+        .map(|n| stalled(replica.public, &requests[n % 2]))
+        .collect();
     // 40 MB for each of 40 readers, were it queued for them.
     let text = "x".repeat(1000);
     let mut worst = Duration::ZERO;
     for number in 0..400 {
         let began = Instant::now();
-        let batch: Vec<Record> = (0..100).map(|n| Record::new(0, format!("{number} {n} {text}"))).collect();
+        let batch: Vec<Record> = (0..100)
+            .map(|n| Record::new(0, format!("{number} {n} {text}")))
+            .collect();
         produce(&kafka, &topic, &batch).await;
         for _ in 0..100 {
-            tokio::time::timeout(Duration::from_secs(5), healthy.next()).await.expect("the others go on").expect("the others are not ended");
+            tokio::time::timeout(Duration::from_secs(5), healthy.next())
+                .await
+                .expect("the others go on")
+                .expect("the others are not ended");
         }
         worst = worst.max(began.elapsed());
     }
     let grown = memory(replica.id()).saturating_sub(before);
-    eprintln!("40 stalled readers: memory grew by {} KiB, the slowest 100 messages of a healthy one took {worst:?}", grown >> 10);
+    eprintln!(
+        "40 stalled readers: memory grew by {} KiB, the slowest 100 messages of a healthy one took {worst:?}",
+        grown >> 10
+    );
     assert!(grown < 64 << 20, "memory grew by {} MiB", grown >> 20);
-    let (events, bytes) = (replica.metric(&format!("herald_ring_events{{topic=\"{topic}\"}}")).await, replica.metric(&format!("herald_ring_bytes{{topic=\"{topic}\"}}")).await);
-    assert!(events <= 2000.0 && bytes <= 8388608.0 && events > 100.0, "ring: {events} events, {bytes} bytes");
-    eventually(Duration::from_secs(20), "the stalled readers to be ended as slow", async || {
-        let sse = replica.metric("herald_streams_ended_total{reason=\"slow\",transport=\"sse\"}").await;
-        let websocket = replica.metric("herald_streams_ended_total{reason=\"slow\",transport=\"websocket\"}").await;
-        (sse, websocket) == (20.0, 20.0)
-    })
+    let (events, bytes) = (
+        replica
+            .metric(&format!("herald_ring_events{{topic=\"{topic}\"}}"))
+            .await,
+        replica
+            .metric(&format!("herald_ring_bytes{{topic=\"{topic}\"}}"))
+            .await,
+    );
+    assert!(
+        events <= 2000.0 && bytes <= 8388608.0 && events > 100.0,
+        "ring: {events} events, {bytes} bytes"
+    );
+    eventually(
+        Duration::from_secs(20),
+        "the stalled readers to be ended as slow",
+        async || {
+            let sse = replica
+                .metric("herald_streams_ended_total{reason=\"slow\",transport=\"sse\"}")
+                .await;
+            let websocket = replica
+                .metric("herald_streams_ended_total{reason=\"slow\",transport=\"websocket\"}")
+                .await;
+            (sse, websocket) == (20.0, 20.0)
+        },
+    )
     .await;
     let records = places(&read_all(&kafka, &topic).await);
-    slow.read_all(replica.public, Transport::Sse, &records).await;
+    slow.read_all(replica.public, Transport::Sse, &records)
+        .await;
     slow.check(&records);
     assert_eq!(slow.gaps, []);
 }
@@ -77,18 +120,34 @@ async fn a_healthy_client_gets_a_backlog_of_5000_on_every_transport() {
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("backlog");
     create_topic(&kafka, &topic, 3, &[]).await;
-    produce(&kafka, &topic, &(0..5000).map(|n| Record::new(n % 3, format!("{n}"))).collect::<Vec<_>>()).await;
+    produce(
+        &kafka,
+        &topic,
+        &(0..5000)
+            .map(|n| Record::new(n % 3, format!("{n}")))
+            .collect::<Vec<_>>(),
+    )
+    .await;
     let records = places(&read_all(&kafka, &topic).await);
     for ring in ["100", "10000"] {
         let replica = Replica::start(&kafka, &topic, &["--ring-messages", ring]).await;
         for transport in TRANSPORTS {
             let began = Instant::now();
             let mut reader = Reader::new(&topic);
-            let mut client = Client::connect(replica.public, transport, &[("from", "earliest".into())]);
+            let mut client =
+                Client::connect(replica.public, transport, &[("from", "earliest".into())]);
             while reader.count() < 5000 {
-                reader.take(&client.next().await.unwrap_or_else(|| panic!("{transport:?} was ended: {:?}", reader.heard)));
+                reader.take(
+                    &client
+                        .next()
+                        .await
+                        .unwrap_or_else(|| panic!("{transport:?} was ended: {:?}", reader.heard)),
+                );
             }
-            eprintln!("ring of {ring}: 5000 messages over {transport:?} in {:?}", began.elapsed());
+            eprintln!(
+                "ring of {ring}: 5000 messages over {transport:?} in {:?}",
+                began.elapsed()
+            );
             reader.check(&records);
         }
     }
@@ -100,26 +159,50 @@ async fn over_the_cap_a_client_is_told_to_come_back_and_the_others_feel_nothing(
     let topic = random_topic("cap");
     create_topic(&kafka, &topic, 1, &[]).await;
     let replica = Replica::start(&kafka, &topic, &["--max-connections", "3"]).await;
-    let mut inside: Vec<Client> = [Transport::Sse, Transport::WebSocket, Transport::SocketIo].iter().map(|t| Client::connect(replica.public, *t, &[])).collect();
+    let mut inside: Vec<Client> = [Transport::Sse, Transport::WebSocket, Transport::SocketIo]
+        .iter()
+        .map(|t| Client::connect(replica.public, *t, &[]))
+        .collect();
     for client in &mut inside {
         while client.next().await.expect("inside the cap")["type"] != "start" {}
     }
     let mut sse = Client::connect(replica.public, Transport::Sse, &[]);
     let bye = sse.next().await.expect("an answer");
-    assert_eq!((&bye["type"], &bye["reason"]), (&"bye".into(), &"overload".into()));
-    assert!(bye["retry"].as_u64().is_some_and(|retry| (1000..4000).contains(&retry)));
+    assert_eq!(
+        (&bye["type"], &bye["reason"]),
+        (&"bye".into(), &"overload".into())
+    );
+    assert!(
+        bye["retry"]
+            .as_u64()
+            .is_some_and(|retry| (1000..4000).contains(&retry))
+    );
     assert_eq!(sse.next().await, None);
     let mut websocket = Client::connect(replica.public, Transport::WebSocket, &[]);
-    assert_eq!(websocket.next().await.expect("an answer")["reason"], "overload");
+    assert_eq!(
+        websocket.next().await.expect("an answer")["reason"],
+        "overload"
+    );
     assert_eq!(websocket.next().await.expect("a close")["code"], 1013);
-    assert_eq!(crate::client::get(replica.public, "/socket.io/?EIO=4&transport=polling").await.expect("an answer").0, 503);
+    assert_eq!(
+        crate::client::get(replica.public, "/socket.io/?EIO=4&transport=polling")
+            .await
+            .expect("an answer")
+            .0,
+        503
+    );
     produce(&kafka, &topic, &[Record::new(0, "news")]).await;
     for client in &mut inside {
-        assert_eq!(client.next().await.expect("the others feel nothing")["data"], "news");
+        assert_eq!(
+            client.next().await.expect("the others feel nothing")["data"],
+            "news"
+        );
     }
     inside.pop();
     let mut again = Reader::new(&topic);
-    again.read_all(replica.public, Transport::Sse, &Default::default()).await;
+    again
+        .read_all(replica.public, Transport::Sse, &Default::default())
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -129,20 +212,42 @@ async fn half_a_request_and_a_silent_connection_are_closed_while_new_clients_are
     create_topic(&kafka, &topic, 1, &[]).await;
     let replica = Replica::start(&kafka, &topic, &[]).await;
     let began = Instant::now();
-    let sockets = [stalled(replica.public, "GET /events HTTP/1.1\r\nhost: he"), stalled(replica.public, "")];
+    let sockets = [
+        stalled(replica.public, "GET /events HTTP/1.1\r\nhost: he"),
+        stalled(replica.public, ""),
+    ];
     let ended = tokio::task::spawn_blocking(move || {
         for mut socket in sockets {
-            socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+            socket
+                .set_read_timeout(Some(Duration::from_secs(20)))
+                .expect("a timeout");
             let mut rest = Vec::new();
-            assert!(socket.read_to_end(&mut rest).is_ok(), "the connection is closed within 20 s");
+            assert!(
+                socket.read_to_end(&mut rest).is_ok(),
+                "the connection is closed within 20 s"
+            );
         }
     });
     while !ended.is_finished() {
         let mut client = Client::connect(replica.public, Transport::Sse, &[]);
-        assert_eq!(tokio::time::timeout(Duration::from_secs(2), client.next()).await.expect("at once").expect("served")["type"], "start");
+        assert_eq!(
+            tokio::time::timeout(Duration::from_secs(2), client.next())
+                .await
+                .expect("at once")
+                .expect("served")["type"],
+            "start"
+        );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     ended.await.expect("both were closed");
-    assert!(began.elapsed() > Duration::from_secs(5), "not before they had their time");
-    eventually(Duration::from_secs(5), "no connection to be left", async || replica.metric("herald_connections").await == 0.0).await;
+    assert!(
+        began.elapsed() > Duration::from_secs(5),
+        "not before they had their time"
+    );
+    eventually(
+        Duration::from_secs(5),
+        "no connection to be left",
+        async || replica.metric("herald_connections").await == 0.0,
+    )
+    .await;
 }

@@ -31,12 +31,19 @@ pub struct Reader {
 
 impl Reader {
     pub fn new(topic: &str) -> Self {
-        Self { topic: topic.to_owned(), ..Self::default() }
+        Self {
+            topic: topic.to_owned(),
+            ..Self::default()
+        }
     }
 
     /// Connects with the newest cursor.
     pub fn connect(&self, address: SocketAddr, transport: Transport) -> Client {
-        let parameters: Vec<_> = self.cursor.iter().map(|cursor| ("after", cursor.clone())).collect();
+        let parameters: Vec<_> = self
+            .cursor
+            .iter()
+            .map(|cursor| ("after", cursor.clone()))
+            .collect();
         Client::connect(address, transport, &parameters)
     }
 
@@ -45,7 +52,8 @@ impl Reader {
         let kind = event["type"].as_str().expect("every event has a type");
         if let Some(cursor) = event["cursor"].as_str() {
             if kind == "start" && self.start.is_none() {
-                self.start = Some(Vector::decode(cursor, &self.topic).expect("a cursor can be read"));
+                self.start =
+                    Some(Vector::decode(cursor, &self.topic).expect("a cursor can be read"));
             }
             self.cursor = Some(cursor.to_owned());
         }
@@ -54,7 +62,10 @@ impl Reader {
                 let partition = event["partition"].as_u64().expect("a partition") as usize;
                 let offset = event["offset"].as_i64().expect("an offset");
                 let before = self.last.insert(partition, offset);
-                assert!(before.is_none_or(|before| before < offset), "partition {partition}: {offset} came after {before:?}");
+                assert!(
+                    before.is_none_or(|before| before < offset),
+                    "partition {partition}: {offset} came after {before:?}"
+                );
                 *self.delivered.entry((partition, offset)).or_default() += 1;
             }
             "gap" => {
@@ -69,14 +80,26 @@ impl Reader {
                         // Another log: its offsets begin again, and what was read of the old one is no part of it.
                         self.last.remove(&partition);
                         self.delivered.retain(|(of, _), _| *of != partition);
-                        self.start.get_or_insert_default().set(partition, Default::default());
+                        self.start
+                            .get_or_insert_default()
+                            .set(partition, Default::default());
                     }
-                    self.gaps.push((reason.to_owned(), partition, range["from"].as_i64().expect("from"), range["to"].as_i64()));
+                    self.gaps.push((
+                        reason.to_owned(),
+                        partition,
+                        range["from"].as_i64().expect("from"),
+                        range["to"].as_i64(),
+                    ));
                 }
             }
             "start" | "env" | "custom_header" => {}
-            "status" => self.heard.push(event["source"].as_str().expect("a source").to_owned()),
-            "bye" => self.heard.push(format!("bye {}", event["reason"].as_str().expect("a reason"))),
+            "status" => self
+                .heard
+                .push(event["source"].as_str().expect("a source").to_owned()),
+            "bye" => self.heard.push(format!(
+                "bye {}",
+                event["reason"].as_str().expect("a reason")
+            )),
             other => self.heard.push(format!("{other} {event}")),
         }
     }
@@ -88,17 +111,23 @@ impl Reader {
 
     /// Whether everything is delivered or announced.
     pub fn has_all(&self, records: &BTreeSet<(usize, i64)>) -> bool {
-        self.gaps.len() >= self.awaited_gaps && records.iter().all(|&(partition, offset)| {
-            self.start.as_ref().is_some_and(|start| offset < start.get(partition).offset)
-                || self.delivered.contains_key(&(partition, offset))
-                || self.in_gaps(partition, offset) > 0
-        })
+        self.gaps.len() >= self.awaited_gaps
+            && records.iter().all(|&(partition, offset)| {
+                self.start
+                    .as_ref()
+                    .is_some_and(|start| offset < start.get(partition).offset)
+                    || self.delivered.contains_key(&(partition, offset))
+                    || self.in_gaps(partition, offset) > 0
+            })
     }
 
     fn in_gaps(&self, partition: usize, offset: i64) -> usize {
         let holds = |&&(ref reason, of, from, to): &&(String, usize, i64, Option<i64>)| {
             // A log that has no end any more is another log than the one that the records are of.
-            reason != "recreated" && of == partition && from <= offset && to.is_none_or(|to| offset < to)
+            reason != "recreated"
+                && of == partition
+                && from <= offset
+                && to.is_none_or(|to| offset < to)
         };
         self.gaps.iter().filter(holds).count()
     }
@@ -107,24 +136,44 @@ impl Reader {
     pub fn check(&self, records: &BTreeSet<(usize, i64)>) {
         let start = self.start.as_ref().expect("the client got a start");
         for &(partition, offset) in records {
-            let times = self.delivered.get(&(partition, offset)).copied().unwrap_or(0) + self.in_gaps(partition, offset);
+            let times = self
+                .delivered
+                .get(&(partition, offset))
+                .copied()
+                .unwrap_or(0)
+                + self.in_gaps(partition, offset);
             let expected = usize::from(offset >= start.get(partition).offset);
-            assert_eq!(times, expected, "partition {partition}, offset {offset}; start {start:?}, gaps {:?}", self.gaps);
+            assert_eq!(
+                times, expected,
+                "partition {partition}, offset {offset}; start {start:?}, gaps {:?}",
+                self.gaps
+            );
         }
         for place in self.delivered.keys() {
-            assert!(records.contains(place), "{place:?} was delivered and is no committed record");
+            assert!(
+                records.contains(place),
+                "{place:?} was delivered and is no committed record"
+            );
         }
     }
 
     /// Reads until everything has come, over as many connections as it takes.
-    pub async fn read_all(&mut self, address: SocketAddr, transport: Transport, records: &BTreeSet<(usize, i64)>) {
+    pub async fn read_all(
+        &mut self,
+        address: SocketAddr,
+        transport: Transport,
+        records: &BTreeSet<(usize, i64)>,
+    ) {
         let reading = async {
             while self.start.is_none() || !self.has_all(records) {
                 let mut client = self.connect(address, transport);
                 let mut events = 0;
                 // Looking through all records after each event would take longer than reading them.
                 while self.start.is_none() || events % 500 > 0 || !self.has_all(records) {
-                    match tokio::time::timeout(Duration::from_millis(300), client.next()).await.unwrap_or(Some(Json::Null)) {
+                    match tokio::time::timeout(Duration::from_millis(300), client.next())
+                        .await
+                        .unwrap_or(Some(Json::Null))
+                    {
                         Some(Json::Null) => events = 0,
                         Some(event) => {
                             self.take(&event);
@@ -138,8 +187,17 @@ impl Reader {
                 }
             }
         };
-        let ended = tokio::time::timeout(Duration::from_secs(60), reading).await.is_ok();
-        assert!(ended, "{transport:?}: {} messages of {} came; gaps {:?}, heard {:?}", self.count(), records.len(), self.gaps, self.heard);
+        let ended = tokio::time::timeout(Duration::from_secs(60), reading)
+            .await
+            .is_ok();
+        assert!(
+            ended,
+            "{transport:?}: {} messages of {} came; gaps {:?}, heard {:?}",
+            self.count(),
+            records.len(),
+            self.gaps,
+            self.heard
+        );
     }
 }
 
@@ -156,7 +214,11 @@ impl Followers {
         let (stop, mut tasks, mut counts) = (CancellationToken::new(), JoinSet::new(), Vec::new());
         for number in 0..count {
             let transport = TRANSPORTS[number % TRANSPORTS.len()];
-            let (stop, topic, count) = (stop.clone(), topic.to_owned(), Arc::new(AtomicUsize::new(0)));
+            let (stop, topic, count) = (
+                stop.clone(),
+                topic.to_owned(),
+                Arc::new(AtomicUsize::new(0)),
+            );
             counts.push(count.clone());
             tasks.spawn(async move {
                 let mut reader = Reader::new(&topic);
@@ -171,18 +233,36 @@ impl Followers {
                 (transport, reader)
             });
         }
-        Self { stop, tasks, counts }
+        Self {
+            stop,
+            tasks,
+            counts,
+        }
     }
 
     /// Waits until each has got as many messages.
     pub async fn have(&self, messages: usize) {
-        let all = async || self.counts.iter().all(|count| count.load(Ordering::Relaxed) >= messages);
-        eventually(Duration::from_secs(60), &format!("every client to have {messages} messages"), all).await;
+        let all = async || {
+            self.counts
+                .iter()
+                .all(|count| count.load(Ordering::Relaxed) >= messages)
+        };
+        eventually(
+            Duration::from_secs(60),
+            &format!("every client to have {messages} messages"),
+            all,
+        )
+        .await;
     }
 
     /// Ends them once they have everything, and holds them to the law.
     pub async fn finish(mut self, records: &BTreeSet<(usize, i64)>) -> Vec<Reader> {
-        let counted = |counts: &[Arc<AtomicUsize>]| counts.iter().map(|count| count.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let counted = |counts: &[Arc<AtomicUsize>]| {
+            counts
+                .iter()
+                .map(|count| count.load(Ordering::Relaxed))
+                .collect::<Vec<_>>()
+        };
         // A gap counts for what it covers, so not all need as many messages as there are records: until nothing comes any more.
         let mut before = counted(&self.counts);
         loop {
@@ -196,7 +276,12 @@ impl Followers {
         let mut readers = Vec::new();
         while let Some(reader) = self.tasks.join_next().await {
             let (transport, reader) = reader.expect("no reader saw the law broken");
-            eprintln!("{transport:?}: {} messages, gaps {:?}, heard {:?}", reader.count(), reader.gaps, reader.heard);
+            eprintln!(
+                "{transport:?}: {} messages, gaps {:?}, heard {:?}",
+                reader.count(),
+                reader.gaps,
+                reader.heard
+            );
             reader.check(records);
             readers.push(reader);
         }
@@ -206,5 +291,8 @@ impl Followers {
 
 /// The places of what Kafka holds.
 pub fn places(records: &[herald_testing::Stored]) -> BTreeSet<(usize, i64)> {
-    records.iter().map(|record| (record.partition as usize, record.offset)).collect()
+    records
+        .iter()
+        .map(|record| (record.partition as usize, record.offset))
+        .collect()
 }

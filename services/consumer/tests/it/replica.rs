@@ -27,7 +27,14 @@ impl Replica {
     pub async fn launch(kafka: &str, topic: &str, listen: &str, options: &[&str]) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_consumer"))
             .args(["--kafka-bootstrap-servers", kafka, "--kafka-topic", topic])
-            .args(["--listen", listen, "--admin-listen", "127.0.0.1:0", "--log-format", "json"])
+            .args([
+                "--listen",
+                listen,
+                "--admin-listen",
+                "127.0.0.1:0",
+                "--log-format",
+                "json",
+            ])
             .args(options)
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -43,35 +50,61 @@ impl Replica {
                 _ = sender.send(line);
             }
         });
-        let address = |line: &serde_json::Value, name: &str| line[name].as_str().and_then(|text| text.parse().ok());
+        let address = |line: &serde_json::Value, name: &str| {
+            line[name].as_str().and_then(|text| text.parse().ok())
+        };
         loop {
-            let line = tokio::time::timeout(Duration::from_secs(20), lines.recv()).await.expect("the consumer listens in time").expect("the consumer goes on");
+            let line = tokio::time::timeout(Duration::from_secs(20), lines.recv())
+                .await
+                .expect("the consumer listens in time")
+                .expect("the consumer goes on");
             let line: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-            if let (Some(public), Some(admin)) = (address(&line, "public"), address(&line, "admin")) {
-                return Self { process, lines, public, admin };
+            if let (Some(public), Some(admin)) = (address(&line, "public"), address(&line, "admin"))
+            {
+                return Self {
+                    process,
+                    lines,
+                    public,
+                    admin,
+                };
             }
         }
     }
 
     pub async fn ready(&self) {
-        herald_testing::eventually(Duration::from_secs(30), "the consumer to be ready", async || self.get_admin("/readyz").await.0 == 200).await;
+        herald_testing::eventually(
+            Duration::from_secs(30),
+            "the consumer to be ready",
+            async || self.get_admin("/readyz").await.0 == 200,
+        )
+        .await;
     }
 
     /// Status and body of a page of the admin server.
     pub async fn get_admin(&self, path: &str) -> (u16, String) {
-        crate::client::get(self.admin, path).await.unwrap_or((0, String::new()))
+        crate::client::get(self.admin, path)
+            .await
+            .unwrap_or((0, String::new()))
     }
 
     /// Status and JSON of a page of the public server.
     pub async fn get(&self, path: &str) -> (u16, serde_json::Value) {
-        let (status, body) = crate::client::get(self.public, path).await.expect("an answer");
-        (status, serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path}: {status} {body}: {error}")))
+        let (status, body) = crate::client::get(self.public, path)
+            .await
+            .expect("an answer");
+        (
+            status,
+            serde_json::from_str(&body)
+                .unwrap_or_else(|error| panic!("{path}: {status} {body}: {error}")),
+        )
     }
 
     /// The value of a metric, 0 when it is not there: `metric("herald_streams{transport=\"sse\"}")`.
     pub async fn metric(&self, name: &str) -> f64 {
         let (_, text) = self.get_admin("/metrics").await;
-        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0.0)
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+            .unwrap_or(0.0)
     }
 
     pub fn id(&self) -> u32 {
@@ -80,18 +113,27 @@ impl Replica {
 
     /// SIGKILL.
     pub async fn kill(&mut self) {
-        self.process.kill().await.expect("the consumer can be killed");
+        self.process
+            .kill()
+            .await
+            .expect("the consumer can be killed");
     }
 
     /// SIGTERM.
     pub fn terminate(&self) {
-        let status = std::process::Command::new("kill").arg(self.id().to_string()).status();
+        let status = std::process::Command::new("kill")
+            .arg(self.id().to_string())
+            .status();
         assert!(status.expect("kill runs").success());
     }
 
     /// Waits for the end of the process and returns its exit code.
     pub async fn ended(&mut self, within: Duration) -> Option<i32> {
-        tokio::time::timeout(within, self.process.wait()).await.expect("the consumer leaves in time").expect("it can be waited for").code()
+        tokio::time::timeout(within, self.process.wait())
+            .await
+            .expect("the consumer leaves in time")
+            .expect("it can be waited for")
+            .code()
     }
 
     /// Waits for a line of the log.
@@ -104,6 +146,8 @@ impl Replica {
             }
             panic!("the consumer ended and never said {text:?}");
         };
-        tokio::time::timeout(Duration::from_secs(30), found).await.unwrap_or_else(|_| panic!("the consumer did not say {text:?}"));
+        tokio::time::timeout(Duration::from_secs(30), found)
+            .await
+            .unwrap_or_else(|_| panic!("the consumer did not say {text:?}"));
     }
 }
