@@ -213,13 +213,17 @@ impl Feed {
         }
     }
 
-    /// The place before the newest `count` messages; `None` when the ring holds fewer.
-    pub fn newest(&self, count: usize) -> Option<Place> {
+    /// The place before the newest `count` messages. When the ring holds fewer, the place before all of them if `fewer` will
+    /// do, else `None`.
+    pub fn newest(&self, count: usize, fewer: bool) -> Option<Place> {
         let ring = self.read();
         let mut position = ring.end();
         let mut left = count;
         while left > 0 {
             if position == ring.joinable {
+                if fewer {
+                    break;
+                }
                 return None;
             }
             position -= 1;
@@ -766,7 +770,10 @@ mod tests {
             feed.locate(&Vector(vec![record(0, 3).next]), false)
                 .is_none()
         );
-        assert!(feed.newest(2).is_none(), "what is older is of another log");
+        assert!(
+            feed.newest(2, false).is_none(),
+            "what is older is of another log"
+        );
         let mut batch = Batch::default();
         feed.take(&mut watching, FORM, &mut batch).unwrap();
         assert_eq!(

@@ -52,6 +52,11 @@ pub async fn answer(app: &App, asked: Asked) -> Response {
     if *topic.feed.watch().borrow() == 0 {
         return unavailable("the consumer has not read the topic yet");
     }
+    // Waiting for Kafka would take the browser's patience, and end the same.
+    let away = "Kafka does not answer; older messages are to be had again when it does";
+    if topic.is_down() && !matches!(place, Where::Newest) {
+        return unavailable(away);
+    }
     let mut gaps = Vec::new();
     match read(&topic, place, limit, &mut gaps).await {
         Ok(page) => reply(&topic.name, page, gaps, binary),
@@ -61,7 +66,7 @@ pub async fn answer(app: &App, asked: Asked) -> Response {
                 error = format!("{error:#}"),
                 "cannot read a page of history"
             );
-            unavailable("Kafka does not answer; older messages are to be had again when it does")
+            unavailable(away)
         }
     }
 }
@@ -144,7 +149,7 @@ async fn read(
 /// The newest page, from the ring where it holds enough: it is there even while Kafka is away.
 async fn newest(topic: &Topic, limit: Limit) -> anyhow::Result<Page> {
     let (page, whole) = topic.feed.newest_page(limit);
-    if whole {
+    if whole || topic.is_down() {
         return Ok(page);
     }
     match topic.log.backward(topic.feed.head(), limit).await {

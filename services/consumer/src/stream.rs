@@ -33,6 +33,13 @@ pub struct Topic {
     pub doubt: Arc<Notify>,
 }
 
+impl Topic {
+    /// Whether Kafka is known to be away.
+    pub fn is_down(&self) -> bool {
+        matches!(*self.source.borrow(), Source::Down { .. })
+    }
+}
+
 /// Why a stream is ended by us.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
@@ -135,6 +142,10 @@ impl Stream {
     pub async fn next(&mut self, batch: &mut Batch) -> Result<(), End> {
         loop {
             self.tell_source(batch);
+            if !batch.frames.is_empty() {
+                // At once: what comes next may have to wait for Kafka.
+                return Ok(());
+            }
             let step = match &mut self.at {
                 At::Begin(_) if *self.head.borrow_and_update() == 0 => Step::News,
                 At::Begin(start) => {
@@ -193,7 +204,8 @@ impl Stream {
                 }
             },
             Start::Last(count) => {
-                if let Some(place) = feed.newest(count) {
+                // While Kafka is away, fewer than were asked for are better than none; `start` says where they begin.
+                if let Some(place) = feed.newest(count, self.topic.is_down()) {
                     self.enter(place, batch);
                     return Step::Next;
                 }

@@ -7,7 +7,11 @@ import json
 import sys
 import threading
 
+import engineio
 import socketio
+
+# By default the library gives up when a polling answer has more than 16 packets; its documentation tells to raise that.
+engineio.payload.Payload.max_decode_packets = 500
 
 EVENTS = ["env", "custom_header", "start", "message", "gap", "status", "bye"]
 

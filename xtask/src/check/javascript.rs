@@ -17,8 +17,6 @@ pub fn clients(surroundings: &Surroundings) -> anyhow::Result<Tally> {
     let folder = folder("clients");
     npm_ci(&folder)?;
     let mut tests = command("node", TEST);
-    // They wait for clients and brokers more than they compute.
-    tests.arg("--test-concurrency=4");
     tests.env("PATH", path_with(&python(&folder)?)?);
     node(surroundings, &folder, &mut tests)
 }

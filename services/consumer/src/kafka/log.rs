@@ -100,9 +100,12 @@ impl Log {
                 .with_context(|| format!("cannot find a time in topic {:?}", log.topic))?;
             let mut vector = end;
             for element in found.elements() {
-                if let Offset::Offset(offset) = element.offset() {
-                    vector.set(element.partition() as usize, Position::at(offset));
-                }
+                let partition = element.partition() as usize;
+                let position = match element.offset() {
+                    Offset::Offset(offset) => Position::at(offset),
+                    _ => log.first_since(reader, partition, time, vector.get(partition))?,
+                };
+                vector.set(partition, position);
             }
             Ok(vector)
         })
@@ -243,6 +246,47 @@ impl Log {
             );
         }
         Ok(topic.partitions().len())
+    }
+
+    /// Kafka knows of no record at or after a time. The embedded broker says so of any time, so the last record is asked; where
+    /// it is late enough, the log is looked through.
+    fn first_since(
+        &self,
+        reader: &Reader,
+        partition: usize,
+        time: i64,
+        end: Position,
+    ) -> anyhow::Result<Position> {
+        let limit = Limit {
+            events: 1000,
+            bytes: 8 << 20,
+        };
+        let read = |from: i64| -> anyhow::Result<Range> {
+            let mut range = [Range::new(partition, Position::at(from), end, false)];
+            self.fill(reader, &mut range, limit)?;
+            let [range] = range;
+            Ok(range)
+        };
+        let late_enough = |(at, _): &&(i64, Change)| *at >= time;
+        if end.offset == 0
+            || !read(end.offset - 1)?
+                .found
+                .iter()
+                .any(|found| late_enough(&found))
+        {
+            return Ok(end);
+        }
+        let mut from = self.watermarks(reader, partition)?.0;
+        loop {
+            let range = read(from)?;
+            if let Some((_, change)) = range.found.iter().find(late_enough) {
+                return Ok(Position::at(change.next.offset - 1));
+            }
+            if !range.trimmed {
+                return Ok(end);
+            }
+            from = range.position.offset;
+        }
     }
 
     fn watermarks(&self, reader: &Reader, partition: usize) -> anyhow::Result<(i64, i64)> {
