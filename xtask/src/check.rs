@@ -55,7 +55,7 @@ const PLAIN: Check = Check {
 };
 
 /// In the order in which they run: what fails fast comes first.
-const CHECKS: [Check; 10] = [
+const CHECKS: [Check; 11] = [
     Check {
         name: "fmt",
         about: "rustfmt changes nothing",
@@ -108,6 +108,13 @@ const CHECKS: [Check; 10] = [
         run: rust::test,
         after_build: true,
         kafka: true,
+        ..PLAIN
+    },
+    Check {
+        name: "embedded",
+        about: "the consumer's end-to-end tests against the embedded broker; what it cannot do is declared",
+        run: rust::embedded,
+        after_build: true,
         ..PLAIN
     },
     Check {

@@ -21,6 +21,10 @@ impl Broker {
 
     /// The same with more lines for `server.properties`, such as `("log.retention.ms", "1000")`.
     pub async fn start_with(settings: &[(&str, &str)]) -> Option<Self> {
+        if crate::embedded::is_meant() {
+            crate::leave_out("the embedded broker has no process that can be stopped");
+            return None;
+        }
         let jars = PathBuf::from(crate::needed(
             "HERALD_KAFKA_JARS",
             "a folder with the jars of Apache Kafka",

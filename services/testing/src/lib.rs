@@ -18,6 +18,8 @@ mod kafka_process;
 #[cfg(feature = "clients")]
 mod broker;
 #[cfg(feature = "clients")]
+mod embedded;
+#[cfg(feature = "clients")]
 mod records;
 #[cfg(feature = "clients")]
 mod topics;
@@ -37,15 +39,39 @@ pub use topics::{
 #[cfg(feature = "clients")]
 pub use wait::eventually;
 
+#[cfg(feature = "clients")]
 use std::io::Write;
 
 /// The address of the Kafka that all tests share, from `HERALD_TEST_KAFKA`; without it one line says why the test is left
 /// out. With `CI=true` that is a failure.
+///
+/// With `HERALD_TEST_KAFKA=embedded` it is the broker that `local` has inside.
+#[cfg(feature = "clients")]
 pub fn kafka() -> Option<String> {
+    if embedded::is_meant() {
+        return Some(embedded::address());
+    }
     needed("HERALD_TEST_KAFKA", "the address of a Kafka for tests")
 }
 
+/// Whether the tests' Kafka is the embedded broker, which keeps the newest 5 MiB of a partition.
+#[cfg(feature = "clients")]
+pub fn is_embedded() -> bool {
+    embedded::is_meant()
+}
+
+/// Like [`kafka`], for what the embedded broker cannot do: with it the test is left out, and one line declares the exception.
+#[cfg(feature = "clients")]
+pub fn kafka_with(ability: &str) -> Option<String> {
+    if embedded::is_meant() {
+        leave_out(&format!("the embedded broker has no {ability}"));
+        return None;
+    }
+    kafka()
+}
+
 /// The value of an environment variable that a test cannot do without.
+#[cfg(feature = "clients")]
 fn needed(name: &str, what: &str) -> Option<String> {
     if let Some(value) = std::env::var(name).ok().filter(|value| !value.is_empty()) {
         return Some(value);
@@ -54,10 +80,17 @@ fn needed(name: &str, what: &str) -> Option<String> {
         std::env::var("CI").as_deref() != Ok("true"),
         "{name} is not set: {what}"
     );
+    leave_out(&format!(
+        "{name} is not set ({what}); cargo xtask check sets it"
+    ));
+    None
+}
+
+#[cfg(feature = "clients")]
+fn leave_out(why: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
-    let line = format!("left out: {test}: {name} is not set ({what}); cargo xtask check sets it\n");
+    let line = format!("left out: {test}: {why}\n");
     // Not eprintln!, which the test harness keeps to itself when the test passes; in one piece, as others write too.
     let _ = std::io::stderr().write_all(line.as_bytes());
-    None
 }

@@ -24,6 +24,9 @@ pub fn random_topic(prefix: &str) -> String {
 
 /// Creates a topic; `configs` are Kafka's own, such as `("cleanup.policy", "compact")`.
 pub async fn create_topic(address: &str, topic: &str, partitions: i32, configs: &[(&str, &str)]) {
+    if crate::embedded::is_meant() {
+        return crate::embedded::create_topic(topic, partitions);
+    }
     let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
     for (key, value) in configs {
         new = new.set(key, value);

@@ -57,6 +57,17 @@ pub fn test(surroundings: &Surroundings) -> anyhow::Result<Tally> {
     Ok(tally.ended(status))
 }
 
+pub fn embedded(_: &Surroundings) -> anyhow::Result<Tally> {
+    let mut tests = command(
+        "cargo",
+        ["test", "--package", "consumer", "--test", "it", "--locked"],
+    );
+    tests.env("HERALD_TEST_KAFKA", "embedded");
+    let mut tally = Tally::default();
+    let status = stream(&mut tests, |line| tally.read_cargo(line))?;
+    Ok(tally.ended(status))
+}
+
 fn cargo(args: &[&str]) -> anyhow::Result<Tally> {
     Ok(Tally::of(status(&mut command("cargo", args))?))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use herald_testing::{
     Broker, Outcome, Record, add_partitions, create_topic, delete_records_before, delete_topic,
-    eventually, kafka, produce, produce_in_transaction, random_topic, read_all,
+    eventually, kafka, kafka_with, produce, produce_in_transaction, random_topic, read_all,
 };
 
 use crate::client::{Client, TRANSPORTS, Transport};
@@ -30,7 +30,9 @@ async fn read(replica: &Replica, topic: &str, transport: Transport, messages: us
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_that_kafka_deleted_are_a_retention_gap_with_exact_ranges() {
-    let Some(kafka) = kafka() else { return };
+    let Some(kafka) = kafka_with("deletion of records") else {
+        return;
+    };
     for transport in TRANSPORTS {
         let topic = random_topic("retention");
         create_topic(&kafka, &topic, 2, &[]).await;
@@ -56,7 +58,9 @@ async fn records_that_kafka_deleted_are_a_retention_gap_with_exact_ranges() {
 }
 
 async fn made_anew(records: std::ops::Range<i64>) {
-    let Some(kafka) = kafka() else { return };
+    let Some(kafka) = kafka_with("deletion of topics") else {
+        return;
+    };
     let topic = random_topic("recreated");
     create_topic(&kafka, &topic, 2, &[]).await;
     produce(&kafka, &topic, &numbered(0..20, 2)).await;
@@ -166,7 +170,9 @@ async fn a_garbled_or_foreign_cursor_is_told_and_strands_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_that_are_added_are_read_from_their_start() {
-    let Some(kafka) = kafka() else { return };
+    let Some(kafka) = kafka_with("way to add partitions") else {
+        return;
+    };
     let topic = random_topic("growing");
     create_topic(&kafka, &topic, 1, &[]).await;
     produce(&kafka, &topic, &numbered(0..10, 1)).await;
@@ -188,7 +194,9 @@ async fn partitions_that_are_added_are_read_from_their_start() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_committed_and_aborted_make_no_gap() {
-    let Some(kafka) = kafka() else { return };
+    let Some(kafka) = kafka_with("way to hide aborted transactions") else {
+        return;
+    };
     let topic = random_topic("transactions");
     create_topic(&kafka, &topic, 2, &[]).await;
     for round in 0..5 {

@@ -35,6 +35,8 @@ impl Replica {
                 "--log-format",
                 "json",
             ])
+            // The embedded broker answers an empty fetch only when this time is over.
+            .args(["--kafka-properties", "fetch.wait.max.ms=20"])
             .args(options)
             .stdout(Stdio::piped())
             .kill_on_drop(true)
