@@ -53,11 +53,12 @@ describe("python-socketio", { skip: without("kafka", "python"), concurrency: tru
       await until("the stream is not counted any more", async () => (await consumer.metric("herald_streams", 'transport="socketio"')) === 0);
     });
 
-    test(`${transports}: a start that cannot be is refused`, async (t) => {
+    test(`${transports}: a start that cannot be is refused with the reason`, async (t) => {
       const consumer = await startConsumer(t, await newTopic());
       const client = connect(t, consumer.url, transports, { last: 501 });
-      await client.takes("refused");
-      assert.equal(client.got("message").length, 0);
+      await client.takes("connect_error");
+      const [{ payload }, ...others] = client.events();
+      assert.deepEqual([payload, others], [{ message: 'last is "501"; it must be a number from 0 to 500' }, []]);
     });
   }
 });

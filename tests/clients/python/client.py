@@ -13,7 +13,7 @@ import socketio
 # By default the library gives up when a polling answer has more than 16 packets; its documentation tells to raise that.
 engineio.payload.Payload.max_decode_packets = 500
 
-EVENTS = ["env", "custom_header", "start", "message", "gap", "status", "bye"]
+EVENTS = ["env", "custom_header", "start", "message", "gap", "status", "bye", "connect_error"]
 
 
 def main(url, transports, auth="null"):
@@ -29,8 +29,7 @@ def main(url, transports, auth="null"):
         client.on(event, lambda payload, event=event: tell(event, payload))
     try:
         client.connect(url, transports=transports.split(","), auth=json.loads(auth), wait_timeout=20)
-    except socketio.exceptions.ConnectionError as error:
-        print(json.dumps({"event": "refused", "payload": str(error)}), flush=True)
+    except socketio.exceptions.ConnectionError:
         return
     sys.stdin.read()
     client.disconnect()
