@@ -6,7 +6,7 @@ import { after } from "node:test";
 import kafkajs from "kafkajs";
 
 import { kafkaAddress } from "./environment.js";
-import { pause } from "./wait.js";
+import { pause, until } from "./wait.js";
 
 const { Kafka, Partitioners, logLevel } = kafkajs;
 
@@ -39,7 +39,11 @@ export function randomName(prefix = "clients") {
 export async function newTopic(partitions = 1) {
   const topic = randomName();
   const { admin } = await clients();
-  await admin.createTopics({ topics: [{ topic, numPartitions: partitions, replicationFactor: 1 }], waitForLeaders: true });
+  await admin.createTopics({ topics: [{ topic, numPartitions: partitions, replicationFactor: 1 }], waitForLeaders: false });
+  await until(`topic ${topic} has leaders`, async () => {
+    const metadata = await admin.fetchTopicMetadata({ topics: [topic] }).catch(() => undefined);
+    return metadata?.topics[0].partitions.every(({ leader }) => leader >= 0);
+  });
   return topic;
 }
 
