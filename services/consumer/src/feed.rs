@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::watch;
@@ -47,14 +47,16 @@ struct Ring {
     tail: Vector,
     /// The vector after the last entry, and its token.
     head: Vector,
-    head_cursor: String,
+    head_cursor: Arc<str>,
+    /// Nothing is older than the first entry.
+    begins_log: bool,
     record_bytes: usize,
 }
 
 struct Entry {
     change: Change,
     /// The token of the ring's vector after this change.
-    cursor: String,
+    cursor: Arc<str>,
     frames: [OnceLock<Frame>; Form::COUNT],
 }
 
@@ -69,6 +71,8 @@ struct Joined {
 pub struct Place {
     /// The number of the next event.
     position: u64,
+    /// The token of what the client has. It is kept, since the ring may forget it before the client is told to come back.
+    cursor: Arc<str>,
     /// Events from here on are news, not backlog.
     live_from: u64,
     /// Set until the connection's vector equals the ring's: another replica may have seen the partitions in another order.
@@ -104,7 +108,8 @@ impl Feed {
             joinable: 1,
             tail: Vector::default(),
             head: Vector::default(),
-            head_cursor: String::new(),
+            head_cursor: "".into(),
+            begins_log: false,
             record_bytes: 0,
         };
         Self {
@@ -123,14 +128,16 @@ impl Feed {
     }
 
     /// Sets where the ring begins, with the history before the first new event. Once, before any `push`.
-    pub fn fill(&self, start: Vector, history: Vec<Change>) {
+    pub fn fill(&self, page: Page) {
+        let start = page.before;
         {
             let mut ring = self.write();
-            ring.head_cursor = start.encode(&self.topic);
+            ring.head_cursor = start.encode(&self.topic).into();
+            ring.begins_log = page.from_start;
             ring.tail = start.clone();
             ring.head = start;
         }
-        self.push(history);
+        self.push(page.changes);
     }
 
     /// Names partitions that were added while the topic was read.
@@ -142,7 +149,7 @@ impl Feed {
         {
             ring.head.set(last, Position::default());
             ring.tail.set(last, Position::default());
-            ring.head_cursor = ring.head.encode(&self.topic);
+            ring.head_cursor = ring.head.encode(&self.topic).into();
         }
     }
 
@@ -151,7 +158,7 @@ impl Feed {
         let mut ring = self.write();
         for change in changes {
             ring.head.set(change.partition, change.next);
-            ring.head_cursor = ring.head.encode(&self.topic);
+            ring.head_cursor = ring.head.encode(&self.topic).into();
             ring.record_bytes += change.weight();
             let recreated = change.resets();
             let cursor = ring.head_cursor.clone();
@@ -161,6 +168,7 @@ impl Feed {
                 frames: Default::default(),
             });
             if recreated {
+                ring.begins_log = false;
                 ring.joinable = ring.end();
                 ring.tail = ring.head.clone();
             }
@@ -178,6 +186,7 @@ impl Feed {
                 .sum();
             self.frame_bytes.fetch_sub(frames, Ordering::Relaxed);
             ring.record_bytes -= entry.change.weight();
+            ring.begins_log = false;
             if ring.first == ring.joinable {
                 ring.joinable += 1;
                 ring.tail.set(entry.change.partition, entry.change.next);
@@ -205,9 +214,11 @@ impl Feed {
 
     /// The place of a client that wants news only.
     pub fn live(&self) -> Place {
-        let end = self.read().end();
+        let ring = self.read();
+        let end = ring.end();
         Place {
             position: end,
+            cursor: ring.head_cursor.clone(),
             live_from: end,
             own: None,
         }
@@ -231,6 +242,7 @@ impl Feed {
         }
         Some(Place {
             position,
+            cursor: ring.cursor_before(position, &self.topic),
             live_from: ring.end(),
             own: None,
         })
@@ -305,6 +317,7 @@ impl Feed {
         });
         Some(Place {
             position,
+            cursor: vector.encode(&self.topic).into(),
             live_from: ring.end(),
             own,
         })
@@ -314,7 +327,7 @@ impl Feed {
     pub fn cursor(&self, place: &Place) -> String {
         match &place.own {
             Some(own) => own.vector.encode(&self.topic),
-            None => self.read().cursor_before(place.position, &self.topic),
+            None => place.cursor.as_ref().to_owned(),
         }
     }
 
@@ -337,9 +350,11 @@ impl Feed {
             changes,
             before,
             after: ring.head.clone(),
-            ..Page::default()
+            complete: true,
+            from_start: ring.begins_log && position == ring.joinable,
         };
-        (page, messages == limit.events || bytes >= limit.bytes)
+        let whole = messages == limit.events || bytes >= limit.bytes || page.from_start;
+        (page, whole)
     }
 
     /// Takes everything between a place and the head, up to the size of one write, and moves the place behind it.
@@ -373,6 +388,9 @@ impl Feed {
             next += 1;
         }
         let range = place.position..next;
+        if !range.is_empty() {
+            place.cursor = ring.entry(next - 1).cursor.clone();
+        }
         place.position = next;
         let one_piece = matches!(form.door, Door::SseText | Door::SseJson);
         if one_piece && range.end - range.start > 1 {
@@ -435,6 +453,7 @@ impl Feed {
             batch.frames.push(frame);
         }
         if own.ahead.is_empty() {
+            place.cursor = own.vector.encode(&self.topic).into();
             place.own = None;
         }
         taken
@@ -494,11 +513,11 @@ impl Ring {
     }
 
     /// The token of the vector before an event.
-    fn cursor_before(&self, number: u64, topic: &str) -> String {
+    fn cursor_before(&self, number: u64, topic: &str) -> Arc<str> {
         if number == self.end() {
             self.head_cursor.clone()
         } else if number <= self.joinable {
-            self.tail.encode(topic)
+            self.tail.encode(topic).into()
         } else {
             self.entry(number - 1).cursor.clone()
         }
@@ -566,7 +585,11 @@ mod tests {
                 bytes: usize::MAX,
             },
         );
-        feed.fill(Vector(vec![Position::default(); partitions]), vec![]);
+        let before = Vector(vec![Position::default(); partitions]);
+        feed.fill(Page {
+            before,
+            ..Page::default()
+        });
         feed
     }
 
@@ -714,11 +737,15 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_lags_is_told_that_its_place_is_gone() {
+    fn a_reader_that_lags_is_told_that_its_place_is_gone_and_keeps_its_cursor() {
         let feed = feed(3, 1);
-        let mut place = feed.live();
-        feed.push((0..4).map(|offset| record(0, offset)).collect());
+        feed.push(vec![record(0, 0)]);
+        let mut place = feed.newest(1, false).unwrap();
+        feed.take(&mut place, FORM, &mut Batch::default()).unwrap();
+        feed.push((1..6).map(|offset| record(0, offset)).collect());
         assert!(feed.take(&mut place, FORM, &mut Batch::default()).is_err());
+        let has = Vector::decode(&feed.cursor(&place), TOPIC);
+        assert_eq!(has, Some(Vector(vec![record(0, 0).next])));
     }
 
     #[test]
@@ -791,7 +818,7 @@ mod tests {
                 bytes: 10_000,
             },
         );
-        feed.fill(Vector::default(), vec![]);
+        feed.fill(Page::default());
         for offset in 0..500 {
             let mut place = feed.live();
             feed.push(vec![record(0, offset)]);

@@ -136,7 +136,11 @@ async fn read(
                 .into_iter()
                 .map(|(low, _)| Position::at(low))
                 .collect();
-            log.forward(Vector(starts), head, limit).await
+            let page = log.forward(Vector(starts), head, limit).await?;
+            Ok(Page {
+                from_start: true,
+                ..page
+            })
         }
         Where::Before(token) => match cursor(&token) {
             Some(vector) => log.backward(vector, limit).await,

@@ -8,7 +8,7 @@ use http_body_util::Either;
 use hyper::body::{Body, Incoming};
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_MAX_AGE, CONNECTION,
+    ACCESS_CONTROL_MAX_AGE, ALLOW, CONNECTION,
 };
 use hyper::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER, UPGRADE, VARY,
@@ -210,10 +210,12 @@ async fn explain(rejection: Rejection) -> Result<Response, Infallible> {
             "there is nothing at this address; /openapi.json lists what there is",
         )
     } else if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
-        failure(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "this address is only read (GET)",
-        )
+        let sentence = "this address is only read (GET)";
+        let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, sentence);
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET"));
+        response
     } else if rejection.find::<warp::reject::InvalidQuery>().is_some() {
         failure(
             StatusCode::BAD_REQUEST,

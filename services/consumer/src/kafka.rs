@@ -20,8 +20,9 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use self::log::{Limit, Log, Page};
+use crate::config::Config;
 use crate::cursor::{MAX_PARTITIONS, Position, Vector};
-use crate::feed::Feed;
+use crate::feed::{Feed, Limits};
 use crate::metrics::Metrics;
 use crate::record::{Change, Gap, Message, Reason, Value, What};
 
@@ -51,40 +52,52 @@ pub struct Live {
 }
 
 impl Live {
-    /// A reader that does not run yet. `config` connects to Kafka; `max_value` is in bytes.
-    pub fn new(
-        feed: Arc<Feed>,
-        log: Arc<Log>,
-        metrics: Metrics,
-        topic: &str,
-        config: ClientConfig,
-        max_value: usize,
-        history: Limit,
-    ) -> Self {
-        let mut config = config;
+    /// A reader that does not run yet.
+    ///
+    /// # Errors
+    ///
+    /// When the Kafka properties cannot be used.
+    pub fn new(config: &Config, topic: &str, metrics: Metrics) -> anyhow::Result<Self> {
+        let mut client = config.kafka_client()?;
+        let max_value = config.max_message_bytes;
+        // One context, so that what is wrong with Kafka is said once, not by each client.
+        let context = Context::new();
+        let log = Log::new(
+            topic,
+            &client,
+            context.clone(),
+            max_value,
+            config.replay_readers,
+        );
         // The topic's id is told nowhere but in librdkafka's debug log; see `LiveContext::log`.
-        let debug = config
+        let debug = client
             .get("debug")
             .map_or("topic".to_owned(), |given| format!("{given},topic"));
-        config
+        client
             .set("debug", debug)
             .set_log_level(RDKafkaLogLevel::Debug)
             .set("enable.partition.eof", "true");
-        let context = LiveContext::new(topic, metrics.clone());
-        Self {
+        let limits = Limits {
+            events: config.ring_messages,
+            bytes: config.ring_bytes,
+        };
+        Ok(Self {
             topic: topic.to_owned(),
-            feed,
-            log,
-            metrics,
-            config,
+            feed: Arc::new(Feed::new(topic.to_owned(), limits)),
+            log: Arc::new(log),
+            metrics: metrics.clone(),
+            config: client,
             max_value,
-            history,
-            context,
+            history: Limit {
+                events: config.ring_messages.min(1000),
+                bytes: config.ring_bytes / 4,
+            },
+            context: LiveContext::new(context, topic, metrics),
             grown: AtomicBool::new(false),
             resets: AtomicU64::new(0),
             doubt: Arc::default(),
             received: Sampler::new(10),
-        }
+        })
     }
 
     /// Whether Kafka can be read now.
@@ -114,7 +127,7 @@ impl Live {
             .name(format!("kafka {}", self.topic))
             .spawn(move || live.poll(&consumer, &begun, caught_up, &stop))
             .context("cannot start a thread")?;
-        let Some(partitions) = shutdown
+        let Some(ends) = shutdown
             .run_until_cancelled(self.fill())
             .await
             .transpose()?
@@ -122,7 +135,7 @@ impl Live {
             return Ok(());
         };
         // The thread ends only with `shutdown`, so it is there to take this.
-        _ = begin.send(partitions);
+        _ = begin.send(ends);
         shutdown.run_until_cancelled(self.audit()).await;
         tokio::task::spawn_blocking(move || thread.join())
             .await?
@@ -130,20 +143,24 @@ impl Live {
     }
 
     /// Fills the ring with the newest history, as soon as Kafka and the topic are there.
-    async fn fill(&self) -> anyhow::Result<usize> {
+    ///
+    /// Returns the end of each partition at that time.
+    async fn fill(&self) -> anyhow::Result<Vec<i64>> {
         let mut said = false;
         loop {
             let attempt = async {
                 let partitions = self.log.partitions().await?;
                 if partitions > MAX_PARTITIONS {
-                    return Ok((partitions, Page::default()));
+                    return Ok((partitions, vec![], Page::default()));
                 }
                 let ends = self.log.ends(partitions).await?;
-                let end = Vector(ends.iter().map(|&(_, high)| Position::at(high)).collect());
-                anyhow::Ok((partitions, self.log.backward(end, self.history).await?))
+                let ends: Vec<i64> = ends.iter().map(|&(_, high)| high).collect();
+                let before = Vector(ends.iter().copied().map(Position::at).collect());
+                let page = self.log.backward(before, self.history).await?;
+                anyhow::Ok((partitions, ends, page))
             };
             match attempt.await {
-                Ok((partitions, page)) => {
+                Ok((partitions, ends, page)) => {
                     ensure!(
                         partitions <= MAX_PARTITIONS,
                         "topic {:?} has {partitions} partitions, more than the {MAX_PARTITIONS} that a cursor can name",
@@ -155,16 +172,14 @@ impl Live {
                         history = page.changes.len(),
                         "reading topic"
                     );
-                    self.feed.fill(page.before, page.changes);
-                    return Ok(partitions);
+                    self.feed.fill(page);
+                    return Ok(ends);
                 }
-                Err(error) if !said => {
+                // That Kafka itself is away was said by its client.
+                Err(error) if !said && *self.source().borrow() == Source::Up => {
                     said = true;
-                    tracing::warn!(
-                        topic = self.topic,
-                        error = format!("{error:#}"),
-                        "waiting for Kafka and the topic"
-                    );
+                    let error = format!("{error:#}");
+                    tracing::warn!(topic = self.topic, error, "waiting for the topic");
                 }
                 Err(error) => tracing::debug!(
                     topic = self.topic,
@@ -179,16 +194,17 @@ impl Live {
     fn poll(
         &self,
         consumer: &BaseConsumer<LiveContext>,
-        begun: &std::sync::mpsc::Receiver<usize>,
+        begun: &std::sync::mpsc::Receiver<Vec<i64>>,
         caught_up: impl FnOnce(),
         shutdown: &CancellationToken,
     ) {
-        let mut at_end: Option<Vec<bool>> = None;
+        // What is left to be read of the log as it was at the start: an end for each partition that is not there yet.
+        let mut unread: Option<Vec<Option<i64>>> = None;
         let mut caught_up = Some(caught_up);
         let mut pending = Vec::new();
         while !shutdown.is_cancelled() {
-            if let Ok(partitions) = begun.try_recv() {
-                at_end = Some(vec![false; partitions]);
+            if let Ok(ends) = begun.try_recv() {
+                unread = Some(ends.into_iter().map(Some).collect());
                 self.assign(consumer);
             }
             let mut wait = Duration::from_millis(50);
@@ -197,11 +213,9 @@ impl Live {
                 match polled {
                     Ok(message) => pending.push(change(&message, self.max_value)),
                     Err(KafkaError::PartitionEOF(partition)) => {
-                        if let Some(end) = at_end
-                            .as_mut()
-                            .and_then(|ends| ends.get_mut(partition as usize))
-                        {
-                            *end = true;
+                        let ends = unread.as_mut();
+                        if let Some(end) = ends.and_then(|ends| ends.get_mut(partition as usize)) {
+                            *end = None;
                         }
                     }
                     Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) => {
@@ -227,10 +241,16 @@ impl Live {
                 self.assign(consumer);
             }
             self.deliver(&mut pending);
-            if at_end.as_ref().is_some_and(|ends| !ends.contains(&false))
-                && let Some(caught_up) = caught_up.take()
-            {
-                caught_up();
+            if let (Some(ends), true) = (&unread, caught_up.is_some()) {
+                let head = self.feed.head();
+                let behind = |(partition, end): (usize, &Option<i64>)| {
+                    end.is_some_and(|end| head.get(partition).offset < end)
+                };
+                if !ends.iter().enumerate().any(behind)
+                    && let Some(caught_up) = caught_up.take()
+                {
+                    caught_up();
+                }
             }
         }
     }
@@ -473,9 +493,9 @@ struct LiveContext {
 }
 
 impl LiveContext {
-    fn new(topic: &str, metrics: Metrics) -> Self {
+    fn new(inner: Context, topic: &str, metrics: Metrics) -> Self {
         Self {
-            inner: Context::new(),
+            inner,
             topic: topic.to_owned(),
             metrics,
             id: Arc::default(),

@@ -32,9 +32,8 @@ use tokio_util::task::TaskTracker;
 
 pub use crate::config::Config;
 use crate::drain::Drain;
-use crate::feed::Feed;
 use crate::http::App;
-use crate::kafka::{Limit, Live, Log};
+use crate::kafka::Live;
 use crate::metrics::Metrics;
 use crate::server::Limits;
 use crate::stream::Topic;
@@ -71,7 +70,7 @@ pub async fn run(
         config.kafka_topic.names().len(),
     ));
     for name in config.kafka_topic.names() {
-        let live = Arc::new(reader(&config, name, &metrics)?);
+        let live = Arc::new(Live::new(&config, name, metrics.clone())?);
         topics.push(Arc::new(Topic {
             name: name.clone(),
             feed: live.feed.clone(),
@@ -147,33 +146,4 @@ pub async fn run(
         ended.context("a reader panicked")??;
     }
     Ok(())
-}
-
-/// What reads one topic.
-fn reader(config: &Config, topic: &str, metrics: &Metrics) -> anyhow::Result<Live> {
-    let client = config.kafka_client()?;
-    let ring = feed::Limits {
-        events: config.ring_messages,
-        bytes: config.ring_bytes,
-    };
-    let feed = Arc::new(Feed::new(topic.to_owned(), ring));
-    let log = Arc::new(Log::new(
-        topic.to_owned(),
-        client.clone(),
-        config.max_message_bytes,
-        config.replay_readers,
-    ));
-    let history = Limit {
-        events: config.ring_messages.min(1000),
-        bytes: config.ring_bytes / 4,
-    };
-    Ok(Live::new(
-        feed,
-        log,
-        metrics.clone(),
-        topic,
-        client,
-        config.max_message_bytes,
-        history,
-    ))
 }

@@ -25,7 +25,10 @@ use crate::stream::{End, Stream};
 pub const PATH: &str = "/socket.io";
 
 /// The library's queue is full: its reader is slower than we are. It is asked again after so long.
-const FULL: Duration = Duration::from_millis(5);
+const FULL: Duration = Duration::from_millis(1);
+
+/// Packets between two polls: python-socketio gives up on an answer of more than 16, and two polls' worth may meet in one.
+const POLL_PACKETS: usize = 7;
 
 /// A reader that takes nothing for so long is ended.
 const STALLED: Duration = Duration::from_secs(10);
@@ -116,6 +119,12 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     }
     let mut turn = std::pin::pin!(app.drain.turn());
     let mut expired = std::pin::pin!(permit.expired());
+    let mut emitter = Emitter {
+        socket: socket.clone(),
+        sessions: &app.sessions,
+        polls: 0,
+        packets: 2,
+    };
     let mut batch = Batch::default();
     let end = loop {
         tokio::select! {
@@ -125,7 +134,7 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
             () = &mut expired => break Some(End::Expired),
             taken = stream.next(&mut batch) => {
                 let written = match taken {
-                    Ok(()) => emit_all(&socket, &batch.frames, Instant::now() + STALLED).await,
+                    Ok(()) => emitter.emit_all(&batch.frames, Instant::now() + STALLED).await,
                     Err(end) => Err(Some(end)),
                 };
                 if let Err(end) = written {
@@ -140,7 +149,7 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
         open.reason = end.reason();
         let polls = app.sessions.polls(socket.id.as_str());
         let bye = end.frame(&stream.cursor(), retry(), form);
-        _ = emit_all(&socket, &[bye], Instant::now() + LAST_WORD).await;
+        _ = emitter.emit_all(&[bye], Instant::now() + LAST_WORD).await;
         tokio::time::sleep(LAST_WORD).await;
         app.sessions.cut(&socket, end.reason(), polls);
     } else if let Some(reason) = app
@@ -152,36 +161,66 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     }
 }
 
-/// Hands events to the library. Its queue being full means to wait, as long as anything moves.
-///
-/// # Errors
-///
-/// `None` when the client is gone, [`End::Slow`] when it took nothing until the deadline.
-async fn emit_all(
-    socket: &SocketRef,
-    frames: &[Frame],
-    mut deadline: Instant,
-) -> Result<(), Option<End>> {
-    for frame in frames {
-        let payload: &RawValue =
-            serde_json::from_slice(&frame.bytes).expect("a frame of this door is one JSON value");
-        while let Err(error) = socket.emit(frame.kind.name(), payload) {
-            match error {
-                SendError::Socket(SocketError::InternalChannelFull)
-                    if Instant::now() < deadline =>
-                {
-                    tokio::time::sleep(FULL).await
-                }
-                SendError::Socket(SocketError::InternalChannelFull) => return Err(Some(End::Slow)),
-                error => {
-                    tracing::debug!(%error, "socket.io client is gone");
-                    return Err(None);
+/// Hands events to the library.
+struct Emitter<'a> {
+    socket: SocketRef,
+    sessions: &'a Sessions,
+    /// Polls that were answered when it was looked the last time, and packets since.
+    polls: u64,
+    packets: usize,
+}
+
+impl Emitter<'_> {
+    /// Hands over all of them. The library's queue being full means to wait, as long as anything moves.
+    ///
+    /// # Errors
+    ///
+    /// `None` when the client is gone, [`End::Slow`] when it took nothing until the deadline.
+    async fn emit_all(
+        &mut self,
+        frames: &[Frame],
+        mut deadline: Instant,
+    ) -> Result<(), Option<End>> {
+        for frame in frames {
+            let payload: &RawValue = serde_json::from_slice(&frame.bytes)
+                .expect("a frame of this door is one JSON value");
+            loop {
+                let emitted = match self.has_room() {
+                    true => self.socket.emit(frame.kind.name(), payload),
+                    false => Err(SendError::Socket(SocketError::InternalChannelFull)),
+                };
+                match emitted {
+                    Ok(()) => break,
+                    Err(SendError::Socket(SocketError::InternalChannelFull)) => {
+                        if Instant::now() > deadline {
+                            return Err(Some(End::Slow));
+                        }
+                        tokio::time::sleep(FULL).await;
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "socket.io client is gone");
+                        return Err(None);
+                    }
                 }
             }
+            self.packets += 1;
+            deadline = deadline.max(Instant::now() + STALLED);
         }
-        deadline = deadline.max(Instant::now() + STALLED);
+        Ok(())
     }
-    Ok(())
+
+    /// Whether a polling client can take one more packet with its next poll.
+    fn has_room(&mut self) -> bool {
+        if self.packets < POLL_PACKETS || self.socket.transport_type() != TransportType::Polling {
+            return true;
+        }
+        let polls = self.sessions.polls(self.socket.id.as_str());
+        let polled = std::mem::replace(&mut self.polls, polls) != polls;
+        if polled {
+            self.packets = 0;
+        }
+        polled || !self.socket.connected()
+    }
 }
 
 /// What the library does not tell: over which connection a session goes, and which sessions we have ended.

@@ -55,7 +55,11 @@ struct Args {
     kafka_bootstrap_servers: Option<String>,
 
     /// What to measure, separated by commas.
-    #[arg(long, value_delimiter = ',', default_value = "floor,sse,websocket,socketio")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "floor,sse,websocket,socketio"
+    )]
     only: Vec<Target>,
 
     /// A folder whose `node_modules` holds `ws` and `socket.io`: servers of node's are measured too, for those of `--only`.
@@ -138,7 +142,10 @@ fn serve(config: Config) -> ExitCode {
 /// Round by round, so that what disturbs the machine disturbs all.
 fn compare(args: &Args) -> anyhow::Result<()> {
     process::pin_this();
-    let kafka = Kafka::start(args.kafka_bootstrap_servers.as_deref(), args.rounds * args.only.len())?;
+    let kafka = Kafka::start(
+        args.kafka_bootstrap_servers.as_deref(),
+        args.rounds * args.only.len(),
+    )?;
     let targets = args.only.iter().flat_map(|target| {
         let peer = target.peer().filter(|_| args.peers.is_some());
         std::iter::once(*target).chain(peer)

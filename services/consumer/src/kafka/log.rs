@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Log {
     topic: String,
     config: ClientConfig,
+    context: Context,
     max_value: usize,
     idle: Mutex<Vec<Reader>>,
     permits: Arc<Semaphore>,
@@ -53,8 +54,14 @@ pub struct Page {
 
 impl Log {
     /// `config` connects to Kafka; `max_value` is in bytes; at most `readers` ranges are read at the same time.
-    pub fn new(topic: String, config: ClientConfig, max_value: usize, readers: usize) -> Self {
-        let mut config = config;
+    pub fn new(
+        topic: &str,
+        config: &ClientConfig,
+        context: Context,
+        max_value: usize,
+        readers: usize,
+    ) -> Self {
+        let mut config = config.clone();
         // What a reader fetches beyond its page is thrown away, and its end is found by an empty answer.
         config
             .set("enable.partition.eof", "true")
@@ -63,8 +70,9 @@ impl Log {
             .set("queued.max.messages.kbytes", "8192")
             .set("statistics.interval.ms", "0");
         Self {
-            topic,
+            topic: topic.to_owned(),
             config,
+            context,
             max_value,
             idle: Mutex::default(),
             permits: Arc::new(Semaphore::new(readers)),
@@ -216,7 +224,7 @@ impl Log {
                 Some(reader) => reader,
                 None => log
                     .config
-                    .create_with_context(Context::new())
+                    .create_with_context(log.context.clone())
                     .context("cannot create a Kafka reader")?,
             };
             let result = work(&log, &reader)?;

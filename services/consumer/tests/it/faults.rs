@@ -128,7 +128,7 @@ async fn a_broker_that_is_not_up_yet_is_waited_for_and_said_once() {
     create_topic(&address, &topic, 1, &[]).await;
     broker.stop().await;
     let mut replica = Replica::launch(&address, &topic, "127.0.0.1:0", &[]).await;
-    replica.said("waiting for Kafka").await;
+    replica.said("no connection to kafka").await;
     assert_eq!(replica.get_admin("/readyz").await.0, 503);
     // A stream that is opened now waits with it, and says so.
     let mut early = Client::connect(replica.public, Transport::Sse, &[]);

@@ -1,0 +1,144 @@
+//! The server's process, and what the kernel says about it and us.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::Value as Json;
+
+/// The server runs on the first core, we on the second.
+const SERVER_CORE: &str = "0";
+const OUR_CORE: &str = "1";
+
+/// Stays on one core, with all threads that are started later. Without `taskset`, or with one core, that is left to the kernel.
+pub fn pin_this() {
+    let id = std::process::id().to_string();
+    let pinned = Command::new("taskset")
+        .args(["-cp", OUR_CORE, &id])
+        .stdout(Stdio::null())
+        .status();
+    if !pinned.is_ok_and(|status| status.success()) {
+        println!("not pinned to cores: the numbers mean little");
+    }
+}
+
+/// A server on its core. It is killed when this is dropped.
+pub struct Server {
+    process: Child,
+    pub public: SocketAddr,
+    pub control: Option<SocketAddr>,
+    pub admin: Option<SocketAddr>,
+}
+
+/// What a process has used.
+#[derive(Clone, Copy, Debug)]
+pub struct Used {
+    pub cpu: Duration,
+    /// Ready to run while the core was busy with something else.
+    pub waited: Duration,
+}
+
+impl Server {
+    /// Starts a server and waits for the line in which it says where it listens.
+    pub fn start(
+        program: &Path,
+        arguments: &[&str],
+        folder: Option<&Path>,
+    ) -> anyhow::Result<Self> {
+        let mut command = Command::new("taskset");
+        command.args(["-c", SERVER_CORE]).arg(program);
+        if !Command::new("taskset")
+            .arg("-V")
+            .stdout(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+        {
+            command = Command::new(program);
+        }
+        command.args(arguments).stdout(Stdio::piped());
+        if let Some(folder) = folder {
+            command.current_dir(folder);
+        }
+        let mut process = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        let mut lines = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+        while let Some(line) = lines.next().transpose()? {
+            let line: Json = serde_json::from_str(&line).unwrap_or_default();
+            let address = |name: &str| line[name].as_str().and_then(|address| address.parse().ok());
+            if let Some(public) = address("public") {
+                // A pipe that nobody reads would stop the server.
+                std::thread::spawn(move || lines.for_each(drop));
+                return Ok(Self {
+                    process,
+                    public,
+                    control: address("control"),
+                    admin: address("admin"),
+                });
+            }
+        }
+        anyhow::bail!("{} does not say where it listens", program.display())
+    }
+
+    pub fn used(&self) -> anyhow::Result<Used> {
+        used(self.process.id())
+    }
+
+    /// KiB of memory that it has now.
+    pub fn memory(&self) -> anyhow::Result<u64> {
+        let path = format!("/proc/{}/smaps_rollup", self.process.id());
+        let rollup =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let line = rollup
+            .lines()
+            .find_map(|line| line.strip_prefix("Rss:"))
+            .context("no Rss")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        _ = self.process.kill();
+        _ = self.process.wait();
+    }
+}
+
+/// What this process has used.
+pub fn ours() -> anyhow::Result<Used> {
+    used(std::process::id())
+}
+
+/// `utime` and `stime` of `stat` are of the same source, in steps of 10 ms; this is in ns.
+fn used(id: u32) -> anyhow::Result<Used> {
+    let mut used = Used {
+        cpu: Duration::ZERO,
+        waited: Duration::ZERO,
+    };
+    for thread in std::fs::read_dir(format!("/proc/{id}/task"))? {
+        // A thread may end meanwhile.
+        let Ok(numbers) = std::fs::read_to_string(thread?.path().join("schedstat")) else {
+            continue;
+        };
+        let mut numbers = numbers
+            .split_whitespace()
+            .map(|number| number.parse().map(Duration::from_nanos));
+        used.cpu += numbers.next().context("schedstat is empty")??;
+        used.waited += numbers.next().context("schedstat is short")??;
+    }
+    Ok(used)
+}
+
+impl std::ops::Sub for Used {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            cpu: self.cpu.saturating_sub(before.cpu),
+            waited: self.waited.saturating_sub(before.waited),
+        }
+    }
+}
