@@ -84,6 +84,7 @@ describe("socket.io-client", { skip: without("kafka"), concurrency: true }, () =
       const topic = await newTopic();
       const consumer = await startConsumer(t, topic);
       await publish(topic, ["before anyone came"]);
+      await until("it is read", async () => (await consumer.metric("herald_messages_consumed_total", `topic="${topic}"`)) === 1);
       // As the original's page does: no options, each socket for one of the three events.
       const got = { message: [], env: [], custom_header: [] };
       const sockets = Object.keys(got).map((event) => {

@@ -107,9 +107,11 @@ async fn a_page_of_history_and_a_stream_continue_each_other() {
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("pages");
     create_topic(&kafka, &topic, 3, &[]).await;
+    let since_1970 = std::time::SystemTime::UNIX_EPOCH.elapsed();
+    let now = since_1970.expect("a clock").as_millis() as i64;
     let records: Vec<Record> = (0..1000)
         .map(|n| Record {
-            timestamp: Some(1_700_000_000_000 + (n * 7919) % 1000),
+            timestamp: Some(now - (n * 7919) % 1000),
             ..Record::new((n % 3) as i32, format!("{n}"))
         })
         .collect();
