@@ -41,8 +41,13 @@ export async function startConsumer(context, { topics, kafka, header = "Hello Wo
       const answer = await fetch(`http://127.0.0.1:${admin}/readyz`).catch(() => null);
       return answer?.status === 200;
     },
+    port,
     kill() {
       return kill(this.process);
+    },
+    /** SIGTERM: it drains. */
+    terminate() {
+      this.process.kill("SIGTERM");
     },
     /** The lines of its metrics that begin so. */
     async metrics(begin) {
