@@ -1,6 +1,7 @@
 //! The live reader: one thread that polls one topic into its ring, and notices what librdkafka does not say.
 
 mod log;
+mod range;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +20,8 @@ use rdkafka::{ClientConfig, ClientContext, Statistics};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-pub use self::log::{Limit, Log, Page};
+pub use self::log::Log;
+pub use self::range::{Limit, Page};
 use crate::config::Config;
 use crate::cursor::{MAX_PARTITIONS, Position, Vector};
 use crate::feed::{Feed, Limits};

@@ -1,6 +1,5 @@
 //! Reads ranges of a topic on demand: pages of history, and what a client missed that is older than the ring.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,8 +12,9 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::Semaphore;
 
 use super::change;
+use super::range::{Limit, Page, Range, Taken, merge_backward, merge_forward};
 use crate::cursor::{Position, Vector};
-use crate::record::{Change, Gap, Reason, What};
+use crate::record::{Change, Gap, Reason};
 
 /// How long Kafka may be silent before a request for a range fails.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -30,27 +30,6 @@ pub struct Log {
 }
 
 type Reader = BaseConsumer<Context>;
-
-/// The bounds of one page.
-#[derive(Clone, Copy, Debug)]
-pub struct Limit {
-    pub events: usize,
-    pub bytes: usize,
-}
-
-/// A piece of the log, merged by timestamp, then partition, each partition's order kept.
-#[derive(Debug, Default)]
-pub struct Page {
-    pub changes: Vec<Change>,
-    /// The vector before the first change.
-    pub before: Vector,
-    /// The vector after the last one.
-    pub after: Vector,
-    /// Nothing is left between `after` and what was read towards.
-    pub complete: bool,
-    /// Nothing is left before `before`.
-    pub from_start: bool,
-}
 
 impl Log {
     /// `config` connects to Kafka; `max_value` is in bytes; at most `readers` ranges are read at the same time.
@@ -425,211 +404,6 @@ impl Log {
         range.done = low >= high;
         Ok(())
     }
-}
-
-/// What is read of one partition for one page.
-struct Range {
-    partition: usize,
-    from: Position,
-    until: Position,
-    /// The record before `from` is to be compared with its fingerprint.
-    verify: bool,
-    /// Where reading began, and the first offset of the log: for reading backward.
-    start: i64,
-    low: i64,
-    /// Full means that the oldest are dropped, not that reading stops.
-    keep_newest: bool,
-    /// How far the partition was read.
-    position: Position,
-    /// Events with the time that they are merged by.
-    found: VecDeque<(i64, Change)>,
-    bytes: usize,
-    done: bool,
-    /// There is more between `from` and `until` than `found` holds.
-    trimmed: bool,
-}
-
-#[derive(PartialEq)]
-enum Taken {
-    Yes,
-    OtherLog,
-}
-
-impl Range {
-    fn new(partition: usize, from: Position, until: Position, verify: bool) -> Self {
-        Self {
-            partition,
-            from,
-            until,
-            verify,
-            start: from.offset,
-            low: 0,
-            keep_newest: false,
-            position: from,
-            found: VecDeque::new(),
-            bytes: 0,
-            done: false,
-            trimmed: false,
-        }
-    }
-
-    fn next_fetch(&self) -> i64 {
-        self.position.offset - i64::from(self.verify)
-    }
-
-    fn take(&mut self, change: &Change, time: i64, events: usize, bytes: usize) -> Taken {
-        let offset = change.next.offset - 1;
-        if std::mem::take(&mut self.verify) && offset < self.from.offset {
-            if !self.from.agrees(change.next) {
-                return Taken::OtherLog;
-            }
-            self.done = self.from.offset >= self.until.offset;
-            return Taken::Yes;
-        }
-        if offset < self.position.offset {
-            return Taken::Yes;
-        }
-        if offset >= self.until.offset {
-            self.done = true;
-            return Taken::Yes;
-        }
-        self.bytes += change.weight();
-        self.position = change.next;
-        self.found.push_back((time, change.clone()));
-        self.done = offset + 1 >= self.until.offset;
-        let full = |range: &Self| {
-            range.found.len() > events || (range.bytes > bytes && range.found.len() > 1)
-        };
-        if self.keep_newest {
-            while full(self) {
-                let (_, dropped) = self.found.pop_front().expect("a full range is not empty");
-                self.bytes -= dropped.weight();
-                self.trimmed = true;
-            }
-        } else if !self.done && full(self) {
-            self.done = true;
-            self.trimmed = true;
-        }
-        Taken::Yes
-    }
-
-    /// The gap to tell when the log that is read backward is not the one of which the page's cursor speaks.
-    fn other_log(&self, &(_, high, until): &(i64, i64, Position)) -> Option<Change> {
-        let last = self
-            .found
-            .back()
-            .filter(|(_, change)| change.next.offset == until.offset);
-        let other =
-            until.offset > high || last.is_some_and(|(_, change)| !until.agrees(change.next));
-        let gap = Gap::of(Reason::Recreated, self.partition, until.offset, None);
-        other.then_some(Change {
-            partition: self.partition,
-            next: until,
-            what: What::Gap(gap),
-        })
-    }
-
-    fn jump(&mut self, gap: Gap, to: Position) {
-        self.position = to;
-        // Before whatever follows it: a gap is told as soon as it is known.
-        self.found.push_back((
-            i64::MIN,
-            Change {
-                partition: self.partition,
-                next: to,
-                what: What::Gap(gap),
-            },
-        ));
-    }
-}
-
-/// Takes the oldest event of all partitions, again and again, as long as it is certain which one that is.
-fn merge_forward(from: Vector, mut ranges: Vec<Range>, limit: Limit) -> Page {
-    let mut page = Page {
-        after: from.clone(),
-        before: from,
-        ..Page::default()
-    };
-    let mut bytes = 0;
-    while page.changes.len() < limit.events && bytes < limit.bytes {
-        if ranges
-            .iter()
-            .any(|range| range.trimmed && range.found.is_empty())
-        {
-            break;
-        }
-        let oldest = ranges
-            .iter_mut()
-            .filter(|range| !range.found.is_empty())
-            .min_by_key(|range| (range.found[0].0, range.partition));
-        let Some((_, change)) = oldest.and_then(|range| range.found.pop_front()) else {
-            break;
-        };
-        bytes += change.weight();
-        page.after.set(change.partition, change.next);
-        page.changes.push(change);
-    }
-    page.complete = ranges
-        .iter()
-        .all(|range| range.found.is_empty() && !range.trimmed);
-    for range in ranges
-        .iter()
-        .filter(|range| range.found.is_empty() && !range.trimmed)
-    {
-        // Nothing deliverable is left before the end: what lies between is compacted, aborted or a marker.
-        if page.after.get(range.partition).offset < range.until.offset {
-            page.after.set(range.partition, range.until);
-        }
-    }
-    page
-}
-
-/// Takes the newest event of all partitions, again and again, as long as it is certain which one that is.
-fn merge_backward(before: Vector, mut ranges: Vec<Range>, limit: Limit) -> Page {
-    let mut page = Page {
-        before: before.clone(),
-        after: before,
-        ..Page::default()
-    };
-    for range in &ranges {
-        let seen = range
-            .found
-            .back()
-            .map_or(Position::at(range.start), |(_, change)| change.next);
-        page.before.set(range.partition, seen);
-    }
-    let mut bytes = 0;
-    while page.changes.len() < limit.events && bytes < limit.bytes {
-        if ranges
-            .iter()
-            .any(|range| range.found.is_empty() && (range.trimmed || range.start > range.low))
-        {
-            break;
-        }
-        let newest = ranges
-            .iter_mut()
-            .filter(|range| !range.found.is_empty())
-            .max_by_key(|range| (range.found.back().map(|(time, _)| *time), range.partition));
-        let Some((range, (_, change))) =
-            newest.and_then(|range| range.found.pop_back().map(|change| (range, change)))
-        else {
-            break;
-        };
-        bytes += change.weight();
-        let previous = range
-            .found
-            .back()
-            .map_or(Position::at(change.next.offset - 1), |(_, change)| {
-                change.next
-            });
-        page.before.set(change.partition, previous);
-        page.changes.push(change);
-    }
-    page.changes.reverse();
-    page.from_start = ranges
-        .iter()
-        .all(|range| range.found.is_empty() && !range.trimmed && range.start <= range.low);
-    page
 }
 
 fn message_time(message: &impl rdkafka::Message) -> i64 {
