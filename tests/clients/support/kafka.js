@@ -39,7 +39,8 @@ export function randomName(prefix = "clients") {
 export async function newTopic(partitions = 1) {
   const topic = randomName();
   const { admin } = await clients();
-  await admin.createTopics({ topics: [{ topic, numPartitions: partitions, replicationFactor: 1 }], waitForLeaders: false });
+  const configEntries = [{ name: "retention.ms", value: "-1" }]; // a test may write records of any age
+  await admin.createTopics({ topics: [{ topic, numPartitions: partitions, replicationFactor: 1, configEntries }], waitForLeaders: false });
   await until(`topic ${topic} has leaders`, async () => {
     const metadata = await admin.fetchTopicMetadata({ topics: [topic] }).catch(() => undefined);
     return metadata?.topics[0].partitions.every(({ leader }) => leader >= 0);
