@@ -159,20 +159,27 @@ pub fn message_fields(partition: usize, message: &Message) -> Map<String, Json> 
             value => Some(text(value)),
         },
     }));
-    if matches!(message.value, Value::Binary(_)) {
-        object.insert("encoding".into(), "base64".into());
-    }
+    say_encoding(&mut object, &message.value);
     object
 }
 
 /// What the Socket.IO clients of the original protocol get: `data` is always a string.
 fn socketio_fields(partition: usize, message: &Message) -> Map<String, Json> {
-    fields(json!({
+    let mut object = fields(json!({
         "data": text(&message.value),
         "partition": partition,
         "offset": message.offset,
         "timestamp": message.timestamp,
-    }))
+    }));
+    say_encoding(&mut object, &message.value);
+    object
+}
+
+/// Base64 that is a value cannot be told from a text that looks like it.
+fn say_encoding(object: &mut Map<String, Json>, value: &Value) {
+    if matches!(value, Value::Binary(_)) {
+        object.insert("encoding".into(), "base64".into());
+    }
 }
 
 fn text(value: &Value) -> Cow<'_, str> {

@@ -13,7 +13,6 @@ use crate::kafka::{Limit, Page};
 use crate::record::{Change, Gap, Reason, What};
 
 /// At most so much is taken for one write, so that a backlog does not become one huge buffer.
-const BATCH_EVENTS: usize = 512;
 const BATCH_BYTES: usize = 128 << 10;
 
 /// The newest events of one topic.
@@ -35,6 +34,8 @@ pub struct Limits {
     pub events: usize,
     /// Records and frames together.
     pub bytes: usize,
+    /// Events that are taken for one write.
+    pub write_events: usize,
 }
 
 struct Ring {
@@ -153,6 +154,14 @@ impl Feed {
         }
     }
 
+    /// Forgets partitions that the topic has no more, after their end was told.
+    pub fn shrink(&self, partitions: usize) {
+        let mut ring = self.write();
+        ring.head.0.truncate(partitions);
+        ring.tail.0.truncate(partitions);
+        ring.head_cursor = ring.head.encode(&self.topic).into();
+    }
+
     /// Appends events and wakes the connections once.
     pub fn push(&self, changes: Vec<Change>) {
         let mut ring = self.write();
@@ -232,7 +241,7 @@ impl Feed {
         let mut left = count;
         while left > 0 {
             if position == ring.joinable {
-                if fewer {
+                if fewer || ring.begins_log {
                     break;
                 }
                 return None;
@@ -371,15 +380,17 @@ impl Feed {
         let mut next = place.position;
         while place.own.is_some()
             && next < ring.end()
-            && batch.frames.len() < BATCH_EVENTS
+            && batch.frames.len() < self.limits.write_events
             && bytes < BATCH_BYTES
         {
             bytes += self.take_own(ring.entry(next), place, form, batch);
             next += 1;
         }
         place.position = next;
-        while next < ring.end()
-            && (next - place.position) < BATCH_EVENTS as u64
+        // Only a connection whose vector is the ring's may have the ring's cursors.
+        while place.own.is_none()
+            && next < ring.end()
+            && (next - place.position) < self.limits.write_events as u64
             && bytes < BATCH_BYTES
         {
             let entry = ring.entry(next);
@@ -401,7 +412,7 @@ impl Feed {
         } else {
             batch
                 .frames
-                .extend(range.map(|number| self.frame(ring.entry(number), form).clone()));
+                .extend(range.map(|number| self.frame(ring.entry(number), form)));
         }
         Ok(())
     }
@@ -445,7 +456,7 @@ impl Feed {
                     )
                 }
                 _ => {
-                    encode::with_cursor(self.frame(entry, form), &entry.cursor, &cursor, form.door)
+                    encode::with_cursor(&self.frame(entry, form), &entry.cursor, &cursor, form.door)
                 }
             };
             batch.count(&entry.change, false, form.binary);
@@ -460,13 +471,20 @@ impl Feed {
     }
 
     /// The frame of an event, made when it is first asked for.
-    fn frame<'a>(&self, entry: &'a Entry, form: Form) -> &'a Frame {
-        entry.frames[form.index()].get_or_init(|| {
-            let frame = encode::change(&entry.change, &entry.cursor, form);
+    fn frame(&self, entry: &Entry, form: Form) -> Frame {
+        let slot = &entry.frames[form.index()];
+        if let Some(frame) = slot.get() {
+            return frame.clone();
+        }
+        let frame = encode::change(&entry.change, &entry.cursor, form);
+        // Where backlogs are read in every form, the frames alone could fill the ring's share of memory.
+        if self.frame_bytes.load(Ordering::Relaxed) < self.limits.bytes
+            && slot.set(frame.clone()).is_ok()
+        {
             self.frame_bytes
                 .fetch_add(frame.bytes.len(), Ordering::Relaxed);
-            frame
-        })
+        }
+        frame
     }
 
     /// The frames of a range in one piece.
@@ -583,6 +601,7 @@ mod tests {
             Limits {
                 events,
                 bytes: usize::MAX,
+                write_events: 3,
             },
         );
         let before = Vector(vec![Position::default(); partitions]);
@@ -636,21 +655,27 @@ mod tests {
             self.place = Some(place.expect("the ring continues what was read up to its head"));
         }
 
-        fn take(&mut self, replica: &Replica) {
+        /// Whether there was anything to take.
+        fn take(&mut self, replica: &Replica) -> bool {
             let place = self.place.as_mut().expect("connected");
             let mut batch = Batch::default();
+            let before = place.position;
             if replica.feed.take(place, FORM, &mut batch).is_err() {
-                return self.resume(replica);
+                self.resume(replica);
+                return true;
             }
+            let moved = place.position > before;
             for frame in batch.frames {
                 let object: serde_json::Value = serde_json::from_slice(&frame.bytes).expect("JSON");
                 let partition = object["partition"].as_u64().expect("a partition") as usize;
+                let offset = object["offset"].as_i64().expect("an offset");
                 self.got(
                     partition,
-                    object["offset"].as_i64().expect("an offset"),
+                    offset,
                     object["cursor"].as_str().expect("a cursor"),
                 );
             }
+            moved
         }
 
         fn got(&mut self, partition: usize, offset: i64, cursor: &str) {
@@ -720,7 +745,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Read(replica, count) => replicas[replica].read(count),
-                    Step::Take => client.take(&replicas[at]),
+                    Step::Take => _ = client.take(&replicas[at]),
                     Step::MoveTo(other) => {
                         at = other;
                         client.resume(&replicas[at]);
@@ -728,8 +753,7 @@ mod tests {
                 }
             }
             replicas[at].read(usize::MAX / 2);
-            client.take(&replicas[at]);
-            client.take(&replicas[at]);
+            while client.take(&replicas[at]) {}
             let mut all = vec![0; partitions];
             replicas[at].order.iter().for_each(|change| all[change.partition] += 1);
             prop_assert_eq!(client.next, all);
@@ -816,6 +840,7 @@ mod tests {
             Limits {
                 events: 1000,
                 bytes: 10_000,
+                write_events: 512,
             },
         );
         feed.fill(Page::default());

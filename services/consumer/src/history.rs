@@ -18,7 +18,7 @@ use crate::stream::Topic;
 /// The bounds of any page.
 pub const PAGE: Limit = Limit {
     events: MOST,
-    bytes: 8 << 20,
+    bytes: 1 << 20,
 };
 
 #[derive(Debug, Default, Deserialize)]

@@ -11,7 +11,7 @@ use hyper::header::{
     ACCESS_CONTROL_MAX_AGE, ALLOW, CONNECTION,
 };
 use hyper::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER, UPGRADE, VARY,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY,
     X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::upgrade::OnUpgrade;
@@ -39,6 +39,8 @@ pub struct App {
     pub origins: Origins,
     pub drain: Drain,
     pub metrics: Metrics,
+    /// Streams that Socket.IO may open, whatever the connections they share.
+    pub max_connections: usize,
     pub sessions: Sessions,
     /// Streams that outlive their request.
     pub tasks: TaskTracker,
@@ -271,10 +273,18 @@ where
             match turn_away(&app, &mut request) {
                 Some(response) => response.map(Either::Right),
                 None => {
-                    let polling = session(&request).filter(|_| request.method() == Method::GET);
+                    let sid = session(&request);
+                    let polls = request.method() == Method::GET;
+                    let connection = request.extensions().get::<Arc<Connection>>().cloned();
                     let response = doors.oneshot(request).await?.map(Either::Left);
-                    if let Some(sid) = polling {
-                        app.sessions.polled(&sid);
+                    match (sid, connection) {
+                        (Some(sid), Some(connection))
+                            if response.status() == StatusCode::SWITCHING_PROTOCOLS =>
+                        {
+                            app.sessions.upgraded(&sid, &connection);
+                        }
+                        (Some(sid), _) if polls => app.sessions.polled(&sid),
+                        _ => {}
                     }
                     response
                 }
@@ -314,14 +324,7 @@ fn turn_away(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
                 )
                 .into_response(),
             ),
-            (Some(sid), _) => {
-                if let Some(connection) =
-                    connection.filter(|_| request.headers().contains_key(UPGRADE))
-                {
-                    app.sessions.upgrade(&sid, &connection);
-                }
-                None
-            }
+            (Some(_), _) => None,
             (None, end) => end.map(|end| refusal(app, &end)),
         };
     }

@@ -82,6 +82,7 @@ impl Live {
         let limits = Limits {
             events: config.ring_messages,
             bytes: config.ring_bytes,
+            write_events: 512,
         };
         Ok(Self {
             topic: topic.to_owned(),
@@ -209,6 +210,7 @@ impl Live {
                 unread = Some(ends.into_iter().map(Some).collect());
                 self.assign(consumer);
             }
+            let mut lost = false;
             let mut wait = Duration::from_millis(50);
             while let Some(polled) = consumer.poll(wait) {
                 wait = Duration::ZERO;
@@ -221,8 +223,8 @@ impl Live {
                         }
                     }
                     Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) => {
-                        self.deliver(&mut pending);
-                        self.mend(consumer, false, shutdown);
+                        lost = true;
+                        break;
                     }
                     // librdkafka goes on by itself after these; `status` tells the clients.
                     Err(error) => {
@@ -237,6 +239,9 @@ impl Live {
                 // What was polled may already be of the new log, from somewhere in its middle.
                 pending.clear();
                 self.mend(consumer, true, shutdown);
+            } else if lost {
+                self.deliver(&mut pending);
+                self.mend(consumer, false, shutdown);
             }
             if self.grown.swap(false, Ordering::AcqRel) {
                 self.deliver(&mut pending);
@@ -317,6 +322,7 @@ impl Live {
         let mut changes = Vec::new();
         let head = self.feed.head();
         let mut partition = 0;
+        let mut left = head.0.len();
         while partition < head.0.len() && !shutdown.is_cancelled() {
             let position = head.get(partition);
             match consumer.fetch_watermarks(&self.topic, partition as i32, Duration::from_secs(1)) {
@@ -346,9 +352,8 @@ impl Live {
                     partition += 1;
                 }
                 // The new topic has fewer partitions; this one begins at 0 should it ever come back.
-                Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownPartition))
-                    if anew && partition > 0 =>
-                {
+                Err(_) if partition > 0 && self.has_at_most(consumer, partition) => {
+                    left = left.min(partition);
                     changes.push(recreated(partition, position, 0));
                     partition += 1;
                 }
@@ -358,12 +363,28 @@ impl Live {
                 }
             }
         }
-        if anew {
+        // Who has read nothing of a log misses nothing of it. This also keeps a second look at the same change silent.
+        changes.retain(|change| !change.resets() || head.get(change.partition).offset > 0);
+        if anew || changes.iter().any(Change::resets) {
             self.resets.fetch_add(1, Ordering::AcqRel);
         }
-        changes.retain(|change| !change.resets() || head.get(change.partition).offset > 0);
         self.deliver(&mut changes);
+        if left < head.0.len() {
+            self.feed.shrink(left);
+        }
         self.assign(consumer);
+    }
+
+    /// Whether Kafka says that the topic has no more partitions than that.
+    fn has_at_most(&self, consumer: &BaseConsumer<LiveContext>, partitions: usize) -> bool {
+        let metadata = consumer.fetch_metadata(Some(&self.topic), Duration::from_secs(1));
+        metadata.is_ok_and(|metadata| {
+            let count = metadata
+                .topics()
+                .first()
+                .map(|topic| topic.partitions().len());
+            count.is_some_and(|count| count > 0 && count <= partitions)
+        })
     }
 
     /// From time to time, and after every reconnect: is it still the same log, and are there new partitions?
@@ -514,7 +535,7 @@ impl ClientContext for LiveContext {
             return self.inner.log(level, fac, message);
         }
         let Some(id) = topic_id(message, &self.topic) else {
-            return;
+            return self.inner.log(level, fac, message);
         };
         let mut known = self.id.lock().unwrap_or_else(PoisonError::into_inner);
         if known

@@ -22,11 +22,13 @@ mod stream;
 mod websocket;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use herald_runtime::{Readiness, admin};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -35,7 +37,7 @@ use crate::drain::Drain;
 use crate::http::App;
 use crate::kafka::Live;
 use crate::metrics::Metrics;
-use crate::server::Limits;
+use crate::server::{Connections, Limits};
 use crate::stream::Topic;
 
 /// The sockets of a consumer.
@@ -101,6 +103,7 @@ pub async fn run(
         origins: config.allowed_origins.clone(),
         drain: Drain::new(config.drain_window),
         metrics: metrics.clone(),
+        max_connections: config.max_connections,
         sessions: Default::default(),
         tasks: tasks.clone(),
     });
@@ -111,9 +114,11 @@ pub async fn run(
     };
     let accepting = CancellationToken::new();
     let limits = Limits::new(config.max_connections);
+    let connections = Connections::default();
     let accept = tokio::spawn(server::serve(
         listeners.public,
         limits,
+        connections.clone(),
         metrics,
         answer,
         tasks.clone(),
@@ -134,13 +139,17 @@ pub async fn run(
     _ = accept.await;
     app.drain.end();
     tasks.close();
-    // A last second for those whose turn was the last, and for closing handshakes.
-    let ended = tokio::time::timeout(
-        config.drain_window + std::time::Duration::from_secs(3),
-        tasks.wait(),
-    )
-    .await;
-    tracing::info!(all = ended.is_ok(), "drained");
+    // A last second for those whose turn was the last, and for closing handshakes; what is left then are kept-alive
+    // connections without a request, and readers that do not read.
+    let second = Duration::from_secs(1);
+    if timeout(config.drain_window + second, tasks.wait())
+        .await
+        .is_err()
+    {
+        connections.cut_all("drain");
+    }
+    let all = timeout(second, tasks.wait()).await.is_ok();
+    tracing::info!(all, "drained");
     reading.cancel();
     while let Some(ended) = readers.join_next().await {
         ended.context("a reader panicked")??;

@@ -164,6 +164,13 @@ impl Metrics {
         self.connections_refused.with_label_values(&[reason]).inc();
     }
 
+    /// Streams open now, over all transports.
+    pub fn open_streams(&self) -> usize {
+        let streams = ["sse", "websocket", "socketio"];
+        let open = |transport| self.streams.with_label_values(&[transport]).get();
+        streams.into_iter().map(open).sum::<i64>().max(0) as usize
+    }
+
     /// Counts a stream as open until the guard is dropped.
     pub fn open(&self, door: Door) -> Open {
         self.streams.with_label_values(&[transport(door)]).inc();

@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -104,11 +104,29 @@ impl Drop for Connection {
     }
 }
 
+/// The connections that are open.
+#[derive(Clone, Default)]
+pub struct Connections(Arc<Mutex<Vec<Weak<Connection>>>>);
+
+impl Connections {
+    /// Ends whatever is left, such as kept-alive connections without a request.
+    pub fn cut_all(&self, reason: &'static str) {
+        for connection in self.lock().iter().filter_map(Weak::upgrade) {
+            connection.cut(reason);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Connection>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Accepts connections until `shutdown` is cancelled; each request is given its [`Connection`] as an extension and answered
 /// by `answer`. Connections go on after that, in `tasks`.
 pub async fn serve<F, B>(
     listener: TcpListener,
     limits: Limits,
+    open: Connections,
     metrics: Metrics,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     tasks: TaskTracker,
@@ -119,7 +137,6 @@ pub async fn serve<F, B>(
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let open: Arc<Mutex<Vec<Weak<Connection>>>> = Arc::default();
     tasks.spawn(watch(
         open.clone(),
         limits.clone(),
@@ -163,9 +180,7 @@ pub async fn serve<F, B>(
             cut: OnceLock::new(),
             open: metrics.connections.clone(),
         });
-        open.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Arc::downgrade(&connection));
+        open.lock().push(Arc::downgrade(&connection));
         let (answer, idle, refused) = (answer.clone(), limits.idle, metrics.clone());
         tasks.spawn(async move {
             let of = connection.clone();
@@ -194,7 +209,7 @@ pub async fn serve<F, B>(
 
 /// Looks after the deadlines of all connections, with one timer.
 async fn watch(
-    open: Arc<Mutex<Vec<Weak<Connection>>>>,
+    open: Connections,
     limits: Limits,
     gauge: prometheus::IntGauge,
     shutdown: CancellationToken,
@@ -203,15 +218,13 @@ async fn watch(
     // Those that drain have their deadlines too.
     while !shutdown.is_cancelled() || gauge.get() > 0 {
         tick.tick().await;
-        open.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|connection| match connection.upgrade() {
-                Some(connection) => {
-                    connection.check(&limits);
-                    true
-                }
-                None => false,
-            });
+        open.lock().retain(|connection| match connection.upgrade() {
+            Some(connection) => {
+                connection.check(&limits);
+                true
+            }
+            None => false,
+        });
     }
 }
 

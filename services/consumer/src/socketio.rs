@@ -10,6 +10,7 @@ use socketioxide::extract::{SocketRef, TryData};
 use socketioxide::handler::ConnectHandler as _;
 use socketioxide::layer::SocketIoLayer;
 use socketioxide::{SendError, SocketError, SocketIo, TransportType};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Permit;
@@ -24,8 +25,9 @@ use crate::stream::{End, Stream};
 /// Where the library answers.
 pub const PATH: &str = "/socket.io";
 
-/// The library's queue is full: its reader is slower than we are. It is asked again after so long.
+/// The library's queue is full: its reader is slower than we are. It is asked again after so long, and less and less often.
 const FULL: Duration = Duration::from_millis(1);
+const FULL_AT_MOST: Duration = Duration::from_millis(50);
 
 /// Packets between two polls: python-socketio gives up on an answer of more than 16, and two polls' worth may meet in one.
 const POLL_PACKETS: usize = 7;
@@ -41,6 +43,9 @@ pub fn layer(app: Arc<App>) -> SocketIoLayer {
     let (layer, io) = SocketIo::builder()
         .ping_interval(Duration::from_secs(25))
         .ping_timeout(Duration::from_secs(20))
+        .connect_timeout(Duration::from_secs(10))
+        // Each packet is a copy of its own, as large as a message may be.
+        .max_buffer_size(16)
         .ws_read_buffer_size(4 << 10)
         .ws_max_message_size(64 << 10)
         .ws_max_frame_size(64 << 10)
@@ -48,7 +53,13 @@ pub fn layer(app: Arc<App>) -> SocketIoLayer {
     let check = app.clone();
     let refuse_invalid = move |socket: SocketRef, TryData(auth): TryData<Json>| {
         let app = check.clone();
-        async move { open(&app, &socket, auth.ok()).map(|_| ()) }
+        async move {
+            // One connection can open many sessions.
+            if app.metrics.open_streams() >= app.max_connections {
+                return Err("this replica is full; come back in a moment".to_owned());
+            }
+            open(&app, &socket, auth.ok()).map(|_| ())
+        }
     };
     let serve = move |socket: SocketRef, TryData(auth): TryData<Json>| {
         serve(app.clone(), socket, auth.ok())
@@ -103,6 +114,7 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
         .get::<Permit>()
         .copied()
         .unwrap_or_default();
+    app.sessions.join(socket.id.as_str());
     let gone = CancellationToken::new();
     let (of, sid, told) = (app.clone(), socket.id.to_string(), gone.clone());
     socket.on_disconnect(move || {
@@ -110,6 +122,10 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
         told.cancel();
         std::future::ready(())
     });
+    if !socket.connected() {
+        // It left before there was anyone to be told.
+        return app.sessions.forget(socket.id.as_str());
+    }
     let mut open = app.metrics.open(form.door);
     // To this client alone, at every connect: the page of the contract's original shows them.
     for (event, data) in [("env", &topic), ("custom_header", &app.custom_header)] {
@@ -148,7 +164,13 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     if let Some(end) = end {
         open.reason = end.reason();
         let polls = app.sessions.polls(socket.id.as_str());
-        let bye = end.frame(&stream.cursor(), retry(), form);
+        // What is left in the batch was not handed over: the client keeps the cursor of the last event that it got.
+        let cursor = if batch.frames.is_empty() {
+            stream.cursor()
+        } else {
+            String::new()
+        };
+        let bye = end.frame(&cursor, retry(), form);
         _ = emitter.emit_all(&[bye], Instant::now() + LAST_WORD).await;
         tokio::time::sleep(LAST_WORD).await;
         app.sessions.cut(&socket, end.reason(), polls);
@@ -181,9 +203,11 @@ impl Emitter<'_> {
         frames: &[Frame],
         mut deadline: Instant,
     ) -> Result<(), Option<End>> {
+        let answered = self.sessions.answered(self.socket.id.as_str());
         for frame in frames {
             let payload: &RawValue = serde_json::from_slice(&frame.bytes)
                 .expect("a frame of this door is one JSON value");
+            let mut pause = FULL;
             loop {
                 let emitted = match self.has_room() {
                     true => self.socket.emit(frame.kind.name(), payload),
@@ -195,7 +219,8 @@ impl Emitter<'_> {
                         if Instant::now() > deadline {
                             return Err(Some(End::Slow));
                         }
-                        tokio::time::sleep(FULL).await;
+                        _ = tokio::time::timeout(pause, answered.notified()).await;
+                        pause = (pause * 2).min(FULL_AT_MOST);
                     }
                     Err(error) => {
                         tracing::debug!(%error, "socket.io client is gone");
@@ -223,7 +248,7 @@ impl Emitter<'_> {
     }
 }
 
-/// What the library does not tell: over which connection a session goes, and which sessions we have ended.
+/// What the library does not tell: over which connection a session goes, how often it polled, and which ones we have ended.
 #[derive(Default)]
 pub struct Sessions(Mutex<HashMap<String, Session>>);
 
@@ -231,23 +256,23 @@ pub struct Sessions(Mutex<HashMap<String, Session>>);
 struct Session {
     /// The WebSocket that a polling session was upgraded to.
     upgraded: Weak<Connection>,
-    /// How many polls were answered.
+    /// How many polls were answered, and who waits for the next one.
     polls: u64,
-    ended: Option<Instant>,
+    answered: Arc<Notify>,
+    joined: bool,
+    ended: bool,
     /// A poll that may still be answered after the end: it carries the `bye`.
     last_poll: bool,
 }
 
 impl Sessions {
-    /// A polling session asks to go on over this connection.
-    pub fn upgrade(&self, sid: &str, connection: &Arc<Connection>) {
+    /// A session was upgraded to this connection.
+    pub fn upgraded(&self, sid: &str, connection: &Arc<Connection>) {
         let mut sessions = self.lock();
-        // Ids come from outside: what has no connection any more is forgotten.
-        if sessions.len() >= 1024 && sessions.len().is_power_of_two() {
-            let lately = |ended: Instant| ended.elapsed() < Duration::from_secs(60);
-            sessions.retain(|_, session| {
-                session.upgraded.strong_count() > 0 || session.ended.is_some_and(lately)
-            });
+        // It may not have joined yet, and the library upgrades ids too that it does not know: it closes those connections, and
+        // what has neither joined nor a connection is forgotten from time to time.
+        if sessions.len() >= 1024 && sessions.len().is_multiple_of(256) {
+            sessions.retain(|_, session| session.joined || session.upgraded.strong_count() > 0);
         }
         sessions.entry(sid.to_owned()).or_default().upgraded = Arc::downgrade(connection);
     }
@@ -255,9 +280,7 @@ impl Sessions {
     /// Whether a session was ended by us: its next request is answered so that the client opens a new one.
     pub fn has_ended(&self, sid: &str) -> bool {
         let mut sessions = self.lock();
-        let ended = sessions
-            .get_mut(sid)
-            .filter(|session| session.ended.is_some());
+        let ended = sessions.get_mut(sid).filter(|session| session.ended);
         ended.is_some_and(|session| !std::mem::take(&mut session.last_poll))
     }
 
@@ -265,16 +288,30 @@ impl Sessions {
     pub fn polled(&self, sid: &str) {
         if let Some(session) = self.lock().get_mut(sid) {
             session.polls += 1;
+            session.answered.notify_one();
         }
     }
 
-    /// How many polls of a session were answered.
-    fn polls(&self, sid: &str) -> u64 {
-        self.lock().entry(sid.to_owned()).or_default().polls
+    /// A session has joined; it is known until it is forgotten, when the library lets go of it.
+    fn join(&self, sid: &str) {
+        self.lock().entry(sid.to_owned()).or_default().joined = true;
     }
 
     fn forget(&self, sid: &str) {
         self.lock().remove(sid);
+    }
+
+    /// How many polls of a session were answered.
+    fn polls(&self, sid: &str) -> u64 {
+        self.lock().get(sid).map_or(0, |session| session.polls)
+    }
+
+    /// Tells when a poll of a session was answered.
+    fn answered(&self, sid: &str) -> Arc<Notify> {
+        let sessions = self.lock();
+        sessions
+            .get(sid)
+            .map_or_else(Arc::default, |session| session.answered.clone())
     }
 
     /// Ends a session by cutting its transport. The library's own `disconnect` would tell the client not to come back.
@@ -283,10 +320,10 @@ impl Sessions {
         match self.connection(socket) {
             Some(connection) => connection.cut(reason),
             None => {
-                let mut sessions = self.lock();
-                let session = sessions.entry(socket.id.to_string()).or_default();
-                session.ended = Some(Instant::now());
-                session.last_poll = session.polls == polls;
+                if let Some(session) = self.lock().get_mut(socket.id.as_str()) {
+                    session.ended = true;
+                    session.last_poll = session.polls == polls;
+                }
             }
         }
     }
@@ -296,8 +333,8 @@ impl Sessions {
         if socket.transport_type() != TransportType::Websocket {
             return None;
         }
-        let upgraded = self
-            .lock()
+        let sessions = self.lock();
+        let upgraded = sessions
             .get(socket.id.as_str())
             .and_then(|session| session.upgraded.upgrade());
         upgraded.or_else(|| {

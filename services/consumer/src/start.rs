@@ -72,7 +72,8 @@ pub fn start_from(from: &str) -> Result<Start, String> {
     }
     // A "+" that was not escaped in the URL arrives as a space.
     match from.replace(' ', "+").parse::<jiff::Timestamp>() {
-        Ok(time) => Ok(Start::Time(time.as_millisecond())),
+        // Kafka has no time before 1970.
+        Ok(time) => Ok(Start::Time(time.as_millisecond().max(0))),
         Err(_) => Err(format!(
             "from is {from:?}; it must be \"earliest\" or a time such as 2026-01-31T12:00:00Z"
         )),
@@ -148,6 +149,7 @@ mod tests {
             start_from("1970-01-01T01:00:01 01:00"),
             Ok(Start::Time(1000))
         );
+        assert_eq!(start_from("1960-01-01T00:00:00Z"), Ok(Start::Time(0)));
         assert!(start_from("yesterday").is_err_and(|error| error.contains("yesterday")));
     }
 

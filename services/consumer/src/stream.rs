@@ -1,5 +1,6 @@
 //! One client's stream, the same on every door: its start, its backlog, then the news.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -7,11 +8,12 @@ use herald_runtime::kafka::Source;
 use serde_json::{Map, Value as Json, json};
 use tokio::sync::{Notify, watch};
 
-use crate::cursor::Vector;
+use crate::cursor::{Position, Vector};
 use crate::encode::{self, Form, Frame, Kind, fields};
 use crate::feed::{Batch, Feed, Place};
-use crate::kafka::{Limit, Log};
-use crate::record::{Gap, Reason};
+use crate::history::PAGE;
+use crate::kafka::{Limit, Log, Page};
+use crate::record::{Change, Gap, Reason};
 use crate::start::Start;
 
 /// How much of a backlog is read from Kafka for one write.
@@ -73,6 +75,9 @@ impl End {
     }
 }
 
+/// A question to Kafka that is under way. It is kept, so that a wait that is dropped does not ask it again.
+type Reading<T> = Pin<Box<dyn Future<Output = anyhow::Result<T>> + Send + Sync>>;
+
 /// A client's way through a topic.
 pub struct Stream {
     topic: Arc<Topic>,
@@ -94,12 +99,16 @@ enum Step {
 }
 
 enum At {
-    /// Nothing was sent yet.
-    Begin(Start),
+    /// Nothing was sent yet. `finding` asks Kafka for the vector of the start.
+    Begin {
+        start: Start,
+        finding: Option<Reading<Vector>>,
+    },
     /// What comes next is older than the ring, or Kafka must be asked whether the cursor is of this log.
     Replay {
         vector: Box<Vector>,
         verified: bool,
+        reading: Option<Reading<Page>>,
     },
     Ring(Place),
 }
@@ -113,7 +122,10 @@ impl Stream {
         Self {
             topic,
             form,
-            at: At::Begin(start),
+            at: At::Begin {
+                start,
+                finding: None,
+            },
             head,
             source,
             said_down: false,
@@ -123,12 +135,11 @@ impl Stream {
     /// The newest cursor: what the client has, once it has what was taken. Empty before the first.
     pub fn cursor(&self) -> String {
         match &self.at {
-            At::Begin(Start::After(cursor))
-                if Vector::decode(cursor, &self.topic.name).is_some() =>
-            {
-                cursor.clone()
-            }
-            At::Begin(_) => String::new(),
+            At::Begin {
+                start: Start::After(cursor),
+                ..
+            } if Vector::decode(cursor, &self.topic.name).is_some() => cursor.clone(),
+            At::Begin { .. } => String::new(),
             At::Replay { vector, .. } => vector.encode(&self.topic.name),
             At::Ring(place) => self.topic.feed.cursor(place),
         }
@@ -147,11 +158,8 @@ impl Stream {
                 return Ok(());
             }
             let step = match &mut self.at {
-                At::Begin(_) if *self.head.borrow_and_update() == 0 => Step::News,
-                At::Begin(start) => {
-                    let start = start.clone();
-                    self.begin(start, batch).await
-                }
+                At::Begin { .. } if *self.head.borrow_and_update() == 0 => Step::News,
+                At::Begin { .. } => self.begin(batch).await,
                 At::Replay { .. } => self.replay(batch).await,
                 At::Ring(place) => {
                     self.head.mark_unchanged();
@@ -178,71 +186,78 @@ impl Stream {
     }
 
     /// Finds the place where the client wants to start.
-    async fn begin(&mut self, start: Start, batch: &mut Batch) -> Step {
-        let Topic { feed, log, .. } = &*self.topic;
-        let vector = match start {
-            Start::Live => {
-                self.enter(feed.live(), batch);
+    async fn begin(&mut self, batch: &mut Batch) -> Step {
+        let At::Begin { start, finding } = &mut self.at else {
+            return Step::Next;
+        };
+        let Topic {
+            name, feed, log, ..
+        } = &*self.topic;
+        if finding.is_none() {
+            let place = match start {
+                Start::Live => Some(feed.live()),
+                // While Kafka is away, fewer than were asked for are better than none; `start` says where they begin.
+                Start::Last(count) => feed.newest(*count, self.topic.is_down()),
+                Start::After(token) => match Vector::decode(token, name) {
+                    Some(vector) => {
+                        self.enter_at(vector, batch);
+                        return Step::Next;
+                    }
+                    None => {
+                        self.enter(feed.live(), batch);
+                        let reason = Reason::UnknownCursor;
+                        batch.gaps.push(reason);
+                        let about = encode::gap_fields(&Gap {
+                            reason,
+                            ranges: vec![],
+                        });
+                        let frame = encode::event(Kind::Gap, &self.cursor(), about, self.form.door);
+                        batch.frames.push(frame);
+                        return Step::Next;
+                    }
+                },
+                Start::Earliest | Start::Time(_) => None,
+            };
+            if let Some(place) = place {
+                self.enter(place, batch);
                 return Step::Next;
             }
-            Start::After(token) => match Vector::decode(&token, &self.topic.name) {
-                Some(vector) => vector,
-                None => {
-                    self.enter(feed.live(), batch);
-                    batch.gaps.push(Reason::UnknownCursor);
-                    let gap = Gap {
-                        reason: Reason::UnknownCursor,
-                        ranges: vec![],
-                    };
-                    batch.frames.push(encode::event(
-                        Kind::Gap,
-                        &self.cursor(),
-                        encode::gap_fields(&gap),
-                        self.form.door,
-                    ));
-                    return Step::Next;
-                }
-            },
-            Start::Last(count) => {
-                // While Kafka is away, fewer than were asked for are better than none; `start` says where they begin.
-                if let Some(place) = feed.newest(count, self.topic.is_down()) {
-                    self.enter(place, batch);
-                    return Step::Next;
-                }
-                let limit = Limit {
-                    events: count,
-                    ..crate::history::PAGE
-                };
-                match log.backward(feed.head(), limit).await {
-                    Ok(page) => page.before,
-                    Err(error) => return self.not_yet(&error),
-                }
-            }
-            Start::Earliest => match log.ends(feed.head().0.len()).await {
-                Ok(ends) => Vector(
-                    ends.iter()
-                        .map(|&(low, _)| crate::cursor::Position::at(low))
-                        .collect(),
-                ),
-                Err(error) => return self.not_yet(&error),
-            },
-            Start::Time(time) => match log.at_time(time, feed.head()).await {
-                Ok(vector) => vector,
-                Err(error) => return self.not_yet(&error),
-            },
+            *finding = Some(find(start.clone(), feed.head(), log.clone()));
+        }
+        let Some(found) = finding else {
+            return Step::Next;
         };
-        match feed.locate(&vector, false) {
-            // The token is the client's own, not the ring's at that place: it names what the client has.
-            Some(place) => self.at = At::Ring(place),
-            None => {
-                self.at = At::Replay {
-                    vector: Box::new(vector.clone()),
-                    verified: false,
-                }
+        match found.await {
+            Ok(vector) => {
+                self.enter_at(vector, batch);
+                Step::Next
+            }
+            Err(error) => {
+                *finding = None;
+                let error = format!("{error:#}");
+                tracing::debug!(
+                    topic = name,
+                    error,
+                    "cannot find where a client wants to start"
+                );
+                Step::Later
             }
         }
-        self.tell_start(&vector.encode(&self.topic.name), batch);
-        Step::Next
+    }
+
+    /// Starts after what this vector has.
+    fn enter_at(&mut self, vector: Vector, batch: &mut Batch) {
+        let cursor = vector.encode(&self.topic.name);
+        self.at = match self.topic.feed.locate(&vector, false) {
+            // The token is the client's own, not the ring's at that place: it names what the client has.
+            Some(place) => At::Ring(place),
+            None => At::Replay {
+                vector: Box::new(vector),
+                verified: false,
+                reading: None,
+            },
+        };
+        self.tell_start(&cursor, batch);
     }
 
     fn enter(&mut self, place: Place, batch: &mut Batch) {
@@ -259,7 +274,12 @@ impl Stream {
 
     /// Takes a piece of what is older than the ring, or joins the ring.
     async fn replay(&mut self, batch: &mut Batch) -> Step {
-        let At::Replay { vector, verified } = &mut self.at else {
+        let At::Replay {
+            vector,
+            verified,
+            reading,
+        } = &mut self.at
+        else {
             return Step::Next;
         };
         let Topic {
@@ -310,7 +330,13 @@ impl Stream {
                 }
             }
         }
-        match log.forward((**vector).clone(), head, REPLAY).await {
+        let asked = reading.get_or_insert_with(|| {
+            let (log, from) = (log.clone(), (**vector).clone());
+            Box::pin(async move { log.forward(from, head, REPLAY).await })
+        });
+        let read = asked.await;
+        *reading = None;
+        match read {
             Ok(page) => {
                 // Complete, and nothing came of it, twice: the ring is of another log than Kafka has now, or lags.
                 let stuck = *verified && page.complete && page.changes.is_empty();
@@ -323,7 +349,7 @@ impl Stream {
                 }
                 **vector = page.after;
                 *verified = page.complete;
-                if stuck {
+                if stuck || page.changes.iter().any(Change::resets) {
                     self.topic.doubt.notify_one();
                 }
                 if stuck { Step::Later } else { Step::Next }
@@ -337,15 +363,6 @@ impl Stream {
                 Step::Later
             }
         }
-    }
-
-    fn not_yet(&self, error: &anyhow::Error) -> Step {
-        tracing::debug!(
-            topic = self.topic.name,
-            error = format!("{error:#}"),
-            "cannot find where a client wants to start"
-        );
-        Step::Later
     }
 
     /// Says that Kafka went away, or came back to those who were told that it had.
@@ -368,6 +385,25 @@ impl Stream {
             ));
         }
     }
+}
+
+/// Asks Kafka for the vector of a start.
+fn find(start: Start, head: Vector, log: Arc<Log>) -> Reading<Vector> {
+    Box::pin(async move {
+        match start {
+            Start::Last(events) => {
+                let limit = Limit { events, ..PAGE };
+                Ok(log.backward(head, limit).await?.before)
+            }
+            Start::Time(time) => log.at_time(time, head).await,
+            _ => {
+                let ends = log.ends(head.0.len()).await?;
+                Ok(Vector(
+                    ends.iter().map(|&(low, _)| Position::at(low)).collect(),
+                ))
+            }
+        }
+    })
 }
 
 fn status_fields(down: bool, since: SystemTime) -> Map<String, Json> {

@@ -152,7 +152,13 @@ impl Writer {
                 () = &mut expired => break End::Expired,
                 incoming = socket.next() => match incoming {
                     // Whatever comes shows that the peer is there. Tungstenite answers pings and closes.
-                    Some(Ok(message)) if !message.is_close() => unanswered = 0,
+                    Some(Ok(message)) if !message.is_close() => {
+                        unanswered = 0;
+                        // Who does not take its pongs is not read either: tungstenite would keep them all.
+                        if message.is_ping() && socket.flush().await.is_err() {
+                            return;
+                        }
+                    }
                     Some(Err(Error::Capacity(_))) => return self.too_big(socket).await,
                     Some(Ok(_)) => return finish(socket).await,
                     Some(Err(_)) | None => return,

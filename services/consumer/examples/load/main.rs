@@ -43,7 +43,7 @@ struct Args {
     rate: u64,
 
     /// Bursts of 16 messages a second, each in one batch of Kafka's.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 1)]
     burst_rate: u64,
 
     /// Bytes of a message.

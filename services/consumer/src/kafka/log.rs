@@ -110,7 +110,9 @@ impl Log {
             let mut ranges = Vec::new();
             for (partition, until) in until.0.iter().enumerate() {
                 let from = from.get(partition);
-                let verify = from.offset > 0 && from.fingerprint.is_some();
+                // Ahead of where is read to, Kafka must say that its log is as long, also without a fingerprint.
+                let verify =
+                    from.offset > 0 && (from.fingerprint.is_some() || from.offset > until.offset);
                 if verify || from.offset < until.offset {
                     ranges.push(Range::new(partition, from, *until, verify));
                 }
@@ -124,6 +126,13 @@ impl Log {
     /// Reads the newest records before a vector.
     pub async fn backward(self: &Arc<Self>, before: Vector, limit: Limit) -> anyhow::Result<Page> {
         self.read(move |log, reader| {
+            let mut before = before;
+            let partitions = log.count_partitions(reader)?;
+            let gone: Vec<Change> = (partitions..before.0.len())
+                .filter(|partition| before.get(*partition).offset > 0)
+                .map(|partition| super::recreated(partition, before.get(partition), 0))
+                .collect();
+            before.0.truncate(partitions);
             let mut ranges = Vec::new();
             for (partition, until) in before.0.iter().enumerate() {
                 let (low, high) = log.watermarks(reader, partition)?;
@@ -170,7 +179,7 @@ impl Log {
                     for change in &mut anew {
                         change.next = page.before.get(change.partition);
                     }
-                    page.changes.splice(0..0, anew);
+                    page.changes.splice(0..0, gone.into_iter().chain(anew));
                     return Ok(page);
                 }
                 width = width.saturating_mul(8);
@@ -297,7 +306,7 @@ impl Log {
         let mut deadline = Instant::now() + PATIENCE;
         while ranges.iter().any(|range| !range.done) {
             let polled = reader.poll(Duration::from_millis(100));
-            if polled.is_some() {
+            if matches!(polled, Some(Ok(_) | Err(KafkaError::PartitionEOF(_)))) {
                 deadline = Instant::now() + PATIENCE;
             } else if Instant::now() > deadline {
                 bail!(
@@ -326,12 +335,16 @@ impl Log {
                         .find(|range| range.partition == partition as usize && !range.done)
                     {
                         range.done = true;
-                        // The end was reached and the record before the position was not there: is the log shorter now?
-                        if range.verify
-                            && self.watermarks(reader, range.partition)?.1 < range.from.offset
-                        {
-                            self.begin_anew(reader, range)?;
-                            self.assign(reader, ranges)?;
+                        // The end came before it was expected: compaction and markers leave holes, or the log is shorter now.
+                        if range.verify || range.position.offset < range.until.offset {
+                            let (_, high) = self.watermarks(reader, range.partition)?;
+                            if range.verify && high < range.from.offset {
+                                self.begin_anew(reader, range)?;
+                                self.assign(reader, ranges)?;
+                            } else if high < range.until.offset {
+                                // Where was read to is of another log: nothing is known beyond what was found.
+                                range.until = range.position;
+                            }
                         }
                     }
                 }

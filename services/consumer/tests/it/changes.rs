@@ -57,13 +57,14 @@ async fn records_that_kafka_deleted_are_a_retention_gap_with_exact_ranges() {
     }
 }
 
-async fn made_anew(records: std::ops::Range<i64>) {
+/// Deletes a topic of so many partitions under its readers, and makes it anew with so many.
+async fn made_anew(before: i64, now: i64, records: std::ops::Range<i64>) {
     let Some(kafka) = kafka_with("deletion of topics") else {
         return;
     };
     let topic = random_topic("recreated");
-    create_topic(&kafka, &topic, 2, &[]).await;
-    produce(&kafka, &topic, &numbered(0..20, 2)).await;
+    create_topic(&kafka, &topic, before as i32, &[]).await;
+    produce(&kafka, &topic, &numbered(0..20, before)).await;
     let replica = Replica::start(&kafka, &topic, &[]).await;
     // One that was cut off before, and some that watch while it happens.
     let mut gone = read(&replica, &topic, Transport::Sse, 15).await;
@@ -78,12 +79,12 @@ async fn made_anew(records: std::ops::Range<i64>) {
         open >= 4.0
     })
     .await;
-    produce(&kafka, &topic, &numbered(20..22, 2)).await;
+    produce(&kafka, &topic, &numbered(20..22, before)).await;
     followers.have(2).await;
 
     delete_topic(&kafka, &topic).await;
-    create_topic(&kafka, &topic, 2, &[]).await;
-    produce(&kafka, &topic, &numbered(records.clone(), 2)).await;
+    create_topic(&kafka, &topic, now as i32, &[]).await;
+    produce(&kafka, &topic, &numbered(records.clone(), now)).await;
     let records = places(&read_all(&kafka, &topic).await);
     followers.have(records.len()).await;
     for reader in followers.finish(&records).await {
@@ -92,14 +93,22 @@ async fn made_anew(records: std::ops::Range<i64>) {
             .iter()
             .map(|(reason, partition, from, to)| (reason.as_str(), *partition, *from, *to))
             .collect();
+        let read = |partition: i64| (0..22).filter(|n| n % before == partition).count() as i64;
+        let expected: BTreeSet<_> = (0..before)
+            .map(|partition| ("recreated", partition as usize, read(partition), None))
+            .collect();
         assert_eq!(
             told.iter().copied().collect::<BTreeSet<_>>(),
-            [("recreated", 0, 11, None), ("recreated", 1, 11, None)].into(),
+            expected,
             "told live"
         );
-        assert_eq!(told.len(), 2, "each told once");
+        assert_eq!(told.len(), before as usize, "each told once");
     }
-    gone.awaited_gaps = 2;
+    // The others go on too, and history is there.
+    let (status, page) = replica.get("/messages?from=earliest&limit=500").await;
+    let messages = page["messages"].as_array().map(Vec::len);
+    assert_eq!((status, messages), (200, Some(records.len())));
+    gone.awaited_gaps = before as usize;
     gone.read_all(replica.public, Transport::WebSocket, &records)
         .await;
     gone.check(&records);
@@ -136,12 +145,42 @@ async fn made_anew(records: std::ops::Range<i64>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_made_anew_with_fewer_records_is_told_and_read_from_its_start() {
-    made_anew(100..110).await;
+    made_anew(2, 2, 100..110).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_made_anew_with_more_records_is_told_and_read_from_its_start() {
-    made_anew(100..180).await;
+    made_anew(2, 2, 100..180).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_made_anew_with_fewer_partitions_is_told_and_read_on() {
+    made_anew(3, 1, 100..105).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_made_anew_with_more_partitions_is_told_and_read_on() {
+    made_anew(1, 3, 100..160).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cursor_ahead_of_a_log_that_was_made_anew_is_told() {
+    let Some(kafka) = kafka() else { return };
+    let topic = random_topic("ahead");
+    create_topic(&kafka, &topic, 2, &[]).await;
+    produce(&kafka, &topic, &numbered(0..20, 2)).await;
+    let records = places(&read_all(&kafka, &topic).await);
+    let replica = Replica::start(&kafka, &topic, &[]).await;
+    // Without a fingerprint, as after `from=earliest`, a gap or a page.
+    let ahead = |offset| consumer::cursor::Position::at(offset);
+    let mut reader = Reader::new(&topic);
+    reader.cursor = Some(consumer::cursor::Vector(vec![ahead(5000), ahead(0)]).encode(&topic));
+    reader.awaited_gaps = 1;
+    reader
+        .read_all(replica.public, Transport::Sse, &records)
+        .await;
+    reader.check(&records);
+    assert_eq!(reader.gaps, [("recreated".to_owned(), 0, 5000, None)]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
