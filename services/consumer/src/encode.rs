@@ -1,10 +1,12 @@
 //! The bytes of an event on each door. The cursor stands at a fixed place, so that a frame made for one cursor serves another.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value as Json, json};
 
 use crate::record::{Change, Gap, Message, Reason, Value, What};
@@ -23,15 +25,17 @@ pub enum Door {
     SseText,
     /// Server-sent events; a message's data is the message object.
     SseJson,
-    /// JSON objects: WebSocket, and pages of history.
+    /// JSON objects: pages of history.
     Json,
+    /// JSON objects, each in a WebSocket frame.
+    WebSocket,
     /// The payload of a Socket.IO event.
     SocketIo,
 }
 
 impl Form {
     /// How many forms there are: [`Form::index`] is below it.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 10;
 
     pub fn index(self) -> usize {
         self.door as usize * 2 + usize::from(self.binary)
@@ -42,8 +46,10 @@ impl Form {
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub kind: Kind,
-    /// The event as the door writes it: an SSE block, or a JSON object.
+    /// The event as the door writes it: an SSE block, a WebSocket frame, or a JSON object.
     pub bytes: Bytes,
+    /// The same bytes as Socket.IO's library takes them; of its door only.
+    pub value: Option<Arc<RawValue>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,13 +98,13 @@ pub fn change(change: &Change, cursor: &str, form: Form) -> Frame {
             let tail = match form.door {
                 Door::SseText => sse_data(&text(&message.value)),
                 Door::SocketIo => json_tail(socketio_fields(change.partition, message)),
-                Door::Json => json_tail(message_fields(change.partition, message)),
+                Door::Json | Door::WebSocket => {
+                    json_tail(message_fields(change.partition, message))
+                }
                 Door::SseJson => json_tail(message_fields(change.partition, message)) + "\n\n",
             };
-            Frame {
-                kind: Kind::Message,
-                bytes: assemble(head(Kind::Message, form.door), cursor, tail.as_bytes()),
-            }
+            let bytes = assemble(head(Kind::Message, form.door), cursor, tail.as_bytes());
+            Frame::new(Kind::Message, bytes, form.door)
         }
     }
 }
@@ -107,10 +113,14 @@ pub fn change(change: &Change, cursor: &str, form: Form) -> Frame {
 pub fn with_cursor(frame: &Frame, old: &str, new: &str, door: Door) -> Frame {
     let head = head(frame.kind, door);
     let tail = head.0.len() + head.1.map_or(0, |second| second.len() + old.len()) + old.len();
-    Frame {
-        kind: frame.kind,
-        bytes: assemble(head, new, &frame.bytes[tail..]),
-    }
+    let before = match (door, frame.bytes.get(1)) {
+        (Door::WebSocket, Some(127)) => 10,
+        (Door::WebSocket, Some(126)) => 4,
+        (Door::WebSocket, _) => 2,
+        _ => 0,
+    };
+    let bytes = assemble(head, new, &frame.bytes[before + tail..]);
+    Frame::new(frame.kind, bytes, door)
 }
 
 /// Writes an event that is not a message. Without a cursor (before the first is known) a client keeps the one it has.
@@ -123,12 +133,56 @@ pub fn event(kind: Kind, cursor: &str, fields: Map<String, Json>, door: Door) ->
         let json = format!("{{\"type\":\"{}\"{}", kind.name(), &tail[1..]);
         match door {
             Door::SseText | Door::SseJson => format!("event: {}\ndata: {json}", kind.name()).into(),
-            Door::Json | Door::SocketIo => json.into(),
+            Door::Json | Door::WebSocket | Door::SocketIo => json.into(),
         }
     } else {
         assemble(head(kind, door), cursor, tail.as_bytes())
     };
-    Frame { kind, bytes }
+    Frame::new(kind, bytes, door)
+}
+
+impl Frame {
+    fn new(kind: Kind, text: Vec<u8>, door: Door) -> Self {
+        let (bytes, value) = match door {
+            Door::WebSocket => (websocket_frame(&text), None),
+            Door::SocketIo => {
+                let value: Box<RawValue> =
+                    serde_json::from_slice(&text).expect("an event of this door is one JSON value");
+                let value: Arc<RawValue> = value.into();
+                (Bytes::from_owner(Shared(value.clone())), Some(value))
+            }
+            _ => (text.into(), None),
+        };
+        Self { kind, bytes, value }
+    }
+}
+
+/// The bytes of a value that is also wanted as a value.
+struct Shared(Arc<RawValue>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        self.0.get().as_bytes()
+    }
+}
+
+/// A text frame (RFC 6455, section 5.2). A server's frames are not masked, so one serves all connections.
+fn websocket_frame(text: &[u8]) -> Bytes {
+    let mut frame = Vec::with_capacity(text.len() + 10);
+    frame.push(0x81);
+    match text.len() {
+        length @ ..126 => frame.push(length as u8),
+        length @ ..0x1_0000 => {
+            frame.push(126);
+            frame.extend((length as u16).to_be_bytes());
+        }
+        length => {
+            frame.push(127);
+            frame.extend((length as u64).to_be_bytes());
+        }
+    }
+    frame.extend(text);
+    frame.into()
 }
 
 pub fn gap_fields(gap: &Gap) -> Map<String, Json> {
@@ -248,7 +302,7 @@ fn head(kind: Kind, door: Door) -> Head {
     }
 }
 
-fn assemble((first, second): Head, cursor: &str, tail: &[u8]) -> Bytes {
+fn assemble((first, second): Head, cursor: &str, tail: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(
         first.len() + second.map_or(0, str::len) + 2 * cursor.len() + tail.len(),
     );
@@ -259,7 +313,7 @@ fn assemble((first, second): Head, cursor: &str, tail: &[u8]) -> Bytes {
         bytes.extend(cursor.as_bytes());
     }
     bytes.extend(tail);
-    bytes.into()
+    bytes
 }
 
 /// What stands after the cursor in an object: its closing quote and the other fields.
@@ -286,7 +340,13 @@ mod tests {
     use super::*;
     use crate::cursor::Position;
 
-    const DOORS: [Door; 4] = [Door::SseText, Door::SseJson, Door::Json, Door::SocketIo];
+    const DOORS: [Door; 5] = [
+        Door::SseText,
+        Door::SseJson,
+        Door::Json,
+        Door::WebSocket,
+        Door::SocketIo,
+    ];
 
     fn message(value: Value) -> Change {
         let message = Message {

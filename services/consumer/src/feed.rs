@@ -128,6 +128,11 @@ impl Feed {
         self.head.subscribe()
     }
 
+    /// Wakes all connections, though there is nothing new: they look at the state of Kafka too.
+    pub fn wake(&self) {
+        self.head.send_modify(|_| {});
+    }
+
     /// Sets where the ring begins, with the history before the first new event. Once, before any `push`.
     pub fn fill(&self, page: Page) {
         let start = page.before;
@@ -403,11 +408,12 @@ impl Feed {
             place.cursor = ring.entry(next - 1).cursor.clone();
         }
         place.position = next;
-        let one_piece = matches!(form.door, Door::SseText | Door::SseJson);
+        let one_piece = form.door != Door::SocketIo;
         if one_piece && range.end - range.start > 1 {
             batch.frames.push(Frame {
                 kind: Kind::Message,
                 bytes: self.join(&ring, range.start, range.end, form),
+                value: None,
             });
         } else {
             batch
@@ -543,6 +549,21 @@ impl Ring {
 }
 
 impl Batch {
+    /// Everything that was taken, in one piece.
+    pub fn block(&self) -> Bytes {
+        match &*self.frames {
+            [frame] => frame.bytes.clone(),
+            frames => {
+                let length = frames.iter().map(|frame| frame.bytes.len()).sum();
+                let mut block = BytesMut::with_capacity(length);
+                frames
+                    .iter()
+                    .for_each(|frame| block.extend_from_slice(&frame.bytes));
+                block.freeze()
+            }
+        }
+    }
+
     /// Forgets what was written. A connection keeps no more room than a quiet topic needs.
     pub fn clear(&mut self) {
         self.frames.clear();
@@ -572,8 +593,9 @@ mod tests {
     use crate::record::{Message, Value};
 
     const TOPIC: &str = "my-topic";
+    /// The door whose events come one by one.
     const FORM: Form = Form {
-        door: Door::Json,
+        door: Door::SocketIo,
         binary: false,
     };
 

@@ -11,8 +11,8 @@ use hyper::header::{
     ACCESS_CONTROL_MAX_AGE, ALLOW, CONNECTION,
 };
 use hyper::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY,
-    X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+    VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Request, Response as HttpResponse, StatusCode};
@@ -276,6 +276,9 @@ where
                     let sid = session(&request);
                     let polls = request.method() == Method::GET;
                     let connection = request.extensions().get::<Arc<Connection>>().cloned();
+                    if is_socketio(request.uri().path()) {
+                        detach(&mut request);
+                    }
                     let response = doors.oneshot(request).await?.map(Either::Left);
                     match (sid, connection) {
                         (Some(sid), Some(connection))
@@ -298,6 +301,21 @@ where
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allow);
     }
     Ok(response)
+}
+
+/// Copies the head of a request. Socket.IO keeps it with the session, and as hyper gives it, it holds the buffer it was read into.
+fn detach(request: &mut Request<Incoming>) {
+    let mut headers = HeaderMap::with_capacity(request.headers().len());
+    for (name, value) in request.headers() {
+        let name = HeaderName::from_bytes(name.as_str().as_bytes()).expect("it was one");
+        headers.append(
+            name,
+            HeaderValue::from_bytes(value.as_bytes()).expect("it was one"),
+        );
+    }
+    *request.headers_mut() = headers;
+    let uri = request.uri().to_string();
+    *request.uri_mut() = uri.parse().expect("it was one");
 }
 
 /// The answer to a request that no door is to take. An `EventSource` and a WebSocket hear the reason from their own door.

@@ -31,6 +31,9 @@ use crate::record::{Change, Gap, Message, Reason, Value, What};
 /// How often the record before the position is read again and compared, and new partitions are looked for.
 const AUDIT_EVERY: Duration = Duration::from_secs(10);
 
+/// How often a topic is looked for, every half second, before its absence is worth a warning.
+const TOPIC_PATIENCE: usize = 10;
+
 /// At most so many messages become visible at once; more would delay the first of them.
 const BATCH: usize = 512;
 
@@ -122,6 +125,12 @@ impl Live {
             .config
             .create_with_context(self.context.clone())
             .context("cannot create a Kafka consumer")?;
+        let (mut source, feed) = (self.source(), self.feed.clone());
+        tokio::spawn(async move {
+            while source.changed().await.is_ok() {
+                feed.wake();
+            }
+        });
         let live = self.clone();
         let stop = shutdown.clone();
         // The thread polls from the start, since librdkafka reports its state only to those who poll.
@@ -149,7 +158,7 @@ impl Live {
     ///
     /// Returns the end of each partition at that time.
     async fn fill(&self) -> anyhow::Result<Vec<i64>> {
-        let mut said = false;
+        let mut absent = 0;
         loop {
             let attempt = async {
                 let partitions = self.log.partitions().await?;
@@ -178,11 +187,13 @@ impl Live {
                     self.feed.fill(page);
                     return Ok(ends);
                 }
-                // That Kafka itself is away was said by its client.
-                Err(error) if !said && *self.source().borrow() == Source::Up => {
-                    said = true;
-                    let error = format!("{error:#}");
-                    tracing::warn!(topic = self.topic, error, "waiting for the topic");
+                // That Kafka itself is away was said by its client; a topic may come a moment after it.
+                Err(error) if *self.source().borrow() == Source::Up && absent < TOPIC_PATIENCE => {
+                    absent += 1;
+                    if absent == TOPIC_PATIENCE {
+                        let error = format!("{error:#}");
+                        tracing::warn!(topic = self.topic, error, "waiting for the topic");
+                    }
                 }
                 Err(error) => tracing::debug!(
                     topic = self.topic,

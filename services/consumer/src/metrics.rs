@@ -205,7 +205,7 @@ impl Drop for Open {
 fn transport(door: Door) -> &'static str {
     match door {
         Door::SseText | Door::SseJson => "sse",
-        Door::Json => "websocket",
+        Door::Json | Door::WebSocket => "websocket",
         Door::SocketIo => "socketio",
     }
 }

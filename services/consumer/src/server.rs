@@ -187,7 +187,8 @@ pub async fn serve<F, B>(
             let service = service_fn(move |mut request: Request<Incoming>| {
                 of.requested.store(true, Ordering::Relaxed);
                 request.extensions_mut().insert(of.clone());
-                answer(request)
+                // Boxed, since hyper keeps room for it while the response's body is written.
+                Box::pin(answer(request))
             });
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -288,11 +289,11 @@ impl AsyncRead for Io {
     ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.stream.poll_read_ready(cx))?;
-            match self.0.stream.try_read(buffer.initialize_unfilled()) {
+            // Not `initialize_unfilled`: zeros would make the kernel find memory for room that is hardly ever used.
+            match self.0.stream.try_read_buf(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
-                Ok(count) => {
-                    buffer.advance(count);
+                Ok(_) => {
                     self.0.active.store(self.0.now(), Ordering::Relaxed);
                     return Poll::Ready(Ok(()));
                 }

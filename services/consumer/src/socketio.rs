@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use serde_json::value::RawValue;
 use serde_json::{Value as Json, json};
 use socketioxide::extract::{SocketRef, TryData};
 use socketioxide::handler::ConnectHandler as _;
@@ -46,7 +45,7 @@ pub fn layer(app: Arc<App>) -> SocketIoLayer {
         .connect_timeout(Duration::from_secs(10))
         // Each packet is a copy of its own, as large as a message may be.
         .max_buffer_size(16)
-        .ws_read_buffer_size(4 << 10)
+        .ws_read_buffer_size(1 << 10)
         .ws_max_message_size(64 << 10)
         .ws_max_frame_size(64 << 10)
         .build_layer();
@@ -205,8 +204,10 @@ impl Emitter<'_> {
     ) -> Result<(), Option<End>> {
         let answered = self.sessions.answered(self.socket.id.as_str());
         for frame in frames {
-            let payload: &RawValue = serde_json::from_slice(&frame.bytes)
-                .expect("a frame of this door is one JSON value");
+            let payload = frame
+                .value
+                .as_deref()
+                .expect("frames of this door have one");
             let mut pause = FULL;
             loop {
                 let emitted = match self.has_room() {

@@ -1,6 +1,7 @@
 //! Server-sent events: one response that does not end, written one block per wake-up.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
-use tokio::time::sleep_until;
+use tokio::time::{Sleep, sleep};
 use warp::Reply;
 use warp::reply::Response;
 
@@ -58,6 +59,8 @@ pub fn answer(
         metrics: app.metrics.clone(),
         connection,
         permit,
+        heartbeat: Box::pin(sleep(HEARTBEAT)),
+        wrote: Instant::now(),
         begun: false,
         written: false,
         ended: false,
@@ -113,6 +116,9 @@ struct Writer {
     metrics: Metrics,
     connection: Option<Arc<Connection>>,
     permit: Permit,
+    /// Set anew when it has gone off, not at each write.
+    heartbeat: Pin<Box<Sleep>>,
+    wrote: Instant,
     begun: bool,
     /// The batch was handed out.
     written: bool,
@@ -134,37 +140,34 @@ impl Writer {
             // A first write at once: proxies and browsers then know that this is a stream.
             return Some(Bytes::from(format!("retry: {}\n\n", retry())));
         }
-        let end = tokio::select! {
-            biased;
-            () = turn => End::Drain,
-            () = self.permit.expired() => End::Expired,
-            taken = self.stream.next(&mut self.batch) => match taken {
-                Ok(()) => {
-                    self.written = true;
-                    return Some(self.block());
+        let end = loop {
+            tokio::select! {
+                biased;
+                () = &mut *turn => break End::Drain,
+                () = self.permit.expired() => break End::Expired,
+                taken = self.stream.next(&mut self.batch) => match taken {
+                    Ok(()) => {
+                        self.written = true;
+                        self.wrote = Instant::now();
+                        return Some(self.batch.block());
+                    }
+                    Err(end) => break end,
+                },
+                () = self.heartbeat.as_mut() => {
+                    let silent = self.wrote.elapsed() >= HEARTBEAT;
+                    if silent {
+                        self.wrote = Instant::now();
+                    }
+                    self.heartbeat.as_mut().reset((self.wrote + HEARTBEAT).into());
+                    if silent {
+                        return Some(Bytes::from_static(b":\n\n"));
+                    }
                 }
-                Err(end) => end,
-            },
-            () = sleep_until((Instant::now() + HEARTBEAT).into()) => return Some(Bytes::from_static(b":\n\n")),
+            }
         };
         self.ended = true;
         self.open.reason = end.reason();
         Some(bye(&end, &self.stream.cursor(), self.form))
-    }
-
-    /// Everything that was taken, in one piece.
-    fn block(&self) -> Bytes {
-        match &*self.batch.frames {
-            [frame] => frame.bytes.clone(),
-            frames => {
-                let mut block =
-                    BytesMut::with_capacity(frames.iter().map(|frame| frame.bytes.len()).sum());
-                frames
-                    .iter()
-                    .for_each(|frame| block.extend_from_slice(&frame.bytes));
-                block.freeze()
-            }
-        }
     }
 }
 

@@ -175,11 +175,8 @@ impl Stream {
             }
             match step {
                 Step::Next => {}
-                Step::News => tokio::select! {
-                    // The senders live as long as the process.
-                    _ = self.head.changed() => {}
-                    _ = self.source.changed() => self.source.mark_changed(),
-                },
+                // Changes of Kafka's state wake the ring's readers too. The sender lives as long as the process.
+                Step::News => _ = self.head.changed().await,
                 Step::Later => tokio::time::sleep(PAUSE).await,
             }
         }

@@ -11,6 +11,7 @@ use hyper::header::{
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{HeaderMap, StatusCode};
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::sleep_until;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -89,14 +90,14 @@ pub fn answer(
         // The defaults are buffers of 128 KiB and messages of 64 MiB; a reader sends nothing that we wait for.
         let config = WebSocketConfig::default()
             .read_buffer_size(1 << 10)
-            .write_buffer_size(4 << 10)
+            .write_buffer_size(0)
             .max_message_size(Some(4 << 10))
             .max_frame_size(Some(4 << 10));
         let mut socket =
             WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config))
                 .await;
         let form = Form {
-            door: Door::Json,
+            door: Door::WebSocket,
             binary: false,
         };
         match opened {
@@ -121,7 +122,7 @@ pub fn answer(
 
 fn open(app: &App, asked: &Asked) -> Result<(Stream, Form), String> {
     let form = Form {
-        door: Door::Json,
+        door: Door::WebSocket,
         binary: asked.binary()?,
     };
     Ok((
@@ -205,11 +206,9 @@ async fn write(
     form: Form,
     metrics: &Metrics,
 ) -> Result<(), Error> {
-    for frame in &batch.frames {
-        let text = Utf8Bytes::try_from(frame.bytes.clone()).expect("JSON is UTF-8");
-        socket.feed(Message::Text(text)).await?;
-    }
+    // Nothing of tungstenite's own, such as half a pong, may be left over: the frames go past it.
     socket.flush().await?;
+    socket.get_mut().write_all(&batch.block()).await?;
     metrics.delivered(form.door, batch);
     batch.clear();
     Ok(())
@@ -217,13 +216,14 @@ async fn write(
 
 /// Says why, as far as the socket takes it, and closes.
 async fn close(socket: &mut Socket, end: &End, cursor: &str, form: Form) {
-    let bye = Utf8Bytes::try_from(end.frame(cursor, retry(), form).bytes).expect("JSON is UTF-8");
     let frame = CloseFrame {
         code: code(end),
         reason: Utf8Bytes::from_static(end.reason()),
     };
     _ = tokio::time::timeout(CLOSING, async {
-        socket.feed(Message::Text(bye)).await?;
+        let bye = end.frame(cursor, retry(), form).bytes;
+        socket.flush().await?;
+        socket.get_mut().write_all(&bye).await?;
         socket.close(Some(frame)).await?;
         while let Some(Ok(_)) = socket.next().await {}
         Ok::<_, Error>(())

@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::clients::{Clients, Tally};
 use crate::kafka::Kafka;
-use crate::process::{Server, Used, ours};
+use crate::process::{Server, our_cpu, server_core_busy};
 use crate::publisher::Publisher;
 use crate::wire::Protocol;
 use crate::{Args, Target};
@@ -36,7 +36,7 @@ pub struct Load {
     pub misplaced: u64,
     /// CPU time of the server for each delivery, in µs.
     pub cpu: f64,
-    /// Of the time, in which the server or we wanted to run and something else ran.
+    /// Of the server's core, taken by others.
     pub disturbed: f64,
     /// Of our core.
     pub share: f64,
@@ -198,23 +198,29 @@ fn load(
     clients.read_until(Instant::now() + Duration::from_secs(1), &mut tally)?;
     tally.delays.clear();
 
-    let (server_before, ours_before, start) = (server.used()?, ours()?, Instant::now());
+    let (cpu, ours, busy, start) = (
+        server.cpu()?,
+        our_cpu()?,
+        server_core_busy()?,
+        Instant::now(),
+    );
     publish(clients, &mut tally, rate * args.seconds)?;
-    let (ours_used, publishing) = (ours()? - ours_before, start.elapsed());
+    let share = (our_cpu()? - ours).as_secs_f64() / start.elapsed().as_secs_f64();
     let expected = rate * args.seconds * pending * args.connections as u64;
     let deadline = Instant::now() + Duration::from_secs(5);
     while (tally.delays.len() as u64) < expected && Instant::now() < deadline {
         clients.read_until(Instant::now() + Duration::from_millis(20), &mut tally)?;
     }
-    let Used { cpu, waited } = server.used()? - server_before;
+    let cpu = server.cpu()?.saturating_sub(cpu);
+    let others = (server_core_busy()? - busy).saturating_sub(cpu);
     let delivered = tally.delays.len() as u64;
     Ok(Load {
         expected,
         delivered,
         misplaced: tally.misplaced,
         cpu: cpu.as_secs_f64() * 1e6 / delivered as f64,
-        disturbed: waited.max(ours_used.waited).as_secs_f64() / start.elapsed().as_secs_f64(),
-        share: ours_used.cpu.as_secs_f64() / publishing.as_secs_f64(),
+        disturbed: others.as_secs_f64() / start.elapsed().as_secs_f64(),
+        share,
         delays: tally.delays,
     })
 }

@@ -33,14 +33,6 @@ pub struct Server {
     pub admin: Option<SocketAddr>,
 }
 
-/// What a process has used.
-#[derive(Clone, Copy, Debug)]
-pub struct Used {
-    pub cpu: Duration,
-    /// Ready to run while the core was busy with something else.
-    pub waited: Duration,
-}
-
 impl Server {
     /// Starts a server and waits for the line in which it says where it listens.
     pub fn start(
@@ -83,8 +75,8 @@ impl Server {
         anyhow::bail!("{} does not say where it listens", program.display())
     }
 
-    pub fn used(&self) -> anyhow::Result<Used> {
-        used(self.process.id())
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
+        cpu(self.process.id())
     }
 
     /// KiB of memory that it has now.
@@ -107,38 +99,37 @@ impl Drop for Server {
     }
 }
 
-/// What this process has used.
-pub fn ours() -> anyhow::Result<Used> {
-    used(std::process::id())
+/// CPU time of this process.
+pub fn our_cpu() -> anyhow::Result<Duration> {
+    cpu(std::process::id())
 }
 
 /// `utime` and `stime` of `stat` are of the same source, in steps of 10 ms; this is in ns.
-fn used(id: u32) -> anyhow::Result<Used> {
-    let mut used = Used {
-        cpu: Duration::ZERO,
-        waited: Duration::ZERO,
-    };
+fn cpu(id: u32) -> anyhow::Result<Duration> {
+    let mut cpu = Duration::ZERO;
     for thread in std::fs::read_dir(format!("/proc/{id}/task"))? {
         // A thread may end meanwhile.
         let Ok(numbers) = std::fs::read_to_string(thread?.path().join("schedstat")) else {
             continue;
         };
-        let mut numbers = numbers
-            .split_whitespace()
-            .map(|number| number.parse().map(Duration::from_nanos));
-        used.cpu += numbers.next().context("schedstat is empty")??;
-        used.waited += numbers.next().context("schedstat is short")??;
+        let first = numbers.split_whitespace().next();
+        cpu += Duration::from_nanos(first.context("schedstat is empty")?.parse()?);
     }
-    Ok(used)
+    Ok(cpu)
 }
 
-impl std::ops::Sub for Used {
-    type Output = Self;
-
-    fn sub(self, before: Self) -> Self {
-        Self {
-            cpu: self.cpu.saturating_sub(before.cpu),
-            waited: self.waited.saturating_sub(before.waited),
-        }
-    }
+/// How long the core of the server was busy, with whatever it was.
+pub fn server_core_busy() -> anyhow::Result<Duration> {
+    let stat = std::fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
+    let line = format!("cpu{SERVER_CORE} ");
+    let line = stat.lines().find_map(|text| text.strip_prefix(&line));
+    // user, nice, system, idle, iowait, irq, softirq, steal; in hundredths of a second.
+    let ticks: Vec<u64> = line
+        .context("no such core")?
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    let all: u64 = ticks.iter().take(8).sum();
+    let idle: u64 = ticks.iter().skip(3).take(2).sum();
+    Ok(Duration::from_millis((all - idle) * 10))
 }

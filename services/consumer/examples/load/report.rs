@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::Target;
 use crate::measure::{Load, Measured, PENDING};
 
-/// Over this share of the time lost to others, times say nothing.
+/// Over this share of the server's core taken by others, times say nothing.
 const DISTURBED: f64 = 0.05;
 
 /// All rounds of all servers.
@@ -38,7 +38,7 @@ impl Report {
         for (index, pending) in PENDING.into_iter().enumerate() {
             _ = writeln!(
                 text,
-                "\n| {pending} pending | delivered / expected | µs CPU per delivery | / floor | p50, p99, max in ms | our core | disturbed |"
+                "\n| {pending} pending | delivered / expected | µs CPU per delivery | / floor | p50, p99, max in ms | client's core | others on the server's |"
             );
             text.push_str("| --- | --- | --- | --- | --- | --- | --- |\n");
             for (target, rounds) in &self.0 {
