@@ -256,3 +256,47 @@ async fn half_a_request_and_a_silent_connection_are_closed_while_new_clients_are
     )
     .await;
 }
+
+/// A WebSocket handshake over a blocking socket.
+fn upgraded(address: SocketAddr, path: &str) -> std::net::TcpStream {
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: herald\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    let stream = stalled(address, &request);
+    let limit = Some(Duration::from_millis(500));
+    stream.set_write_timeout(limit).expect("a timeout");
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pings_without_an_end_and_sessions_that_do_not_exist_cost_no_memory() {
+    let Some(kafka) = kafka() else { return };
+    let topic = random_topic("hostile");
+    create_topic(&kafka, &topic, 1, &[]).await;
+    let replica = Replica::start(&kafka, &topic, &[]).await;
+    let address = replica.public;
+    let before = memory(replica.id());
+    let hostile = tokio::task::spawn_blocking(move || {
+        // Masked pings of 125 bytes, whose pongs nobody reads, until the server does not take them any more.
+        let mut stream = upgraded(address, "/ws");
+        let ping = [&[0x89, 0x80 | 125, 0, 0, 0, 0], &[b'x'; 125][..]].concat();
+        let pings = ping.repeat(1000);
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(4) && stream.write_all(&pings).is_ok() {}
+        // Upgrades of sessions that nobody has opened, each with a long name.
+        for number in 0..2000 {
+            let sid = format!("{number:08}{}", "x".repeat(6000));
+            let path = format!("/socket.io/?EIO=4&transport=websocket&sid={sid}");
+            let mut stream = upgraded(address, &path);
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).expect("an answer");
+        }
+        stream
+    });
+    let stream = hostile.await.expect("the hostile client came to its end");
+    let grown = memory(replica.id()).saturating_sub(before);
+    assert!(grown < 32 << 20, "memory grew by {} MiB", grown >> 20);
+    drop(stream);
+    let mut client = Client::connect(address, Transport::WebSocket, &[]);
+    assert_eq!(client.next().await.expect("served")["type"], "start");
+}
