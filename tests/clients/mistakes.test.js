@@ -111,6 +111,7 @@ test("a Kafka that is not up yet is waited for, which is said once, to operators
   await until("both are ready", async () => (await consumer.readiness()) === 200 && (await speaks()) === 200, 60_000);
   const stream = await opened;
   await stream.takes(1);
+  await until("it hears that Kafka is back", () => stream.named("status").length > 1);
   const [{ since, ...down }, ...more] = stream.named("status");
   assert.deepEqual(down, { type: "status", source: "down" });
   assert.ok(Date.parse(since) <= Date.now());
