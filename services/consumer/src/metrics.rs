@@ -1,5 +1,8 @@
 //! What an operator can see of the consumer from outside.
 
+use std::ops::Deref;
+use std::sync::Arc;
+
 use herald_runtime::kafka::Source;
 use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
@@ -7,9 +10,20 @@ use crate::encode::Door;
 use crate::feed::Batch;
 use crate::record::{Change, What};
 
-/// The consumer's metrics; each field's comment is its help text.
+/// The consumer's metrics, shared: each stream holds them twice.
 #[derive(Clone)]
-pub struct Metrics {
+pub struct Metrics(Arc<Figures>);
+
+impl Deref for Metrics {
+    type Target = Figures;
+
+    fn deref(&self) -> &Figures {
+        &self.0
+    }
+}
+
+/// What is counted; the help texts are where they are registered.
+pub struct Figures {
     pub registry: Registry,
     messages_consumed: IntCounterVec,
     gaps_read: IntCounterVec,
@@ -50,7 +64,7 @@ impl Metrics {
         );
         let delivery_delay = Histogram::with_opts(delay.buckets(delays))?;
         registry.register(Box::new(delivery_delay.clone()))?;
-        Ok(Self {
+        Ok(Self(Arc::new(Figures {
             messages_consumed: counters(
                 "herald_messages_consumed_total",
                 "messages read from Kafka into the ring",
@@ -105,7 +119,7 @@ impl Metrics {
             )?,
             delivery_delay,
             registry,
-        })
+        })))
     }
 
     pub fn consumed(&self, topic: &str, changes: &[Change]) {

@@ -4,7 +4,10 @@ use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use futures_util::{SinkExt as _, StreamExt as _};
 use herald_testing::{Record, create_topic, eventually, kafka, produce, random_topic, read_all};
+
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::client::{Client, TRANSPORTS, Transport};
 use crate::reader::{Reader, places};
@@ -299,4 +302,43 @@ async fn pings_without_an_end_and_sessions_that_do_not_exist_cost_no_memory() {
     drop(stream);
     let mut client = Client::connect(address, Transport::WebSocket, &[]);
     assert_eq!(client.next().await.expect("served")["type"], "start");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pings_in_the_middle_of_a_backlog_are_answered_between_whole_frames() {
+    let Some(kafka) = kafka() else { return };
+    let topic = random_topic("pings");
+    create_topic(&kafka, &topic, 1, &[]).await;
+    let records: Vec<Record> = (0..3000)
+        .map(|n| Record::new(0, format!("{n} {}", "x".repeat(300))))
+        .collect();
+    produce(&kafka, &topic, &records).await;
+    let replica = Replica::start(&kafka, &topic, &[]).await;
+    let url = format!("ws://{}/ws?from=earliest", replica.public);
+    let stream = tokio::net::TcpStream::connect(replica.public).await;
+    let stream = stream.expect("a connection");
+    let (mut socket, _) = tokio_tungstenite::client_async(url, stream)
+        .await
+        .expect("a handshake");
+    let (mut messages, mut pings, mut pongs) = (0, 0, 0);
+    while messages < 3000 || pongs < pings {
+        match socket.next().await.expect("the stream goes on") {
+            Ok(Message::Text(text)) => {
+                let event: serde_json::Value = serde_json::from_str(&text).expect("whole JSON");
+                messages += usize::from(event["type"] == "message");
+                // A ping is answered once for all that came before it: one at a time.
+                if pongs == pings {
+                    socket
+                        .send(Message::Ping("here".into()))
+                        .await
+                        .expect("taken");
+                    pings += 1;
+                }
+            }
+            Ok(Message::Pong(_)) => pongs += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(messages, 3000);
+    assert!(pings > 3, "{pings}");
 }
