@@ -11,6 +11,7 @@ use herald_runtime::kafka::KafkaArgs;
 use rdkafka::ClientConfig;
 
 use crate::access::Origins;
+use crate::read_one;
 
 /// Relays every message of Kafka topics to browsers, over server-sent events, WebSocket and Socket.IO.
 #[derive(Clone, Debug, Parser)]
@@ -65,6 +66,11 @@ pub struct Config {
     /// After that: the time over which the ends of the open streams are spread.
     #[arg(long, env, default_value = "10s", value_parser = duration)]
     pub drain_window: Duration,
+
+    /// Instead of serving: print the next live message of the consumer at this address, such as `http://consumer-service`, and
+    /// leave; with exit code 1 when none comes within a minute.
+    #[arg(long, value_name = "URL", value_parser = read_one::server)]
+    pub read_one: Option<String>,
 }
 
 impl Config {

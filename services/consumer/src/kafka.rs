@@ -576,7 +576,8 @@ impl ClientContext for LiveContext {
             if *number >= 0 && partition.ls_offset >= 0 && partition.next_offset >= 0 {
                 let unread =
                     (partition.ls_offset - partition.next_offset).max(0) + partition.fetchq_cnt;
-                self.metrics.lag(&self.topic, *number, unread);
+                self.metrics
+                    .log(&self.topic, *number, partition.ls_offset, unread);
             }
         }
         self.metrics

@@ -13,6 +13,7 @@ mod history;
 mod http;
 mod kafka;
 mod metrics;
+mod read_one;
 mod record;
 mod server;
 mod socketio;
@@ -37,6 +38,7 @@ use crate::drain::Drain;
 use crate::http::App;
 use crate::kafka::Live;
 use crate::metrics::Metrics;
+pub use crate::read_one::read_one;
 use crate::server::{Connections, Limits};
 use crate::stream::Topic;
 

@@ -9,6 +9,10 @@ fn main() -> ExitCode {
     let config: Config = config::parse();
     let common = config.common.clone();
     launch(&common, |shutdown| async move {
+        if let Some(server) = &config.read_one {
+            println!("{}", consumer::read_one(server).await?);
+            return Ok(());
+        }
         let listeners = Listeners {
             public: listen::bind(config.listen)?,
             admin: listen::bind(config.common.admin_listen)?,

@@ -36,6 +36,7 @@ pub struct Figures {
     ring_events: IntGaugeVec,
     ring_bytes: IntGaugeVec,
     lag: IntGaugeVec,
+    end_offset: IntGaugeVec,
     source_up: IntGaugeVec,
     delivery_delay: Histogram,
 }
@@ -112,6 +113,11 @@ impl Metrics {
                 "offsets between what was read and the end of the log",
                 &["topic", "partition"],
             )?,
+            end_offset: gauges(
+                "herald_end_offset",
+                "end of the log: the offset of the next committed record",
+                &["topic", "partition"],
+            )?,
             source_up: gauges(
                 "herald_source_up",
                 "1 when Kafka can be read, 0 when not",
@@ -162,10 +168,11 @@ impl Metrics {
             .set(bytes as i64);
     }
 
-    pub fn lag(&self, topic: &str, partition: i32, offsets: i64) {
-        self.lag
-            .with_label_values(&[topic, &partition.to_string()])
-            .set(offsets);
+    /// How far the log of a partition goes, and how many of its offsets have not been read yet.
+    pub fn log(&self, topic: &str, partition: i32, end: i64, unread: i64) {
+        let labels = [topic, &partition.to_string()];
+        self.end_offset.with_label_values(&labels).set(end);
+        self.lag.with_label_values(&labels).set(unread);
     }
 
     pub fn source(&self, topic: &str, source: Source) {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use clap::{ArgAction, Parser};
+use clap::{Parser, ValueEnum};
 use herald_runtime::config::{CommonArgs, duration};
-use herald_runtime::kafka::KafkaArgs;
+use herald_runtime::kafka::{KafkaArgs, properties};
 
 /// Speaks a greeting with the time of day into a Kafka topic, again and again.
 ///
@@ -22,13 +22,21 @@ pub struct Config {
     #[arg(long, env, default_value = "my-topic", value_parser = topic)]
     pub kafka_topic: String,
 
-    /// Whether a topic that does not exist is created. Without it the producer waits until somebody else has.
-    #[arg(long, env, default_value_t = true, action = ArgAction::Set)]
-    pub create_topic: bool,
+    /// Whether a topic that does not exist is created. Where it is not, the producer waits until somebody else has.
+    #[arg(long, env, value_enum, default_value = "true")]
+    pub create_topic: CreateTopic,
 
     /// How many partitions a topic gets that the producer creates.
     #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=256))]
     pub topic_partitions: i32,
+
+    /// On how many brokers each of its partitions is kept; -1 is the brokers' own default.
+    #[arg(long, env, default_value_t = -1, allow_negative_numbers = true, value_parser = replication_factor)]
+    pub topic_replication_factor: i32,
+
+    /// Kafka's own configuration of a topic that the producer creates, such as `retention.ms=-1`, one `key=value` a line.
+    #[arg(long, env, default_value = "", hide_default_value = true, value_parser = topic_config)]
+    pub topic_config: String,
 
     /// The shortest pause between two messages, such as 1s; shorter ones, such as 1ms, are for tests and load.
     #[arg(long, env, default_value = "1s", value_parser = duration)]
@@ -37,6 +45,29 @@ pub struct Config {
     /// The longest pause between two messages.
     #[arg(long, env, default_value = "10s", value_parser = duration)]
     pub interval_max: Duration,
+}
+
+/// Who creates the topic.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CreateTopic {
+    /// The producer, when it is not there.
+    True,
+    /// Somebody else.
+    False,
+    /// The producer, which gives it the partitions it lacks too, says nothing into it, and leaves with exit code 0.
+    Only,
+}
+
+fn replication_factor(text: &str) -> Result<i32, String> {
+    match text.parse() {
+        Ok(-1) => Ok(-1),
+        Ok(factor @ 1..=32767) => Ok(factor),
+        _ => Err("give a number from 1, or -1 for the brokers' own default".to_owned()),
+    }
+}
+
+fn topic_config(text: &str) -> Result<String, String> {
+    properties(text).map(|_| text.to_owned())
 }
 
 /// A name that Kafka takes, so that a typing error is told here and not by a broker.
@@ -65,7 +96,15 @@ mod tests {
             (config.interval_min.as_secs(), config.interval_max.as_secs()),
             (1, 10)
         );
-        assert!(config.create_topic && config.topic_partitions == 1);
+        assert_eq!(config.create_topic, CreateTopic::True);
+        assert_eq!(config.topic_partitions, 1);
+    }
+
+    #[test]
+    fn a_line_of_the_topics_configuration_that_is_none_is_refused_by_its_number() {
+        let error = Config::try_parse_from(["producer", "--topic-config", "retention.ms=-1\nhush"]);
+        let sentence = error.unwrap_err().to_string();
+        assert!(sentence.contains("line 2: not key=value"), "{sentence}");
     }
 
     #[test]

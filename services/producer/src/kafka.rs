@@ -3,13 +3,15 @@
 mod outbox;
 mod topic;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use herald_runtime::Readiness;
 use herald_runtime::kafka::{Context, create};
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{FutureProducer, Producer};
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
+use crate::config::CreateTopic;
 use crate::{Config, Metrics};
 
 pub use outbox::Outbox;
@@ -31,8 +33,9 @@ pub struct Kafka {
     producer: FutureProducer<Context>,
     config: ClientConfig,
     topic: String,
-    /// The number of partitions of a topic that has to be created; `None` when somebody else creates it.
-    create_with: Option<i32>,
+    wanted: topic::Wanted,
+    /// Whether the topic is ours to create.
+    creates: bool,
 }
 
 impl Kafka {
@@ -55,16 +58,28 @@ impl Kafka {
             producer: create(&client_config, Context::new())?,
             config: client_config,
             topic: config.kafka_topic.clone(),
-            create_with: config.create_topic.then_some(config.topic_partitions),
+            wanted: topic::Wanted::new(config),
+            creates: config.create_topic != CreateTopic::False,
         })
     }
 
     /// Returns as soon as the topic exists; `false` when `shutdown` came first.
     pub async fn wait_for_topic(&self, shutdown: &CancellationToken) -> bool {
         shutdown
-            .run_until_cancelled(topic::wait(self))
+            .run_until_cancelled(topic::wait(self, 1))
             .await
             .is_some()
+    }
+
+    /// Returns as soon as the topic exists with at least the partitions that were asked for. An error when `shutdown` came
+    /// first.
+    pub async fn declare_topic(&self, shutdown: &CancellationToken) -> anyhow::Result<()> {
+        let declared = topic::wait(self, self.wanted.partitions);
+        let Some(found) = shutdown.run_until_cancelled(declared).await else {
+            bail!("told to end before topic \"{}\" existed", self.topic);
+        };
+        info!(topic = self.topic, partitions = found, "the topic is there");
+        Ok(())
     }
 
     /// Ready to send.

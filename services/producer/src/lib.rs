@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-pub use config::Config;
+pub use config::{Config, CreateTopic};
 pub use message::{Broadcast, FACES};
 pub use metrics::Metrics;
 pub use pause::Pauses;
@@ -28,7 +28,8 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Speaks until `shutdown` is cancelled, and answers on `admin` meanwhile; ready once Kafka has acknowledged a message.
 ///
-/// Waits for Kafka and for the topic as long as it takes, and gives up on no message. An error means that the
+/// Waits for Kafka and for the topic as long as it takes, and gives up on no message. With [`CreateTopic::Only`] it returns
+/// when the topic is there. An error means that the
 /// configuration is wrong, that the idempotent producer cannot go on without losing or doubling something, or that
 /// messages were left unacknowledged when the grace period ended.
 pub async fn run(
@@ -41,6 +42,9 @@ pub async fn run(
     let readiness = Readiness::new();
     readiness.not_ready("no message has been acknowledged yet");
     let kafka = Kafka::new(&config)?;
+    if config.create_topic == CreateTopic::Only {
+        return kafka.declare_topic(&shutdown).await;
+    }
 
     // It stops when this function returns, not at the first signal: operators watch the end, too.
     let ended = CancellationToken::new();

@@ -7,4 +7,5 @@ mod source;
 
 pub use args::{KafkaArgs, addresses, create};
 pub use context::Context;
+pub use properties::{Property, parse as properties};
 pub use source::Source;

@@ -7,5 +7,6 @@ mod drain;
 mod exactness;
 mod faults;
 mod limits;
+mod read_one;
 mod reader;
 mod replica;

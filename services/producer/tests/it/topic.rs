@@ -79,6 +79,33 @@ async fn a_missing_topic_is_created_with_the_partitions_that_were_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_topic_is_declared_and_given_the_partitions_it_lacks_and_nothing_is_said() {
+    let Some(kafka) = herald_testing::kafka() else {
+        return;
+    };
+    let topic = random_topic("dev");
+    let declare = async |options: &[&str]| {
+        let only = [&["--create-topic", "only"], options].concat();
+        let producer = Running::start(&kafka, &topic, &only);
+        tokio::time::timeout(DEADLINE, producer.run)
+            .await
+            .expect("it leaves by itself")
+            .unwrap()
+    };
+    let config = "retention.ms=-1\nsegment.bytes=1048576";
+    let options = ["--topic-replication-factor", "1", "--topic-config", config];
+    declare(&options).await.unwrap();
+    let end = async |partition| watermarks(&kafka, &topic, partition).await.1;
+    assert_eq!(end(0).await, 0);
+
+    // What is there already is right, and more than was asked for is left alone.
+    declare(&["--topic-partitions", "3"]).await.unwrap();
+    assert_eq!((end(0).await, end(1).await, end(2).await), (0, 0, 0));
+    declare(&[]).await.unwrap();
+    assert_eq!(end(2).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_others_create_is_waited_for() {
     let Some(kafka) = herald_testing::kafka() else {
         return;

@@ -1,0 +1,84 @@
+//! A client of one message: what a test of an installation runs, from an image that holds nothing else.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+/// The producer's longest pause is 10 seconds; a pod that is being replaced takes its time as well.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Reads `http://host:port`, or a host alone, into what one connects to.
+pub fn server(url: &str) -> Result<String, String> {
+    let host = url.strip_prefix("http://").unwrap_or(url);
+    let host = host.strip_suffix('/').unwrap_or(host);
+    if host.is_empty() || host.contains(['/', '?', '#', '@']) || host.contains(char::is_whitespace)
+    {
+        return Err("give http://host or http://host:port".to_owned());
+    }
+    // The last colon of [::1] belongs to the address.
+    let with_port = !host.ends_with(']') && host.contains(':');
+    Ok(if with_port {
+        host.to_owned()
+    } else {
+        format!("{host}:80")
+    })
+}
+
+/// The next live message of the consumer at `server` (`host:port`), whose end, refusal or silence is an error.
+pub async fn read_one(server: &str) -> anyhow::Result<String> {
+    let message = tokio::time::timeout(PATIENCE, read(server)).await;
+    match message {
+        Ok(message) => message,
+        Err(_) => bail!("no message came from {server} within {PATIENCE:?}"),
+    }
+}
+
+async fn read(server: &str) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect(server)
+        .await
+        .with_context(|| format!("cannot connect to {server}"))?;
+    // HTTP/1.0: an answer without chunks.
+    let request = format!("GET /events HTTP/1.0\r\nHost: {server}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut lines = BufReader::new(stream).lines();
+    let status = lines.next_line().await?.unwrap_or_default();
+    if !status.contains(" 200 ") {
+        bail!("{server} answered {status:?} to GET /events");
+    }
+    let (mut event, mut data) = (String::new(), Vec::new());
+    while let Some(line) = lines.next_line().await? {
+        if let Some(name) = line.strip_prefix("event: ") {
+            event = name.to_owned();
+        } else if let Some(text) = line.strip_prefix("data: ") {
+            data.push(text.to_owned());
+        } else if line.is_empty() {
+            // A message has no name of its own; `start`, `gap`, `status` and `bye` have.
+            if event.is_empty() && !data.is_empty() {
+                return Ok(data.join("\n"));
+            }
+            event.clear();
+            data.clear();
+        }
+    }
+    bail!("{server} ended the stream before a message came")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_host_and_perhaps_a_port() {
+        assert_eq!(
+            server("http://consumer-service").unwrap(),
+            "consumer-service:80"
+        );
+        assert_eq!(server("http://localhost:8001/").unwrap(), "localhost:8001");
+        assert_eq!(server("[::1]").unwrap(), "[::1]:80");
+        for bad in ["", "http://", "https://a", "http://a/events", "a b"] {
+            assert!(server(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The client that tests of an installation run.
+
+use std::time::Duration;
+
+use herald_testing::{Record, create_topic, eventually, kafka, produce, random_topic};
+
+use crate::replica::Replica;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_live_message_is_read_and_none_from_before() {
+    let Some(kafka) = kafka() else { return };
+    let topic = random_topic("one");
+    create_topic(&kafka, &topic, 1, &[]).await;
+    produce(&kafka, &topic, &[Record::new(0, "before")]).await;
+    let replica = Replica::start(&kafka, &topic, &[]).await;
+    let server = replica.public.to_string();
+    let reading = tokio::spawn(async move { consumer::read_one(&server).await });
+    eventually(Duration::from_secs(30), "it to listen", async || {
+        replica.metric("herald_streams{transport=\"sse\"}").await > 0.0
+    })
+    .await;
+    produce(&kafka, &topic, &[Record::new(0, "two\nlines")]).await;
+    assert_eq!(reading.await.unwrap().unwrap(), "two\nlines");
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_named() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let error = consumer::read_one(&nobody).await.unwrap_err();
+    assert!(
+        format!("{error:#}").starts_with(&format!("cannot connect to {nobody}")),
+        "{error:#}"
+    );
+}
