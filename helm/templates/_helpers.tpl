@@ -1,0 +1,38 @@
+{{/* Names and labels. What belongs to a component takes a dict: "root" is the top of the values, "component" its name. */}}
+
+{{- define "herald.fullname" -}}
+{{- $name := .Release.Name -}}
+{{- if not (contains .Chart.Name $name) }}{{ $name = printf "%s-%s" $name .Chart.Name }}{{ end -}}
+{{- /* Leaves room for "-producer", the hash of a Job, and the pod's own suffix within 63 characters. */ -}}
+{{- $name | trunc 40 | trimSuffix "-" -}}
+{{- end }}
+
+{{- define "herald.name" -}}
+{{ include "herald.fullname" .root }}-{{ .component }}
+{{- end }}
+
+{{/* What finds the pods of a component; it can never change, since a Deployment's selector cannot. */}}
+{{- define "herald.selector" -}}
+app.kubernetes.io/name: {{ .root.Chart.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{/* The labels of a pod. The chart's version is not among them, or a new chart would restart every pod. */}}
+{{- define "herald.podLabels" -}}
+{{ include "herald.selector" . }}
+app.kubernetes.io/part-of: herald
+{{- end }}
+
+{{- define "herald.labels" -}}
+{{ include "herald.podLabels" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/* The image of a service, by its values. */}}
+{{- define "herald.image" -}}
+{{- $image := (index .root.Values .component).image -}}
+{{ printf "%s:%s" $image.repository ($image.tag | default .root.Chart.AppVersion) | quote }}
+{{- end }}

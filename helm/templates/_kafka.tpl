@@ -1,0 +1,56 @@
+{{/* How a pod comes to Kafka. */}}
+
+{{/* The properties of librdkafka that are no secret: TLS by the values, then the user's own, of which the last one wins. */}}
+{{- define "herald.kafkaProperties" -}}
+{{- with .Values.kafka -}}
+{{- if .caSecret }}
+security.protocol=ssl
+ssl.ca.location=/etc/kafka/ca/ca.crt
+{{- end }}
+{{- if .userSecret }}
+ssl.certificate.location=/etc/kafka/user/user.crt
+ssl.key.location=/etc/kafka/user/user.key
+{{- end }}
+{{- end }}
+{{ .Values.configmap.data.KAFKA_PROPERTIES | default "" }}
+{{- end }}
+
+{{/* The options that every service takes, as the lines of a ConfigMap's data. */}}
+{{- define "herald.kafkaOptions" -}}
+KAFKA_BOOTSTRAP_SERVERS: {{ .Values.kafka.bootstrapServers | quote }}
+KAFKA_TOPIC: {{ .Values.kafka.topicName | quote }}
+{{- with include "herald.kafkaProperties" . | trim }}
+KAFKA_PROPERTIES: {{ . | quote }}
+{{- end }}
+{{- if .Values.kafka.propertiesSecret }}
+KAFKA_PROPERTIES_FILE: /etc/kafka/properties/properties
+{{- end }}
+{{- end }}
+
+{{/* The Secrets, by the folder of /etc/kafka that each one is mounted into. */}}
+{{- define "herald.kafkaSecrets" -}}
+{{- with .Values.kafka -}}
+{{ dict "ca" .caSecret "user" .userSecret "properties" .propertiesSecret | toJson }}
+{{- end }}
+{{- end }}
+
+{{- define "herald.kafkaVolumeMounts" -}}
+{{- range $folder, $secret := include "herald.kafkaSecrets" . | fromJson }}
+{{- if $secret }}
+- name: {{ $folder }}
+  mountPath: /etc/kafka/{{ $folder }}
+  readOnly: true
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "herald.kafkaVolumes" -}}
+{{- range $folder, $secret := include "herald.kafkaSecrets" . | fromJson }}
+{{- if $secret }}
+- name: {{ $folder }}
+  secret:
+    secretName: {{ $secret }}
+    defaultMode: 0440
+{{- end }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,41 @@
+{{/* Whom a pod that uses Kafka may speak to: names, and the brokers. */}}
+{{- define "herald.egressToKafka" -}}
+{{ include "herald.egressToNames" . }}
+{{- $ports := list }}
+{{- range splitList "," .Values.kafka.bootstrapServers }}
+{{- $ports = append $ports (splitList ":" . | last | trim) }}
+{{- end }}
+- to:
+    {{- with .Values.kafka.namespace }}
+    - namespaceSelector:
+        matchLabels:
+          kubernetes.io/metadata.name: {{ . }}
+    {{- end }}
+    {{- range .Values.kafka.cidrs }}
+    - ipBlock:
+        cidr: {{ . }}
+    {{- end }}
+  ports:
+    {{- range uniq $ports }}
+    - port: {{ . }}
+    {{- end }}
+{{- end }}
+
+{{- define "herald.egressToNames" -}}
+# Wherever they are answered: by the cluster's DNS, or a cache on the node.
+- ports:
+    - port: 53
+      protocol: UDP
+    - port: 53
+      protocol: TCP
+{{- end }}
+
+{{/* Who may read the metrics. The kubelet's probes pass anyway. */}}
+{{- define "herald.ingressToAdmin" -}}
+- from:
+    - namespaceSelector:
+        matchLabels:
+          kubernetes.io/metadata.name: {{ .Values.monitoring.namespace }}
+  ports:
+    - port: admin
+{{- end }}

@@ -1,0 +1,63 @@
+{{/* The options of the services: one ConfigMap holds them all, and each service restarts for its own alone. */}}
+
+{{- define "herald.options" -}}
+{{ include "herald.kafkaOptions" . }}
+{{- with omit .Values.configmap.data "KAFKA_PROPERTIES" }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* The names of the options that a service reads, beside those that all of them read. */}}
+{{- define "herald.optionsOf.producer" -}}
+INTERVAL_MIN INTERVAL_MAX
+{{- end }}
+
+{{- define "herald.optionsOf.consumer" -}}
+CUSTOM_HEADER ALLOWED_ORIGINS MAX_CONNECTIONS MAX_MESSAGE_BYTES RING_MESSAGES RING_BYTES REPLAY_READERS DRAIN_DELAY DRAIN_WINDOW
+{{- end }}
+
+{{- define "herald.optionsOf.all" -}}
+KAFKA_BOOTSTRAP_SERVERS KAFKA_TOPIC KAFKA_PROPERTIES KAFKA_PROPERTIES_FILE LOG_FORMAT LOG_LEVEL SHUTDOWN_GRACE
+{{- end }}
+
+{{/* Changes when an option changes that the component reads. */}}
+{{- define "herald.optionsChecksum" -}}
+{{- $options := include "herald.options" .root | fromYaml -}}
+{{- $read := dict -}}
+{{- range splitList " " (printf "%s %s" (include "herald.optionsOf.all" .root) (include (printf "herald.optionsOf.%s" .component) .root)) -}}
+{{- if hasKey $options . }}{{ $_ := set $read . (get $options .) }}{{ end -}}
+{{- end -}}
+{{ toJson $read | sha256sum }}
+{{- end }}
+
+{{/* The services' own defaults of what the chart calculates with. */}}
+{{- define "herald.optionDefaults" -}}
+SHUTDOWN_GRACE: 30s
+DRAIN_DELAY: 5s
+DRAIN_WINDOW: 10s
+INTERVAL_MAX: 10s
+MAX_CONNECTIONS: "10000"
+{{- end }}
+
+{{/* What a service will take for an option, whether the values name it or not: a dict with "root" and "option". */}}
+{{- define "herald.option" -}}
+{{ get .root.Values.configmap.data .option | default (get (include "herald.optionDefaults" .root | fromYaml) .option) }}
+{{- end }}
+
+{{/* The same for a duration, in milliseconds; the schema refuses any but 500ms, 30s or 2m. */}}
+{{- define "herald.milliseconds" -}}
+{{- $duration := include "herald.option" . -}}
+{{- if hasSuffix "ms" $duration }}{{ trimSuffix "ms" $duration | int64 }}
+{{- else if hasSuffix "s" $duration }}{{ trimSuffix "s" $duration | int64 | mul 1000 }}
+{{- else }}{{ trimSuffix "m" $duration | int64 | mul 60000 }}
+{{- end }}
+{{- end }}
+
+{{- define "herald.seconds" -}}
+{{ divf (include "herald.milliseconds" . | int64) 1000 | ceil }}
+{{- end }}
+
+{{/* How long Kubernetes waits for a pod to leave: always longer than the service itself takes at most. */}}
+{{- define "herald.terminationGracePeriodSeconds" -}}
+{{ add (include "herald.seconds" (dict "root" . "option" "SHUTDOWN_GRACE") | int64) 5 }}
+{{- end }}

@@ -1,0 +1,48 @@
+{{/* What every pod of this chart has in common, whatever runs in it. */}}
+
+{{/* Pod Security "restricted", and no token: nothing here speaks to the API server. */}}
+{{- define "herald.pod" -}}
+automountServiceAccountToken: false
+# A Service named kafka would set KAFKA_PORT, and so on for any name.
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  # So that mounted Secrets can be read.
+  fsGroup: 65532
+  seccompProfile:
+    type: RuntimeDefault
+{{- end }}
+
+{{- define "herald.container" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+{{- end }}
+
+{{/* Each probe asks its own question: has it started, does it hang, should it get traffic now? */}}
+{{- define "herald.probes" -}}
+startupProbe:
+  httpGet:
+    path: /livez
+    port: admin
+  periodSeconds: 1
+  failureThreshold: 60
+livenessProbe:
+  httpGet:
+    path: /livez
+    port: admin
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+readinessProbe:
+  httpGet:
+    path: /readyz
+    port: admin
+  periodSeconds: 2
+  timeoutSeconds: 2
+  failureThreshold: 2
+{{- end }}

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# copy-secrets.sh ENVIRONMENT NAMESPACE: gives a release what it needs to speak to the Kafka of this folder, or renews it: the
+# authority that signed the brokers' certificates, and the client certificate of KafkaUser herald-ENVIRONMENT. Strimzi makes
+# and renews both in namespace kafka; a pod mounts Secrets of its own namespace alone, and reads them when it starts.
+set -euo pipefail
+[ $# = 2 ] || { echo "usage: $0 ENVIRONMENT NAMESPACE" >&2 && exit 2; }
+namespace=$2
+
+copy() { # SECRET NEW_NAME KEY...
+  local secret=$1 name=$2 key template manifest
+  shift 2
+  template="{apiVersion: v1, kind: Secret, metadata: {name: $name, labels: {app.kubernetes.io/part-of: herald}}, data: {"
+  for key in "$@"; do template+="\"$key\": \"{{index .data \"$key\"}}\", "; done
+  manifest=$(kubectl -n kafka get secret "$secret" -o "go-template=$template}}") || exit 1
+  [[ $manifest != *"<no value>"* ]] || { echo "secret $secret in namespace kafka lacks one of: $*" >&2 && exit 1; }
+  kubectl -n "$namespace" apply -f - <<< "$manifest"
+}
+
+copied=$(copy my-cluster-cluster-ca-cert my-cluster-cluster-ca-cert ca.crt)
+copied+=$'\n'$(copy "herald-$1" herald-kafka-user user.crt user.key)
+echo "$copied"
+if grep -q configured <<< "$copied"; then
+  kubectl -n "$namespace" rollout restart deployment -l app.kubernetes.io/part-of=herald
+fi
