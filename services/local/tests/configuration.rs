@@ -1,0 +1,236 @@
+//! `docs/configuration.md` says what the programs and the chart take: its tables are compared with them, and a failing test
+//! prints the lines that belong there.
+
+use std::fs;
+use std::path::Path;
+
+use clap::{Arg, Command, CommandFactory, Parser};
+
+const PAGE: &str = "docs/configuration.md";
+
+#[test]
+fn the_options_that_all_services_share_are_on_the_page() {
+    is_on_the_page("## Both services", &shared());
+}
+
+#[test]
+fn the_producers_own_options_are_on_the_page() {
+    is_on_the_page("## Producer", &own(&producer::Config::command()));
+}
+
+#[test]
+fn the_consumers_own_options_are_on_the_page() {
+    is_on_the_page("## Consumer", &own(&consumer::Config::command()));
+}
+
+#[test]
+fn the_options_of_local_that_differ_are_on_the_page() {
+    is_on_the_page("## Local", &own(&local::Config::command()));
+}
+
+/// What each value is for stands on the page alone.
+#[test]
+fn the_values_of_the_chart_are_on_the_page_with_their_defaults() {
+    let page = rows("## Values of the chart");
+    let described: Vec<String> = leaves(&read("helm/values.yaml"))
+        .into_iter()
+        .map(|start| {
+            let row = page.iter().find(|row| row.starts_with(&start));
+            row.cloned().unwrap_or(format!("{start} ? |"))
+        })
+        .collect();
+    is_on_the_page("## Values of the chart", &described);
+}
+
+#[test]
+fn what_configmap_data_takes_are_options_and_on_the_page() {
+    let schema: serde_json::Value = serde_json::from_str(&read("helm/values.schema.json")).unwrap();
+    let data = &schema["properties"]["configmap"]["properties"]["data"]["properties"];
+    let mut names: Vec<&str> = data
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    names.sort_unstable();
+    let variables = [producer::Config::command(), consumer::Config::command()]
+        .iter()
+        .flat_map(|command| {
+            command
+                .get_arguments()
+                .filter_map(variable)
+                .collect::<Vec<_>>()
+        })
+        .collect::<Vec<_>>();
+    for name in &names {
+        assert!(
+            variables.iter().any(|variable| variable == name),
+            "helm/values.schema.json allows {name} in configmap.data, which no service reads"
+        );
+    }
+    let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    let sentence = format!("It takes {}.", names.join(", "));
+    let page = read(PAGE).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        page.contains(&sentence),
+        "{PAGE}: \"## The chart\" needs this sentence:\n\n{sentence}\n"
+    );
+}
+
+#[test]
+fn the_properties_on_the_page_are_taken() {
+    let page = read(PAGE);
+    let examples: Vec<&str> = page
+        .split("```properties\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap_or_default())
+        .collect();
+    assert!(!examples.is_empty());
+    for example in examples {
+        let args = ["consumer", "--kafka-properties", example];
+        let config = consumer::Config::try_parse_from(args).unwrap();
+        if let Err(error) = config.kafka_client() {
+            panic!("{PAGE}: {error:#}, in\n{example}");
+        }
+    }
+}
+
+fn read(path: &str) -> String {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    fs::read_to_string(top.join(path)).unwrap_or_else(|error| panic!("cannot read {path}: {error}"))
+}
+
+/// The rows of the table under a heading, without its head.
+fn rows(heading: &str) -> Vec<String> {
+    read(PAGE)
+        .lines()
+        .skip_while(|line| *line != heading)
+        .skip(1)
+        .take_while(|line| !line.starts_with("## "))
+        .filter(|line| line.starts_with("| `") || line.starts_with("| ["))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn is_on_the_page(heading: &str, wanted: &[String]) {
+    let found = rows(heading);
+    if found == wanted {
+        return;
+    }
+    let missing: Vec<&String> = wanted.iter().filter(|row| !found.contains(row)).collect();
+    let wrong: Vec<&String> = found.iter().filter(|row| !wanted.contains(row)).collect();
+    panic!(
+        "{PAGE}: the rows of \"{heading}\" are not what the code says.\n\nmissing: {missing:#?}\n\nwrong: {wrong:#?}\n\n\
+        all of them, to paste:\n{}\n",
+        wanted.join("\n")
+    );
+}
+
+/// What producer and consumer describe with the same words.
+fn shared() -> Vec<String> {
+    let of_consumer = all(&consumer::Config::command());
+    let mut rows = all(&producer::Config::command());
+    rows.retain(|row| of_consumer.contains(row));
+    rows
+}
+
+fn own(command: &Command) -> Vec<String> {
+    let shared = shared();
+    let mut rows = all(command);
+    rows.retain(|row| !shared.contains(row));
+    rows
+}
+
+fn all(command: &Command) -> Vec<String> {
+    command
+        .get_arguments()
+        .filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version"))
+        .map(row)
+        .collect()
+}
+
+/// `| option | variable | default | what it does |`
+fn row(arg: &Arg) -> String {
+    let value = arg.get_value_names().map(|names| names[0].as_str());
+    let option = match (arg.get_long(), value) {
+        (Some(long), _) => format!("`--{long}`"),
+        (None, value) => format!("`[{}]…`", value.unwrap_or_default()),
+    };
+    let defaults: Vec<&str> = arg
+        .get_default_values()
+        .iter()
+        .filter_map(|value| value.to_str())
+        .collect();
+    format!(
+        "| {option} | {} | {} | {} |",
+        code(&variable(arg).unwrap_or_default()),
+        code(&defaults.join(",")),
+        described(arg)
+    )
+}
+
+fn variable(arg: &Arg) -> Option<String> {
+    Some(arg.get_env()?.to_str()?.to_owned())
+}
+
+/// Nothing where there is none.
+fn code(text: &str) -> String {
+    if text.is_empty() {
+        "–".to_owned()
+    } else {
+        format!("`{text}`")
+    }
+}
+
+/// The help of an option and of the values that it chooses from; clap leaves out the last full stop.
+fn described(arg: &Arg) -> String {
+    let sentence = |text: String| {
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let text = text.replace('|', "\\|");
+        if text.ends_with('.') {
+            text
+        } else {
+            format!("{text}.")
+        }
+    };
+    let help = arg
+        .get_long_help()
+        .or(arg.get_help())
+        .expect("every option has a doc comment");
+    let mut words = sentence(help.to_string());
+    for value in arg.get_possible_values() {
+        let help = value
+            .get_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        words += &format!(" `{}`: {}", value.get_name(), sentence(help));
+    }
+    words
+}
+
+/// ``| `key.of.value` | `default` |`` for each value at the end of a branch. The file is YAML of the plain kind: maps in
+/// block style, one line for each scalar, list or empty map.
+fn leaves(yaml: &str) -> Vec<String> {
+    let mut path: Vec<&str> = Vec::new();
+    let mut leaves = Vec::new();
+    for line in yaml.lines() {
+        let text = line.trim_start();
+        if text.is_empty() || text.starts_with('#') {
+            continue;
+        }
+        let (key, value) = text
+            .split_once(':')
+            .expect("a line of values.yaml is `key: value`");
+        path.truncate((line.len() - text.len()) / 2);
+        path.push(key);
+        let value = value.trim();
+        if !value.is_empty() {
+            leaves.push(format!(
+                "| `{}` | {} |",
+                path.join("."),
+                code(value.trim_matches('"'))
+            ));
+        }
+    }
+    leaves
+}
