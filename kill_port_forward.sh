@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# kill_port_forward.sh: ends what setup.sh has left running: the processes listed in port_forward_pids.txt, no others.
+# kill_port_forward.sh: ends what setup.sh has left running on this machine: the processes listed in port_forward_pids.txt (a
+# line is a process id, and the environment when it is a port-forward), no others. The cluster goes on: cargo xtask down.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -7,7 +8,7 @@ if [ ! -f port_forward_pids.txt ]; then
   echo "No port-forward processes found."
   exit
 fi
-while read -r id; do
+while read -r id _; do
   # A process that has ended may have left its number to a stranger.
   program=$({ readlink "/proc/$id/exe" || ps -o comm= -p "$id"; } 2> /dev/null || true)
   program=${program% (deleted)}

@@ -1,5 +1,8 @@
 //! The whole check: what CI runs, and what a contributor runs before a pull request.
 
+mod charts;
+mod cluster;
+mod images;
 mod javascript;
 mod rust;
 mod scripts;
@@ -38,6 +41,8 @@ struct Check {
     needs: &'static [Tool],
     /// Without these a part of it is left out.
     wants: &'static [Tool],
+    /// What else this machine lacks for it, in one sentence; asked when its turn comes.
+    lacks: fn() -> Option<String>,
     run: fn(&Surroundings) -> anyhow::Result<Tally>,
     /// Whether it uses the programs that `build` makes.
     after_build: bool,
@@ -49,13 +54,14 @@ const PLAIN: Check = Check {
     about: "",
     needs: &[],
     wants: &[],
+    lacks: || None,
     run: |_| Ok(Tally::default()),
     after_build: false,
     kafka: false,
 };
 
 /// In the order in which they run: what fails fast comes first.
-const CHECKS: [Check; 11] = [
+const CHECKS: [Check; 18] = [
     Check {
         name: "fmt",
         about: "rustfmt changes nothing",
@@ -84,6 +90,14 @@ const CHECKS: [Check; 11] = [
         ..PLAIN
     },
     Check {
+        name: "charts",
+        about: "the chart and the manifests in k8s: linted, tested, rendered in every way and judged; no cluster is needed",
+        needs: &[tools::HELM],
+        wants: &[tools::KUBECTL, tools::PYTHON, tools::GO, tools::PROMTOOL],
+        run: charts::charts,
+        ..PLAIN
+    },
+    Check {
         name: "build",
         about: "everything builds",
         run: rust::build,
@@ -99,6 +113,7 @@ const CHECKS: [Check; 11] = [
         name: "scripts",
         about: "tests/scripts: the scripts at the top, with fake package managers",
         needs: &[tools::NODE],
+        wants: &[tools::PYTHON],
         run: javascript::scripts,
         ..PLAIN
     },
@@ -125,12 +140,76 @@ const CHECKS: [Check; 11] = [
         run: javascript::clients,
         after_build: true,
         kafka: true,
+        ..PLAIN
     },
     Check {
         name: "page",
         about: "tests/page: the page in headless Chromium; screenshots in target/screenshots",
         needs: &[tools::NODE, tools::NPM, tools::CHROMIUM],
         run: javascript::page,
+        after_build: true,
+        kafka: true,
+        ..PLAIN
+    },
+    Check {
+        name: "strimzi",
+        about: "tests/strimzi: the rights that k8s/strimzi gives, on a Kafka that knows no others",
+        needs: &[tools::NODE, tools::NPM, tools::JAVA],
+        run: javascript::strimzi,
+        after_build: true,
+        kafka: true,
+        ..PLAIN
+    },
+    Check {
+        name: "images",
+        about: "the images: small, static, not root, readable by containerd and docker; with --long the same from any folder",
+        wants: &[tools::PYTHON, tools::SKOPEO],
+        run: images::images,
+        ..PLAIN
+    },
+    Check {
+        name: "setup",
+        about: "tests/cluster: ./setup.sh on minikube, from nothing, again, after changes and after damage",
+        needs: &[
+            tools::NODE,
+            tools::NPM,
+            tools::CHROMIUM,
+            tools::MINIKUBE,
+            tools::KUBECTL,
+            tools::HELM,
+        ],
+        lacks: cluster::disposable,
+        run: javascript::cluster,
+        ..PLAIN
+    },
+    Check {
+        name: "server",
+        about: "every manifest as the cluster's API server judges it, custom resources included",
+        needs: &[tools::MINIKUBE, tools::KUBECTL, tools::HELM],
+        lacks: cluster::custom_resources,
+        run: cluster::server,
+        ..PLAIN
+    },
+    Check {
+        name: "delivery",
+        about: "on minikube: nothing is lost while pods come and go, port-forwards follow them",
+        needs: &[tools::MINIKUBE, tools::KUBECTL, tools::HELM],
+        lacks: cluster::running,
+        run: cluster::delivery,
+        ..PLAIN
+    },
+    Check {
+        name: "ingress",
+        about: "tests/ingress: all doors through nginx with TLS, to three replicas here and to three pods on minikube",
+        needs: &[
+            tools::NODE,
+            tools::NPM,
+            tools::NGINX,
+            tools::MINIKUBE,
+            tools::KUBECTL,
+        ],
+        lacks: cluster::running,
+        run: cluster::ingress,
         after_build: true,
         kafka: true,
         ..PLAIN
@@ -187,6 +266,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         if let Some(tool) = check.needs.iter().find(|tool| tool.find().is_none()) {
             report.left_out(check.name, &tool.missing());
+            continue;
+        }
+        if let Some(why) = (check.lacks)() {
+            report.left_out(check.name, &why);
             continue;
         }
         for tool in check.wants.iter().filter(|tool| tool.find().is_none()) {

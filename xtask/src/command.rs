@@ -45,6 +45,20 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Runs it without a word and returns what it wrote to stdout. The error of one that fails is what it said on stderr.
+pub fn output(command: &mut Command) -> anyhow::Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| cannot_run(command))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let program = command.get_program().to_string_lossy();
+        bail!("{program} ended with {}: {}", output.status, said.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// Shows and runs it, passing on each line of its output and showing it to `look`.
 pub fn stream(command: &mut Command, mut look: impl FnMut(&str)) -> anyhow::Result<ExitStatus> {
     show(command);

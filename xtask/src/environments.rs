@@ -3,10 +3,14 @@
 use anyhow::bail;
 use serde::Deserialize;
 
-/// One row of `environments.toml`, as far as its page is concerned.
+/// One row of `environments.toml`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Environment {
     pub name: String,
+    pub namespace: String,
+    /// Helm's name for what is installed there.
+    pub release: String,
+    pub topic: String,
     /// Where its page is on a laptop.
     pub local_port: u16,
 }

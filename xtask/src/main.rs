@@ -1,12 +1,24 @@
 //! Everything an engineer does to Herald. `cargo xtask --help` is the manual.
 
 mod check;
+mod cluster;
 mod command;
+mod doctor;
+mod down;
 mod environments;
+mod forward;
+mod images;
 mod kafka;
 mod local;
+mod logs;
+mod minikube;
+mod pods;
 mod port;
+mod release;
+mod rollout;
+mod status;
 mod tools;
+mod up;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,17 +29,31 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Chore {
-    Check(check::Args),
+    Up(up::Args),
+    Forward(forward::Args),
+    Status(status::Args),
+    Logs(logs::Args),
+    Doctor(doctor::Args),
+    Down(down::Args),
+    Local(local::Args),
     /// Start an Apache Kafka to work with, and end it at Ctrl-C.
     Kafka,
-    Local(local::Args),
+    Images(images::Args),
+    Check(check::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Chore::parse() {
-        Chore::Check(args) => check::run(&args),
-        Chore::Kafka => kafka::run(),
+        Chore::Up(args) => up::run(&args),
+        Chore::Forward(args) => forward::run(&args),
+        Chore::Status(args) => status::run(&args),
+        Chore::Logs(args) => logs::run(&args),
+        Chore::Doctor(args) => doctor::run(&args),
+        Chore::Down(args) => down::run(&args),
         Chore::Local(args) => local::run(&args),
+        Chore::Kafka => kafka::run(),
+        Chore::Images(args) => images::run(&args),
+        Chore::Check(args) => check::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -22,6 +22,17 @@ pub const JAVA: Tool = tool(
     "a Java runtime, 17 or newer: package openjdk-17-jre-headless, or openjdk with brew",
 );
 pub const MAVEN: Tool = tool(&["mvn"], "package maven");
+pub const MINIKUBE: Tool = tool(&["minikube"], INSTALL);
+pub const KUBECTL: Tool = tool(&["kubectl"], INSTALL);
+pub const HELM: Tool = tool(&["helm"], INSTALL);
+const INSTALL: &str = "./install_requirements.sh installs it";
+pub const GO: Tool = tool(
+    &["go"],
+    "Go 1.24 or newer: package golang, or https://go.dev",
+);
+pub const NGINX: Tool = tool(&["nginx", "/usr/sbin/nginx"], "package nginx-light");
+pub const SKOPEO: Tool = tool(&["skopeo"], "package skopeo");
+pub const PROMTOOL: Tool = tool(&["promtool"], "package prometheus");
 pub const CHROMIUM: Tool = tool(
     &["chromium", "chromium-browser", "google-chrome"],
     "package chromium, or Google Chrome",

@@ -34,6 +34,38 @@ pub fn page(surroundings: &Surroundings) -> anyhow::Result<Tally> {
     node(surroundings, &folder, &mut tests)
 }
 
+/// A Kafka of its own, with TLS and ACLs.
+pub fn strimzi(surroundings: &Surroundings) -> anyhow::Result<Tally> {
+    let folder = folder("strimzi");
+    npm_ci(&folder)?;
+    node(surroundings, &folder, &mut command("node", TEST))
+}
+
+/// `upstream`: the consumers behind the proxy, `host:port` with commas; the suite starts its own without.
+pub fn ingress(surroundings: &Surroundings, upstream: Option<&str>) -> anyhow::Result<Tally> {
+    let folder = folder("ingress");
+    npm_ci(&folder)?;
+    let mut tests = command("node", TEST);
+    if let Some(upstream) = upstream {
+        tests.env("HERALD_INGRESS_UPSTREAM", upstream);
+    }
+    node(surroundings, &folder, &mut tests)
+}
+
+/// The whole way of ./setup.sh on minikube.
+pub fn cluster(surroundings: &Surroundings) -> anyhow::Result<Tally> {
+    // Its browser is the page's.
+    npm_ci(&folder("page"))?;
+    let screenshots = crate::target().join("screenshots");
+    fs::create_dir_all(&screenshots)?;
+    let mut tests = command("node", TEST);
+    tests.env("HERALD_SCREENSHOTS", screenshots);
+    if let Some(chromium) = tools::CHROMIUM.find() {
+        tests.env("CHROMIUM", chromium);
+    }
+    node(surroundings, &folder("cluster"), &mut tests)
+}
+
 /// A test that hangs is ended after ten minutes.
 const TEST: [&str; 3] = ["--test", "--test-reporter=spec", "--test-timeout=600000"];
 

@@ -20,7 +20,14 @@ pub fn shfmt(_: &Surroundings) -> anyhow::Result<Tally> {
 /// Every shell script, by its name or its first line, relative to the top.
 fn scripts() -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    for folder in ["", ".ci", "tests/scripts", "xtask/kafka"] {
+    for folder in [
+        "",
+        ".ci",
+        "k8s/strimzi",
+        "tests/scripts",
+        "xtask/images",
+        "xtask/kafka",
+    ] {
         for entry in fs::read_dir(crate::root().join(folder))? {
             let file = entry?.path();
             if file.is_file() && is_script(&file) {

@@ -1,0 +1,44 @@
+# The images of Herald's services where `cargo xtask images` cannot build them by itself (macOS), and for registries:
+#   docker build --target producer --tag herald/producer:TAG .
+#   docker build --target consumer --tag herald/consumer:TAG .
+FROM rust:1.95.0-slim-bookworm AS build
+# Any version of them gives the same programs.
+# hadolint ignore=DL3008
+RUN apt-get update \
+  && apt-get install --yes --no-install-recommends make perl \
+  && rm -rf /var/lib/apt/lists/*
+WORKDIR /herald
+COPY . .
+# OpenSSL writes its date of build into the library; zlib is the one in the crate.
+ENV RUSTFLAGS="-C target-feature=+crt-static" SOURCE_DATE_EPOCH=1 LIBZ_SYS_STATIC=1
+# `dev` compiles in seconds what has changed.
+ARG PROFILE=release
+# With its target named, the flags are not for what runs during the build. Files that have no time make the same layer.
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+  --mount=type=cache,target=/herald/target,sharing=locked \
+  target=$(rustc --print host-tuple) \
+  && cargo build --profile "$PROFILE" --locked --bins --target "$target" --package producer --package consumer \
+  && if [ "$PROFILE" = dev ]; then folder=debug; else folder=$PROFILE; fi \
+  && install -D --target-directory=/programs "target/$target/$folder/producer" "target/$target/$folder/consumer" \
+  && touch --date=@0 /programs/*
+
+# Nothing but the program is in an image.
+FROM scratch AS producer
+LABEL org.opencontainers.image.title="herald-producer" \
+  org.opencontainers.image.description="Sends broadcasts to Apache Kafka" \
+  org.opencontainers.image.licenses="Apache-2.0" \
+  org.opencontainers.image.version="0.1.0"
+COPY --from=build /programs/producer /producer
+USER 65532:65532
+EXPOSE 9090
+ENTRYPOINT ["/producer"]
+
+FROM scratch AS consumer
+LABEL org.opencontainers.image.title="herald-consumer" \
+  org.opencontainers.image.description="Relays an Apache Kafka topic to browsers over SSE, WebSocket and Socket.IO" \
+  org.opencontainers.image.licenses="Apache-2.0" \
+  org.opencontainers.image.version="0.1.0"
+COPY --from=build /programs/consumer /consumer
+USER 65532:65532
+EXPOSE 5000 9090
+ENTRYPOINT ["/consumer"]

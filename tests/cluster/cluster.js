@@ -1,0 +1,49 @@
+/** Commands on the cluster that ./setup.sh makes, and what they tell. */
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const top = fileURLToPath(new URL("../../", import.meta.url));
+export const path = (...names) => join(top, ...names);
+
+/** Nothing takes as long, also on a machine that builds everything for the first time. */
+const LIMIT = 30 * 60_000;
+
+/** Runs a command at the top of the repository; it must succeed, or with `fails` must not. */
+export function run(program, args, { fails = false, input } = {}) {
+  const begin = performance.now();
+  const { status, stdout, stderr, error } = spawnSync(program, args, { cwd: top, encoding: "utf8", input, timeout: LIMIT, maxBuffer: 1 << 28 });
+  const said = `${program} ${args.join(" ")} ended with ${status ?? error}:\n${stdout}\n${stderr}`;
+  assert.equal(status !== 0, fails, said);
+  return { stdout, stderr, seconds: (performance.now() - begin) / 1000 };
+}
+
+export const setup = (...names) => run("./setup.sh", names);
+export const kubectl = (...args) => run("kubectl", ["--context", "minikube", ...args]);
+export const helm = (...args) => run("helm", ["--kube-context", "minikube", ...args]);
+export const json = (...args) => JSON.parse(kubectl(...args, "--output", "json").stdout);
+
+/** The table that xtask and local read. */
+export const environments = readFileSync(path("environments.toml"), "utf8")
+  .split("[[environment]]")
+  .slice(1)
+  .map((text) => {
+    const fields = [...text.matchAll(/^(\w+) = "?([^"\n]*)"?$/gm)].map(([, name, value]) => [name, value]);
+    const environment = Object.fromEntries(fields);
+    return { ...environment, url: `http://localhost:${environment.local_port}` };
+  });
+
+/** Each release's revision. */
+export const releases = () =>
+  Object.fromEntries(JSON.parse(helm("list", "--all-namespaces", "--output", "json").stdout).map(({ name, revision }) => [name, Number(revision)]));
+
+/** The pods of producers and consumers by namespace and name, with how often each was restarted. */
+export function pods() {
+  const { items } = json("get", "pods", "--all-namespaces", "--selector", "app.kubernetes.io/component in (producer, consumer)");
+  const living = items.filter(({ metadata }) => !metadata.deletionTimestamp);
+  return Object.fromEntries(
+    living.map(({ metadata, status }) => [`${metadata.namespace}/${metadata.name}`, status.containerStatuses?.[0].restartCount]),
+  );
+}

@@ -1,0 +1,60 @@
+// kill_port_forward.sh: what it ends, and what it leaves alone.
+
+import assert from "node:assert/strict";
+import { existsSync, writeFileSync } from "node:fs";
+import { describe, test } from "node:test";
+import { machine, started } from "./machine.mjs";
+
+describe("kill_port_forward.sh", () => {
+  test("without the file it finds nothing to end", () => {
+    const { status, stdout } = machine({}).run("kill_port_forward.sh");
+    assert.deepEqual({ status, stdout }, { status: 0, stdout: "No port-forward processes found.\n" });
+  });
+
+  test("it ends every process of ours, with an environment beside it or not, and removes the file", async () => {
+    const fake = machine({});
+    const [one, other] = [started(fake, "local"), started(fake, "xtask")];
+    writeFileSync(fake.pids, `${one.child.pid}\n${other.child.pid} dev\n`);
+    // Not `run`: our children are zombies, which a process can still signal, until we have seen their end.
+    const { status, stdout } = await fake.start("kill_port_forward.sh").ended;
+    assert.equal(status, 0);
+    assert.equal(stdout, `ending local (process ${one.child.pid})\nending xtask (process ${other.child.pid})\n`);
+    assert.deepEqual([await one.ended, await other.ended], ["SIGTERM", "SIGTERM"]);
+    assert.ok(!existsSync(fake.pids));
+  });
+
+  for (const line of ["", " dev"]) {
+    test(`a stranger that was given an old number lives on (line "<pid>${line}")`, async () => {
+      const fake = machine({});
+      const stranger = started(fake, "stranger");
+      writeFileSync(fake.pids, `${stranger.child.pid}${line}\n`);
+      const { status, stdout } = fake.run("kill_port_forward.sh");
+      assert.deepEqual({ status, stdout }, { status: 0, stdout: "" });
+      assert.ok(!existsSync(fake.pids));
+      assert.equal(stranger.child.exitCode, null);
+      stranger.child.stdin.end("\n");
+      assert.equal(await stranger.ended, 0);
+    });
+  }
+
+  test("what ended long ago, and what is no number, are passed over", async () => {
+    const fake = machine({});
+    const gone = started(fake, "local", "exit 0");
+    await gone.ended;
+    writeFileSync(fake.pids, `${gone.child.pid} prod\nnonsense\n\n`);
+    const { status, stdout, stderr } = fake.run("kill_port_forward.sh");
+    assert.deepEqual({ status, stdout, stderr }, { status: 0, stdout: "", stderr: "" });
+    assert.ok(!existsSync(fake.pids));
+  });
+
+  test("a process that does not listen is killed after 15 seconds", { skip: !process.env.HERALD_TEST_LONG && "takes 15 s: --long" }, async () => {
+    const fake = machine({});
+    const deaf = started(fake, "local", "trap '' TERM; echo ready; while :; do read -r -t 1 _; done");
+    await deaf.said;
+    writeFileSync(fake.pids, `${deaf.child.pid}\n`);
+    const { status, stderr } = await fake.start("kill_port_forward.sh").ended;
+    assert.equal(status, 0);
+    assert.match(stderr, /killing it/);
+    assert.equal(await deaf.ended, "SIGKILL");
+  });
+});

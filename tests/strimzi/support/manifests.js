@@ -1,0 +1,48 @@
+// What the repository says: the users of k8s/strimzi, and the options of a release that goes with them.
+
+import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+
+import kafkajs from "kafkajs";
+import { parseAllDocuments } from "yaml";
+
+const { AclOperationTypes, AclPermissionTypes, AclResourceTypes, ResourcePatternTypes } = kafkajs;
+const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../../..");
+
+/** The KafkaUsers. */
+export const users = documents(readFileSync(path.join(root, "k8s/strimzi/users.yaml"), "utf8"));
+
+/** The ACLs of a KafkaUser, as Strimzi's user operator hands them to Kafka. */
+export function acls({ metadata, spec }) {
+  return spec.authorization.acls.flatMap(({ type = "allow", host = "*", resource, operations }) =>
+    operations.map((operation) => ({
+      principal: `User:CN=${metadata.name}`,
+      host,
+      resourceType: AclResourceTypes[constant(resource.type)],
+      resourceName: resource.name,
+      resourcePatternType: ResourcePatternTypes[resource.patternType === "prefix" ? "PREFIXED" : "LITERAL"],
+      operation: AclOperationTypes[constant(operation)],
+      permissionType: AclPermissionTypes[constant(type)],
+    })),
+  );
+}
+
+/** DescribeConfigs is DESCRIBE_CONFIGS. */
+function constant(name) {
+  return name.replace(/(?<=[a-z])(?=[A-Z])/g, "_").toUpperCase();
+}
+
+/** The options of a release in an environment, as the chart writes them into its ConfigMap. */
+export function options(environment) {
+  const release = environment === "default" ? "hello-world" : `hello-world-${environment}`;
+  const own = environment === "default" ? [] : ["-f", path.join(root, `helm/values-${environment}.yaml`)];
+  const ours = ["-f", path.join(root, "k8s/strimzi/values.yaml")];
+  const rendered = execFileSync("helm", ["template", release, path.join(root, "helm"), "-n", environment, ...own, ...ours], { encoding: "utf8" });
+  return documents(rendered).find(({ kind, data }) => kind === "ConfigMap" && data.KAFKA_TOPIC).data;
+}
+
+function documents(text) {
+  return parseAllDocuments(text).map((document) => document.toJS()).filter(Boolean);
+}

@@ -1,0 +1,47 @@
+// Herald's programs with the options of a release, their paths and addresses turned into those of this machine.
+
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+
+import { binary } from "../../clients/support/environment.js";
+import { freePort } from "../../clients/support/ports.js";
+
+/** Where the chart mounts the Secrets, and the keys that Strimzi gives them. */
+const [CA, CERTIFICATE, KEY] = ["/etc/kafka/ca/ca.crt", "/etc/kafka/user/user.crt", "/etc/kafka/user/user.key"];
+
+/**
+ * Starts `name` with the certificate of a user. It ends with the test. `said` is what it has logged, `ready` whether it is,
+ * `url` a consumer's doors.
+ */
+export async function startService(t, name, broker, options, user) {
+  const [port, admin] = [await freePort(), await freePort()];
+  const properties = options.KAFKA_PROPERTIES.replace(CA, broker.clusterCa.certificate)
+    .replace(CERTIFICATE, user.certificate)
+    .replace(KEY, user.key);
+  const child = spawn(binary(name), [], {
+    env: {
+      PATH: process.env.PATH,
+      ...options,
+      KAFKA_BOOTSTRAP_SERVERS: broker.address,
+      KAFKA_PROPERTIES: properties,
+      ADMIN_LISTEN: `127.0.0.1:${admin}`,
+      ...(name === "consumer" && { LISTEN: `127.0.0.1:${port}` }),
+      ...(name === "producer" && { INTERVAL_MAX: "1s" }),
+    },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  const service = { url: `http://127.0.0.1:${port}`, said: "" };
+  child.stdout.on("data", (text) => (service.said += text));
+  child.stderr.on("data", (text) => (service.said += text));
+  const ended = once(child, "exit");
+  t.after(async () => {
+    child.kill("SIGKILL");
+    await ended;
+  });
+  /** The answer of its readiness: status and reason. */
+  service.readiness = async () => {
+    const answer = await fetch(`http://127.0.0.1:${admin}/readyz`).catch(() => undefined);
+    return { status: answer?.status, reason: (await answer?.text()) ?? "" };
+  };
+  return service;
+}

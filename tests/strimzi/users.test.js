@@ -1,0 +1,106 @@
+// What the users of k8s/strimzi may do, and what they may not, against a Kafka with TLS and ACLs. There is no operator here:
+// the ACLs are those that it would set.
+
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { after, before, describe, test } from "node:test";
+
+import { without } from "../clients/support/environment.js";
+import { until } from "../clients/support/wait.js";
+import { startSecuredBroker } from "./support/broker.js";
+import { acls, options, users } from "./support/manifests.js";
+import { startService } from "./support/services.js";
+
+const TOPICS = { "herald-default": "my-topic", "herald-dev": "dev-topic", "herald-prod": "prod-topic" };
+
+describe("the users of k8s/strimzi", { skip: without("jars") || withoutHelm() }, () => {
+  let broker, admin;
+  const certificates = {};
+
+  before(async () => {
+    broker = await startSecuredBroker();
+    admin = broker.client().admin();
+    await admin.connect();
+    await admin.createTopics({ topics: Object.values(TOPICS).map((topic) => ({ topic })) });
+    await admin.createAcls({ acl: users.flatMap(acls) });
+    for (const { metadata } of users) {
+      certificates[metadata.name] = broker.user(metadata.name);
+    }
+  });
+
+  after(async () => {
+    await admin?.disconnect();
+    await broker?.stop();
+  });
+
+  test("there is one for each environment", () => {
+    assert.deepEqual(
+      users.map(({ metadata }) => metadata.name),
+      Object.keys(TOPICS),
+    );
+  });
+
+  for (const [user, topic] of Object.entries(TOPICS)) {
+    const environment = user.replace("herald-", "");
+
+    test(`${user}: messages flow through the release of ${environment}, by the chart's values`, async (t) => {
+      const release = options(environment);
+      assert.equal(release.KAFKA_TOPIC, topic);
+      await startService(t, "producer", broker, release, certificates[user]);
+      const consumer = await startService(t, "consumer", broker, release, certificates[user]);
+      await until(() => `the consumer is ready; it says:\n${consumer.said}`, async () => (await consumer.readiness()).status === 200, 40_000);
+      await until(
+        () => `a message has come; the consumer says:\n${consumer.said}`,
+        async () => (await (await fetch(`${consumer.url}/messages`)).json()).messages.length > 0,
+      );
+      assert.doesNotMatch(consumer.said, /"level":"(WARN|ERROR)"/);
+    });
+  }
+
+  test("with the user of another environment, the services name the topic and are not ready", async (t) => {
+    const release = { ...options("prod"), CREATE_TOPIC: "false" };
+    const expected = { producer: /"WARN".*prod-topic/, consumer: /prod-topic.*TopicAuthorizationFailed/ };
+    for (const [name, complaint] of Object.entries(expected)) {
+      const service = await startService(t, name, broker, release, certificates["herald-dev"]);
+      await until(() => `${complaint}; the ${name} says:\n${service.said}`, () => complaint.test(service.said), 40_000);
+      assert.equal((await service.readiness()).status, 503);
+    }
+  });
+
+  test("without a client certificate, the services say that TLS was refused", async (t) => {
+    const release = options("prod");
+    const properties = release.KAFKA_PROPERTIES.split("\n").filter((line) => !/ssl\.(certificate|key)\./.test(line));
+    const unknown = { ...release, KAFKA_PROPERTIES: properties.join("\n") };
+    const consumer = await startService(t, "consumer", broker, unknown, certificates["herald-prod"]);
+    await until(() => `a refusal; it says:\n${consumer.said}`, () => /no connection to kafka.*alert bad certificate/.test(consumer.said));
+    assert.equal((await consumer.readiness()).status, 503);
+  });
+
+  test("a user may not make a topic, or read or write another environment's", async (t) => {
+    const client = broker.client(certificates["herald-prod"]);
+    const [own, producer] = [client.admin(), client.producer({ allowAutoTopicCreation: false })];
+    await Promise.all([own.connect(), producer.connect()]);
+    t.after(() => Promise.all([own.disconnect(), producer.disconnect()]));
+
+    await assert.rejects(own.createTopics({ topics: [{ topic: "another" }] }), isRefusal);
+    await assert.rejects(own.deleteTopics({ topics: ["prod-topic"] }), isRefusal);
+    await assert.rejects(own.fetchTopicOffsets("dev-topic"), isRefusal);
+    await assert.rejects(producer.send({ topic: "dev-topic", messages: [{ value: "foreign" }] }), isRefusal);
+    await producer.send({ topic: "prod-topic", messages: [{ value: "its own" }] });
+  });
+});
+
+function isRefusal(error) {
+  const texts = [error, error.cause, ...(error.errors ?? [])].map((one) => `${one?.type} ${one?.message}`).join();
+  assert.match(texts, /authoriz/i);
+  return true;
+}
+
+/** Why the chart's values cannot be had, or false. */
+function withoutHelm() {
+  const why = spawnSync("helm", ["version"], { stdio: "ignore" }).status !== 0 && "helm is not installed";
+  if (why && process.env.CI === "true") {
+    throw new Error(why);
+  }
+  return why;
+}

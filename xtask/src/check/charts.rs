@@ -1,0 +1,321 @@
+//! The chart and the manifests: linted, tested, rendered in every way they can be, and the results judged. No cluster is needed.
+
+mod checkers;
+mod rendered;
+
+use std::fs;
+
+use anyhow::{Context, ensure};
+
+use self::checkers::{again, findings, go_tool, python};
+pub use self::rendered::Rendered;
+use self::rendered::values;
+use super::Surroundings;
+use super::tally::Tally;
+use crate::command::{command, output, run, status, stream};
+use crate::{environments, tools};
+
+const KUBE_SCORE: &str = "github.com/zegl/kube-score/cmd/kube-score@v1.20.0";
+/// The newest that `go install` takes: later ones replace a module.
+const HELM_UNITTEST: &str = "github.com/helm-unittest/helm-unittest/cmd/helm-unittest@v1.0.0";
+
+const PASSED: Tally = Tally {
+    passed: 1,
+    failed: 0,
+    left_out: 0,
+};
+
+pub fn charts(_: &Surroundings) -> anyhow::Result<Tally> {
+    const STEPS: [fn(&Rendered) -> anyhow::Result<Tally>; 8] = [
+        lint, unit_tests, schemas, alerts, manual, checkov, kube_score, package,
+    ];
+    let rendered = Rendered::new()?;
+    let mut tally = Tally::default();
+    for step in STEPS {
+        tally += step(&rendered).unwrap_or_else(|error| {
+            println!("error: {error:#}");
+            Tally::FAILED
+        });
+    }
+    Ok(tally)
+}
+
+fn lint(_: &Rendered) -> anyhow::Result<Tally> {
+    let mut tally = Tally::default();
+    for environment in environments::chosen(&[])? {
+        let args = ["lint", "--strict", "--quiet", "helm", "--namespace"];
+        let mut helm = command("helm", args);
+        helm.args([
+            &environment.namespace,
+            "--values",
+            &values(&environment.name),
+        ]);
+        tally += Tally::of(status(&mut helm)?);
+    }
+    Ok(tally)
+}
+
+/// `helm/tests`: what the templates decide, and what the chart refuses.
+fn unit_tests(_: &Rendered) -> anyhow::Result<Tally> {
+    let Some(program) = go_tool(HELM_UNITTEST)? else {
+        return Ok(Tally::default());
+    };
+    let mut tests = command(&program.to_string_lossy(), ["--strict", "helm"]);
+    let mut tally = Tally::default();
+    let status = stream(&mut tests, |line| {
+        if let Some(counted) = counted(line) {
+            tally += counted;
+        }
+    })?;
+    ensure!(tally.passed > 0, "helm-unittest ran no test");
+    Ok(tally.ended(status))
+}
+
+/// Strictly, against the oldest Kubernetes that Chart.yaml allows and the newest that the checker knows.
+fn schemas(rendered: &Rendered) -> anyhow::Result<Tally> {
+    // They do not come with Kubernetes; a cluster that has them judges those.
+    const CUSTOM: [&str; 3] = [
+        "gateway.networking.k8s.io/",
+        "kafka.strimzi.io/",
+        "monitoring.coreos.com/",
+    ];
+    let Some(program) = python("kubernetes-validate")? else {
+        return Ok(Tally::default());
+    };
+    let oldest = oldest()?;
+    let mut tally = Tally::default();
+    for version in [&["--kubernetes-version", &oldest][..], &[]] {
+        let mut validate = command(&program.to_string_lossy(), ["--strict", "--quiet"]);
+        validate.args(version).current_dir(&rendered.folder);
+        validate.args(rendered.below(&rendered.releases));
+        validate.args(rendered.below(&rendered.manifests));
+        let (status, findings) = findings(&mut validate, |line| {
+            line.contains("Couldn't find schema") && CUSTOM.iter().any(|group| line.contains(group))
+        })?;
+        // A kind that it does not know is no more than a warning to it.
+        let passed = status.success() && findings == 0;
+        tally += if passed { PASSED } else { Tally::FAILED };
+    }
+    Ok(tally)
+}
+
+/// The rules are rules, and fire when `helm/ci/alerts_test.yaml` says they should.
+fn alerts(rendered: &Rendered) -> anyhow::Result<Tally> {
+    const ON: &str = "monitoring.alerts=true";
+    const RULES: &str = "templates/prometheusrule.yaml";
+    let text = output(&mut command(
+        "helm",
+        [
+            "template",
+            "herald",
+            "helm",
+            "--set",
+            ON,
+            "--show-only",
+            RULES,
+        ],
+    ))?;
+    let (_, rules) = text
+        .split_once("\nspec:\n")
+        .context("a PrometheusRule has a spec")?;
+    fs::write(rendered.folder.join("alerts.yaml"), rules)?;
+    let mut tally = Tally::default();
+    if let Some(promtool) = tools::PROMTOOL.find() {
+        let test = "alerts_test.yaml";
+        fs::copy(
+            crate::root().join("helm/ci").join(test),
+            rendered.folder.join(test),
+        )?;
+        for args in [
+            &["check", "rules", "--lint-fatal", "alerts.yaml"][..],
+            &["test", "rules", test],
+        ] {
+            let mut promtool = command(&promtool.to_string_lossy(), args);
+            tally += Tally::of(status(promtool.current_dir(&rendered.folder))?);
+        }
+    }
+    Ok(tally)
+}
+
+/// An operator who is woken by an alert finds it in the manual.
+fn manual(_: &Rendered) -> anyhow::Result<Tally> {
+    const MANUAL: &str = "docs/operations.md";
+    let manual = fs::read_to_string(crate::root().join(MANUAL)).context(MANUAL)?;
+    let headings: Vec<&str> = manual
+        .lines()
+        .filter(|line| line.starts_with('#'))
+        .map(|line| line.trim_start_matches('#').trim())
+        .collect();
+    let rules = fs::read_to_string(crate::root().join("helm/templates/prometheusrule.yaml"))?;
+    let missing: Vec<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .filter(|alert| !headings.contains(alert))
+        .collect();
+    ensure!(
+        missing.is_empty(),
+        "{MANUAL} must have a heading for each alert; there is none for {}",
+        missing.join(", ")
+    );
+    Ok(PASSED)
+}
+
+fn checkov(rendered: &Rendered) -> anyhow::Result<Tally> {
+    let Some(program) = python("checkov")? else {
+        return Ok(Tally::default());
+    };
+    let args = ["--config-file", "helm/ci/checkov.yaml", "--directory"];
+    let mut checkov = command(&program.to_string_lossy(), args);
+    let status = status(checkov.arg(rendered.folder.join("releases")))?;
+    Ok(Tally::of(status))
+}
+
+/// A file at a time, since releases would take each other's resources for their own.
+fn kube_score(rendered: &Rendered) -> anyhow::Result<Tally> {
+    let Some(program) = go_tool(KUBE_SCORE)? else {
+        return Ok(Tally::default());
+    };
+    let exceptions = fs::read_to_string(crate::root().join("helm/ci/kube-score.args"))?;
+    let exceptions = exceptions.lines().filter(|line| line.starts_with("--"));
+    let version = format!("v{}", oldest()?);
+    let mut score = command(
+        &program.to_string_lossy(),
+        ["score", "--exit-one-on-warning", "--output-format", "ci"],
+    );
+    score.args(["--kubernetes-version", &version]);
+    score.args(exceptions);
+    let mut tally = Tally::default();
+    for file in rendered.below(&rendered.releases) {
+        let mut score = again(&score);
+        score.arg(file).current_dir(&rendered.folder);
+        let (status, _) = findings(&mut score, |line| {
+            line.starts_with("[OK]") || line.starts_with("[SKIPPED]")
+        })?;
+        tally += Tally::of(status);
+    }
+    Ok(tally)
+}
+
+/// What checks the chart is no part of it.
+fn package(rendered: &Rendered) -> anyhow::Result<Tally> {
+    let mut helm = command("helm", ["package", "helm", "--destination"]);
+    run(helm.arg(&rendered.folder))?;
+    let mut packages = fs::read_dir(&rendered.folder)?.flatten();
+    let package = packages
+        .find(|file| file.path().extension().is_some_and(|end| end == "tgz"))
+        .context("helm package made no file")?;
+    let unpacked = flate2::read::GzDecoder::new(fs::File::open(package.path())?);
+    let mut names = Vec::new();
+    for entry in tar::Archive::new(unpacked).entries()? {
+        names.push(entry?.path()?.display().to_string());
+    }
+    let packed = |start: &str| names.iter().any(|name| name.starts_with(start));
+    ensure!(
+        packed("herald/templates/tests/") && !packed("herald/tests/") && !packed("herald/ci/"),
+        "helm/.helmignore must keep helm/tests and helm/ci out of the package, and nothing else: {names:?}"
+    );
+    Ok(PASSED)
+}
+
+/// `kubeVersion: ">=1.30.0-0"` is 1.30.
+fn oldest() -> anyhow::Result<String> {
+    let chart = fs::read_to_string(crate::root().join("helm/Chart.yaml"))?;
+    chart
+        .lines()
+        .find_map(|line| line.strip_prefix("kubeVersion: \">="))
+        .and_then(|version| version.split_once(".0-0"))
+        .map(|(version, _)| version.to_owned())
+        .context("helm/Chart.yaml must say kubeVersion: \">=<major>.<minor>.0-0\"")
+}
+
+/// The last lines of helm-unittest: `Tests:       2 failed, 1 errored, 85 passed, 88 total`.
+fn counted(line: &str) -> Option<Tally> {
+    let mut tally = Tally::default();
+    for count in line.strip_prefix("Tests:")?.split(',') {
+        match count.trim().split_once(' ')? {
+            (n, "passed") => tally.passed += n.parse::<u32>().ok()?,
+            (n, "failed" | "errored") => tally.failed += n.parse::<u32>().ok()?,
+            _ => {}
+        }
+    }
+    Some(tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_results_of_helm_unittest_are_counted() {
+        let line = "Tests:       2 failed, 1 errored, 85 passed, 88 total";
+        let tally = Tally {
+            passed: 85,
+            failed: 3,
+            left_out: 0,
+        };
+        assert_eq!(counted(line), Some(tally));
+        assert_eq!(counted("Test Suites: 8 passed, 8 total"), None);
+    }
+
+    #[test]
+    fn the_chart_says_which_kubernetes_is_the_oldest() {
+        assert!(oldest().unwrap().starts_with("1."));
+    }
+
+    #[test]
+    fn alerts_and_dashboard_name_metrics_that_the_services_have() {
+        let read = |path: &str| fs::read_to_string(crate::root().join(path)).unwrap();
+        let services =
+            read("services/consumer/src/metrics.rs") + &read("services/producer/src/metrics.rs");
+        for path in [
+            "helm/templates/prometheusrule.yaml",
+            "helm/files/dashboard.json",
+        ] {
+            let text = read(path);
+            let names: Vec<&str> = text
+                .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+                .filter(|word| word.starts_with("herald_"))
+                .map(|name| name.trim_end_matches("_bucket"))
+                .collect();
+            assert!(!names.is_empty());
+            for name in names {
+                assert!(
+                    services.contains(&format!("\"{name}\"")),
+                    "{name} in {path} is no metric"
+                );
+            }
+        }
+    }
+
+    /// The chart calculates with them; the services have them in their own configuration.
+    #[test]
+    fn the_defaults_that_the_chart_knows_are_those_of_the_services() {
+        let read = |path: &str| fs::read_to_string(crate::root().join(path)).unwrap();
+        let options = read("helm/templates/_options.tpl");
+        let (_, defaults) = options
+            .split_once("\"herald.optionDefaults\" -}}\n")
+            .unwrap();
+        let (defaults, _) = defaults.split_once("{{-").unwrap();
+        let services = [
+            "consumer/src/config.rs",
+            "producer/src/config.rs",
+            "runtime/src/config.rs",
+        ]
+        .map(|path| read(&format!("services/{path}")))
+        .join("\n");
+        assert!(defaults.lines().count() >= 5, "{defaults}");
+        for line in defaults.lines() {
+            let (option, default) = line.split_once(": ").unwrap();
+            let field = format!("pub {}: ", option.to_lowercase());
+            let (before, _) = services.split_once(&field).unwrap();
+            let (_, attribute) = before.rsplit_once("#[arg(").unwrap();
+            let attribute = attribute.replace('_', "");
+            let default = default.trim_matches('"');
+            assert!(
+                attribute.contains(&format!("\"{default}\""))
+                    || attribute.contains(&format!("= {default},")),
+                "{option}: {default} is not what its #[arg({attribute} says"
+            );
+        }
+    }
+}

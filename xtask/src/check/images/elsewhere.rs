@@ -1,0 +1,58 @@
+//! A second build, which shares with the first nothing but the sources and the compilers.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+
+use crate::images::{self, Image, Wanted, Workspace};
+
+/// Builds a copy of the repository in another folder, with another CARGO_HOME, and compares.
+pub fn same(images: &[Image]) -> anyhow::Result<()> {
+    let archives = archives(images)?;
+    let folder = crate::target().join("images/elsewhere");
+    let _ = fs::remove_dir_all(&folder);
+    let copy = Workspace {
+        root: folder.join("a-copy-of-the-repository"),
+        target: folder.join("target"),
+        cargo_home: Some(folder.join("cargo")),
+    };
+    copy_folder(&crate::root(), &copy.root)?;
+    let others = images::from_programs(&Wanted::all(), &copy, &folder)?;
+    for (image, other) in images.iter().zip(&others) {
+        let (here, there) = (image.reference(), other.reference());
+        ensure!(here == there, "{here} is {there} there");
+    }
+    ensure!(
+        archives == self::archives(&others)?,
+        "the archives differ, though the images do not"
+    );
+    fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))
+}
+
+fn archives(images: &[Image]) -> anyhow::Result<Vec<Vec<u8>>> {
+    let read = |image: &Image| {
+        let archive = &image.archive;
+        fs::read(archive).with_context(|| format!("cannot read {}", archive.display()))
+    };
+    images.iter().map(read).collect()
+}
+
+/// Without what is built or fetched.
+fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (file, name) = (entry.path(), entry.file_name());
+        if file == crate::target() || name == ".git" || name == "node_modules" {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            copy_folder(&file, &to.join(name))?;
+        } else {
+            fs::copy(&file, to.join(name))
+                .with_context(|| format!("cannot copy {}", file.display()))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,209 @@
+//! What is wrong, and what to do about it.
+
+use std::process::ExitCode;
+
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, Client, ResourceExt};
+
+use crate::cluster::{Cluster, wait_for};
+use crate::environments::{self, Environment};
+use crate::release::{self, Installed};
+use crate::rollout::{self, Workloads};
+use crate::{minikube, pods, port};
+
+const UP: &str = "cargo xtask up";
+
+/// Look at the machine, the cluster, Kafka and the pages, and name what is wrong with a remedy for each.
+///
+/// Changes nothing. Leaves with exit code 1 when something is wrong.
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// What was looked at, one line each.
+#[derive(Default)]
+struct Findings {
+    wrong: usize,
+}
+
+impl Findings {
+    fn right(&self, what: &str) {
+        println!("ok     {what}");
+    }
+
+    fn wrong(&mut self, what: &str, remedy: &str) {
+        self.wrong += 1;
+        println!("WRONG  {what}\n       -> {remedy}");
+    }
+
+    /// Whether it was right.
+    fn of(&mut self, what: &str, result: Result<(), String>, remedy: &str) -> bool {
+        match &result {
+            Ok(()) => self.right(what),
+            Err(why) => self.wrong(&format!("{what}: {why}"), remedy),
+        }
+        result.is_ok()
+    }
+}
+
+pub fn run(_: &Args) -> anyhow::Result<ExitCode> {
+    let mut findings = Findings::default();
+    let cluster = Cluster::minikube();
+    if machine(&mut findings) && has_cluster(&cluster, &mut findings) {
+        let installed = release::installed(&cluster)?;
+        wait_for(look(&cluster, &installed, &mut findings))?;
+    }
+    for environment in environments::chosen(&[])? {
+        page(&environment, &mut findings);
+    }
+    if findings.wrong == 0 {
+        println!("\nnothing is wrong");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let things = if findings.wrong == 1 {
+        "thing is"
+    } else {
+        "things are"
+    };
+    println!("\n{} {things} wrong", findings.wrong);
+    Ok(ExitCode::FAILURE)
+}
+
+fn machine(findings: &mut Findings) -> bool {
+    let remedy = "install or add it; ./setup.sh --local runs without a cluster";
+    let preflight = minikube::preflight().map_err(|no_cluster| no_cluster.to_string());
+    findings.of("minikube, kubectl, helm and memory", preflight, remedy)
+}
+
+fn has_cluster(cluster: &Cluster, findings: &mut Findings) -> bool {
+    let state = match minikube::status(cluster) {
+        None => Err("minikube has no cluster".to_owned()),
+        Some(false) => Err("it is stopped, or a part of it is".to_owned()),
+        Some(true) if !minikube::is_known(cluster) => {
+            Err("minikube runs, but kubectl does not reach it".to_owned())
+        }
+        Some(true) => Ok(()),
+    };
+    let what = format!("the cluster \"{}\"", cluster.context);
+    let there = findings.of(&what, state, UP);
+    if let Some(current) = minikube::current_context()
+        && current != cluster.context
+    {
+        let name = &cluster.context;
+        println!(
+            "note   your own kubectl and helm go to \"{current}\", not to \"{name}\" (kubectl config use-context {name})"
+        );
+    }
+    there
+}
+
+async fn look(
+    cluster: &Cluster,
+    installed: &[Installed],
+    findings: &mut Findings,
+) -> anyhow::Result<()> {
+    let client = cluster.client().await?;
+    let nodes: Api<Node> = Api::all(client.clone());
+    for node in nodes.list(&Default::default()).await? {
+        let conditions = node
+            .status
+            .iter()
+            .flat_map(|status| status.conditions.iter().flatten());
+        // Ready should be, everything else (pressure on memory, disk, processes) should not.
+        let bad: Vec<String> = conditions
+            .filter(|one| (one.type_ == "Ready") != (one.status == "True"))
+            .map(|one| format!("{} is {}", one.type_, one.status))
+            .collect();
+        let state = if bad.is_empty() {
+            Ok(())
+        } else {
+            Err(bad.join(", "))
+        };
+        let what = format!("node {}", node.name_any());
+        findings.of(
+            &what,
+            state,
+            "kubectl describe nodes says why; minikube stop and up again",
+        );
+    }
+    workloads(&client, &Workloads::kafka(), findings).await?;
+    for environment in environments::chosen(&[])? {
+        let remedy = format!("{UP} {}", environment.name);
+        let trouble = release::trouble(cluster, &environment, installed)?;
+        let what = format!("release {}", environment.release);
+        findings.of(&what, trouble.map_or(Ok(()), Err), &remedy);
+        if release::find(installed, &environment).is_some() {
+            workloads(&client, &Workloads::of(&environment), findings).await?;
+            source(&client, &environment, findings).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether everything has rolled out, and if not, what its pods say.
+async fn workloads(
+    client: &Client,
+    workloads: &Workloads,
+    findings: &mut Findings,
+) -> anyhow::Result<()> {
+    let unfinished = workloads.unfinished(client).await?;
+    let all = workloads.pods(client).await?;
+    let what = format!("pods of {}", workloads.name);
+    if unfinished.is_empty() && !all.is_empty() {
+        findings.right(&what);
+        return Ok(());
+    }
+    let mut state = match unfinished.as_slice() {
+        [] => "there are none".to_owned(),
+        names => format!("{} not ready", names.join(", ")),
+    };
+    for pod in all.iter().filter(|pod| !rollout::is_ready(pod)) {
+        let reason = match rollout::trouble(pod) {
+            Some(reason) => Some(reason),
+            None => pods::not_ready(client, pod).await.ok().flatten(),
+        };
+        let reason = reason.unwrap_or_else(|| "not ready".to_owned());
+        state += &format!("; {}: {reason}", pod.name_any());
+    }
+    let remedy = format!(
+        "{UP}; kubectl describe pods --namespace {}",
+        workloads.namespace
+    );
+    findings.wrong(&format!("{what}: {state}"), &remedy);
+    Ok(())
+}
+
+/// Whether the consumers read their topic.
+async fn source(
+    client: &Client,
+    environment: &Environment,
+    findings: &mut Findings,
+) -> anyhow::Result<()> {
+    let pods = Workloads::of(environment).pods(client).await?;
+    let mut state = Ok(());
+    for pod in pods.iter().filter(|pod| rollout::is_ready(pod)) {
+        let metrics = pods::metrics(client, pod).await.unwrap_or_default();
+        if metrics.sum("herald_source_up") == Some(0.0) {
+            state = Err(format!("{} cannot read it", pod.name_any()));
+        }
+    }
+    let remedy = format!("{UP} {}", environment.name);
+    findings.of(&format!("topic {}", environment.topic), state, &remedy);
+    Ok(())
+}
+
+fn page(environment: &Environment, findings: &mut Findings) {
+    let port = environment.local_port;
+    let what = format!("page {}", environment.url());
+    if port::answers(port) {
+        findings.right(&what);
+    } else if port::is_free(port) {
+        let remedy = format!("cargo xtask forward --background {}", environment.name);
+        findings.wrong(&format!("{what}: nobody forwards it"), &remedy);
+    } else {
+        let state = format!("{what}: {}, and does not answer", port::in_use(port));
+        findings.wrong(
+            &state,
+            "./kill_port_forward.sh, or end that process, then ./setup.sh",
+        );
+    }
+}

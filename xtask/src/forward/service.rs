@@ -1,0 +1,201 @@
+//! Watching a Service and its pods, for as long as the forward runs.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::Api;
+use kube::runtime::watcher::{self, Event, watch_object, watcher};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::Forward;
+use super::log::Log;
+use super::pods::{Pods, Ready};
+use super::{client, sleep as pause};
+use crate::cluster::Cluster;
+
+/// An API server that answers at all lists a few pods in less.
+const LIST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between two attempts to reach the API server, growing from the first to the last.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// Where new connections go.
+#[derive(Clone)]
+pub struct Target {
+    pub pod: Ready,
+    pub pods: Api<Pod>,
+    /// When this is cancelled, nobody is at the other end any more.
+    pub cut: CancellationToken,
+    avoided: mpsc::UnboundedSender<String>,
+}
+
+impl Target {
+    /// Goes on with another pod, if there is one: this one is ready, but did not answer.
+    pub fn avoid(&self) {
+        // When nobody listens, the pods are about to be listed anew.
+        let _ = self.avoided.send(self.pod.uid.clone());
+    }
+
+    /// Whether new connections still go there.
+    pub fn is_in(&self, target: &watch::Receiver<Option<Self>>) -> bool {
+        let now = target.borrow();
+        now.as_ref().is_some_and(|now| now.pod.uid == self.pod.uid)
+    }
+}
+
+/// What of the Service matters here.
+#[derive(PartialEq)]
+struct Definition {
+    selector: String,
+    port: IntOrString,
+}
+
+/// Keeps `targets` at a ready pod of the Service, or at none; does not return.
+pub async fn follow(
+    cluster: &Cluster,
+    forward: &Forward,
+    targets: &watch::Sender<Option<Target>>,
+    log: &Log,
+) {
+    let mut pods = Pods::default();
+    let mut cut = CancellationToken::new();
+    let mut delay = RETRY.0;
+    // It outlives the sessions: a machine that wakes up may find its watch broken first.
+    let mut slept = pin!(pause::noticed());
+    loop {
+        let started = Instant::now();
+        tokio::select! {
+            pause = &mut slept => {
+                log.say(&format!("nothing ran for {} s (did this machine sleep?): connecting anew", pause.as_secs()));
+                // First, so that what is cut does not come back before there is a new client.
+                targets.send_replace(None);
+                cut.cancel();
+                cut = CancellationToken::new();
+                slept.set(pause::noticed());
+            }
+            error = session(cluster, forward, &mut pods, &cut, targets, log) => {
+                let error = error.expect_err("a session ends with an error");
+                let Forward { namespace, service, .. } = forward;
+                let why = error.root_cause().to_string();
+                log.say(&format!("cannot watch Service {service} in namespace {namespace}: {why}; trying again"));
+                if started.elapsed() > LIST_TIMEOUT {
+                    delay = RETRY.0;
+                }
+                sleep(delay).await;
+                delay = RETRY.1.min(delay * 2);
+            }
+        }
+    }
+}
+
+/// One client's time: ends when a watch fails, which it does when the API server goes.
+async fn session(
+    cluster: &Cluster,
+    forward: &Forward,
+    pods: &mut Pods,
+    cut: &CancellationToken,
+    targets: &watch::Sender<Option<Target>>,
+    log: &Log,
+) -> anyhow::Result<Infallible> {
+    let client = client::connect(cluster).await?;
+    let api = Api::<Pod>::namespaced(client.clone(), &forward.namespace);
+    let services = Api::<Service>::namespaced(client, &forward.namespace);
+    let (avoided, mut to_avoid) = mpsc::unbounded_channel::<String>();
+    let mut services = pin!(watch_object(services, &forward.service));
+    let mut definition: Option<Definition> = None;
+    let mut changes: BoxStream<_> = stream::pending().boxed();
+    let deadline = Instant::now() + LIST_TIMEOUT;
+    let mut listed = false;
+    loop {
+        tokio::select! {
+            service = services.next() => {
+                let service = service.context("the watch has ended")??;
+                let found = match &service {
+                    Some(service) => Some(Definition::read(service)?),
+                    None => None,
+                };
+                if found != definition || found.is_none() {
+                    changes = match &found {
+                        Some(found) => {
+                            let config = watcher::Config::default().labels(&found.selector);
+                            watcher(api.clone(), config).boxed()
+                        }
+                        None => {
+                            pods.clear();
+                            listed = true;
+                            stream::pending().boxed()
+                        }
+                    };
+                    definition = found;
+                }
+            }
+            change = changes.next() => {
+                let change = change.context("the watch has ended")??;
+                let definition = definition.as_ref().context("pods of no Service")?;
+                listed |= matches!(change, Event::InitDone);
+                pods.apply(change, &definition.port);
+            }
+            Some(uid) = to_avoid.recv() => pods.avoid(&uid),
+            () = sleep_until(deadline), if !listed => {
+                bail!("no answer within {} s", LIST_TIMEOUT.as_secs());
+            }
+        }
+        // Until then, what was known before may still be right.
+        if !listed {
+            continue;
+        }
+        let target = pods.choose().map(|pod| Target {
+            pod: pod.clone(),
+            pods: api.clone(),
+            cut: cut.clone(),
+            avoided: avoided.clone(),
+        });
+        log.say(&describe(forward, definition.as_ref(), target.as_ref()));
+        targets.send_replace(target);
+    }
+}
+
+/// The line that says where connections go.
+fn describe(forward: &Forward, definition: Option<&Definition>, target: Option<&Target>) -> String {
+    let Forward {
+        namespace, service, ..
+    } = forward;
+    match (definition, target) {
+        (_, Some(target)) => target.pod.line(forward.local_port),
+        (Some(_), None) => {
+            format!("waiting for a ready pod of Service {service} in namespace {namespace}")
+        }
+        (None, None) => format!("waiting for Service {service} in namespace {namespace}"),
+    }
+}
+
+impl Definition {
+    fn read(service: &Service) -> anyhow::Result<Self> {
+        let spec = service.spec.as_ref();
+        let selector = spec.and_then(|spec| spec.selector.as_ref());
+        let selector = selector.filter(|selector| !selector.is_empty());
+        let selector = selector.context("it selects no pods")?;
+        let selector: Vec<String> = selector
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        let port = spec
+            .and_then(|spec| spec.ports.as_ref()?.first())
+            .context("it has no port")?;
+        Ok(Self {
+            selector: selector.join(","),
+            port: port
+                .target_port
+                .clone()
+                .unwrap_or(IntOrString::Int(port.port)),
+        })
+    }
+}

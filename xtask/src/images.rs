@@ -1,0 +1,228 @@
+//! The container images of the services: from scratch, with one static program each, tagged by their content.
+
+mod cluster;
+mod compile;
+pub mod docker;
+mod pack;
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use oci_spec::image::{
+    ANNOTATION_DESCRIPTION, ANNOTATION_LICENSES, ANNOTATION_TITLE, ANNOTATION_VERSION,
+};
+
+pub use cluster::load;
+pub use compile::{Profile, Workspace};
+pub use pack::{USER, sha256};
+
+use crate::cluster::Cluster;
+use compile::compile;
+use pack::pack;
+
+/// Build the services' container images into target/images: on Linux without a container engine, elsewhere with docker.
+///
+/// Each holds one static program and nothing else. The tag is made from the content: what has not changed keeps its tag,
+/// also when it is built from another folder. Prints a line for each, `REFERENCE ARCHIVE`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only these services; all of them when none is named.
+    #[arg(value_parser = SERVICES.map(|service| service.name))]
+    services: Vec<String>,
+
+    /// Unoptimised, which takes seconds after the first time; for the inner loop.
+    #[arg(long)]
+    debug: bool,
+
+    /// Load them into minikube's cluster, too.
+    #[arg(long)]
+    load: bool,
+}
+
+/// What becomes an image.
+#[derive(Clone, Copy)]
+pub struct Service {
+    /// Of the package, of the program, and of the stage in the Dockerfile.
+    pub name: &'static str,
+    pub description: &'static str,
+    pub ports: &'static [&'static str],
+}
+
+pub const SERVICES: [Service; 2] = [
+    Service {
+        name: "producer",
+        description: "Sends broadcasts to Apache Kafka",
+        ports: &["9090/tcp"],
+    },
+    Service {
+        name: "consumer",
+        description: "Relays an Apache Kafka topic to browsers over SSE, WebSocket and Socket.IO",
+        ports: &["5000/tcp", "9090/tcp"],
+    },
+];
+
+impl Service {
+    pub fn repository(&self) -> String {
+        format!("herald/{}", self.name)
+    }
+
+    /// The same as in the Dockerfile.
+    pub fn labels(&self) -> HashMap<String, String> {
+        [
+            (ANNOTATION_TITLE, format!("herald-{}", self.name).as_str()),
+            (ANNOTATION_DESCRIPTION, self.description),
+            (ANNOTATION_LICENSES, env!("CARGO_PKG_LICENSE")),
+            (ANNOTATION_VERSION, env!("CARGO_PKG_VERSION")),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
+    }
+}
+
+/// An image that lies in an archive, for `minikube image load`, `docker load` and `ctr images import`.
+#[derive(Clone, Debug)]
+pub struct Image {
+    pub service: &'static str,
+    pub repository: String,
+    /// 16 hex digits that change with the content.
+    pub tag: String,
+    pub archive: PathBuf,
+}
+
+impl Image {
+    /// As in a pod's manifest: `herald/consumer:0123456789abcdef`.
+    pub fn reference(&self) -> String {
+        format!("{}:{}", self.repository, self.tag)
+    }
+}
+
+/// What is to be built.
+pub struct Wanted {
+    pub services: Vec<Service>,
+    pub profile: Profile,
+}
+
+impl Wanted {
+    /// What an environment runs.
+    pub fn all() -> Self {
+        Self {
+            services: SERVICES.to_vec(),
+            profile: Profile::Release,
+        }
+    }
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let mut wanted = Wanted::all();
+    if !args.services.is_empty() {
+        let named = |service: &Service| args.services.iter().any(|name| name == service.name);
+        wanted.services.retain(named);
+    }
+    if args.debug {
+        wanted.profile = Profile::Debug;
+    }
+    let images = build_wanted(&wanted)?;
+    if args.load {
+        load(&images, &Cluster::minikube())?;
+    }
+    for image in images {
+        println!("{} {}", image.reference(), image.archive.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// All of them, in the order of `SERVICES`; a second time, when nothing has changed, takes about a second.
+pub fn build() -> anyhow::Result<Vec<Image>> {
+    build_wanted(&Wanted::all())
+}
+
+fn build_wanted(wanted: &Wanted) -> anyhow::Result<Vec<Image>> {
+    let folder = crate::target().join("images");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    if cfg!(target_os = "linux") {
+        from_programs(wanted, &Workspace::here(), &folder)
+    } else {
+        docker::build(wanted, &folder)
+    }
+}
+
+/// Compiles the workspace and packs its programs into `folder`.
+pub fn from_programs(
+    wanted: &Wanted,
+    workspace: &Workspace,
+    folder: &Path,
+) -> anyhow::Result<Vec<Image>> {
+    let programs = compile(wanted.profile, workspace)?;
+    let mut images = Vec::new();
+    for service in &wanted.services {
+        let file = programs.join(service.name);
+        let program = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let packed = pack(service, &program)?;
+        let archive = archive(folder, service);
+        fs::write(&archive, &packed.archive)
+            .with_context(|| format!("cannot write {}", archive.display()))?;
+        println!(
+            "{}: program {}, image {}",
+            service.name,
+            megabytes(program.len() as u64),
+            megabytes(packed.archive.len() as u64)
+        );
+        images.push(Image {
+            service: service.name,
+            repository: service.repository(),
+            tag: packed.tag,
+            archive,
+        });
+    }
+    Ok(images)
+}
+
+/// Always the same name: minikube keeps a copy of each file that it loads.
+fn archive(folder: &Path, service: &Service) -> PathBuf {
+    folder.join(format!("{}.tar", service.name))
+}
+
+pub fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The Dockerfile makes the same images elsewhere, and reads none of our tables.
+    #[test]
+    fn the_dockerfile_says_the_same() {
+        let text = include_str!("../../Dockerfile");
+        for service in &SERVICES {
+            let (_, stage) = text
+                .split_once(&format!("FROM scratch AS {}\n", service.name))
+                .unwrap();
+            let stage = stage.split("FROM ").next().unwrap();
+            for (key, value) in service.labels() {
+                let label = format!("{key}=\"{value}\"");
+                assert!(stage.contains(&label), "{}: {label}", service.name);
+            }
+            assert!(stage.contains(&format!("\nUSER {USER}\n")));
+            assert!(stage.contains(&format!("\nENTRYPOINT [\"/{}\"]\n", service.name)));
+            let ports: Vec<_> = service
+                .ports
+                .iter()
+                .map(|port| port.trim_end_matches("/tcp"))
+                .collect();
+            assert!(stage.contains(&format!("\nEXPOSE {}\n", ports.join(" "))));
+        }
+    }
+
+    #[test]
+    fn the_dockerfile_has_the_compiler_of_the_repository() {
+        let toolchain: toml::Table =
+            toml::from_str(include_str!("../../rust-toolchain.toml")).unwrap();
+        let version = toolchain["toolchain"]["channel"].as_str().unwrap();
+        let base = format!("\nFROM rust:{version}-slim-");
+        assert!(include_str!("../../Dockerfile").contains(&base), "{base}");
+    }
+}

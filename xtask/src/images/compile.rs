@@ -1,0 +1,194 @@
+//! Static programs that are the same bytes wherever they are built: no path of this machine and no date is in them.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use serde::Deserialize;
+
+use super::SERVICES;
+use crate::command::{command, output, run};
+
+/// What would come before our own flags, or into C code.
+const FOREIGN: [&str; 6] = [
+    "CARGO_BUILD_TARGET",
+    "CFLAGS",
+    "CPPFLAGS",
+    "CXXFLAGS",
+    "LDFLAGS",
+    "RUSTFLAGS",
+];
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Profile {
+    Release,
+    Debug,
+}
+
+/// Where to build.
+pub struct Workspace {
+    pub root: PathBuf,
+    pub target: PathBuf,
+    /// The user's own when it is not named.
+    pub cargo_home: Option<PathBuf>,
+}
+
+impl Workspace {
+    pub fn here() -> Self {
+        Self {
+            root: crate::root(),
+            target: crate::target(),
+            cargo_home: None,
+        }
+    }
+
+    fn command<A: AsRef<OsStr>>(
+        &self,
+        program: &str,
+        args: impl IntoIterator<Item = A>,
+    ) -> Command {
+        let mut command = command(program, args);
+        command.current_dir(&self.root);
+        if let Some(home) = &self.cargo_home {
+            command.env("CARGO_HOME", home);
+        }
+        command
+    }
+}
+
+/// Compiles the services; returns the folder of their programs.
+pub fn compile(profile: Profile, workspace: &Workspace) -> anyhow::Result<PathBuf> {
+    let Workspace { root, target, .. } = workspace;
+    let release = profile == Profile::Release;
+    let rustc = Rustc::ask(workspace)?;
+    let crates = crates(workspace, &rustc)?;
+    has_static_libc()?;
+    let args = ["build", "--locked", "--bins", "--target", &rustc.host];
+    let mut cargo = workspace.command("cargo", args);
+    let mut flags = rustc.flags(root, target, &crates);
+    if release {
+        cargo.arg("--release");
+    } else {
+        // As the release profile does: an image with all symbols would be ten times as large.
+        flags.push("\x1f-Cstrip=symbols");
+    }
+    // Always all of them, or features that only one asks for would make another program of the other.
+    for service in &SERVICES {
+        cargo.args(["--package", service.name]);
+    }
+    for variable in FOREIGN {
+        cargo.env_remove(variable);
+    }
+    // The folder of a target that is named keeps this apart from builds with other flags. Cargo leaves flags that rename
+    // paths out of its digests, so these do not depend on the folder either.
+    cargo
+        .env("CARGO_TARGET_DIR", target)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags)
+        .env("PATH", path_with(&root.join("xtask/images"))?)
+        .env("CC", "herald-cc")
+        .env("HERALD_TARGET", target)
+        .env("HERALD_CRATES", &crates)
+        // OpenSSL writes its date of build into the library; 0 would mean now.
+        .env("SOURCE_DATE_EPOCH", "1")
+        // The one in the crate, whatever this machine has.
+        .env("LIBZ_SYS_STATIC", "1");
+    run(&mut cargo)?;
+    let folder = if release { "release" } else { "debug" };
+    Ok(target.join(&rustc.host).join(folder))
+}
+
+/// The compiler, as far as it shows in what it makes.
+struct Rustc {
+    /// What it runs on and compiles for: `x86_64-unknown-linux-gnu`.
+    host: String,
+    commit: String,
+    sysroot: PathBuf,
+}
+
+impl Rustc {
+    fn ask(workspace: &Workspace) -> anyhow::Result<Self> {
+        let version = output(&mut workspace.command("rustc", ["-vV"]))?;
+        let field = |name: &str| {
+            let value = version.lines().find_map(|line| line.strip_prefix(name));
+            let value = value.with_context(|| format!("rustc -vV does not say its {name}"))?;
+            anyhow::Ok(value.to_owned())
+        };
+        let sysroot = output(&mut workspace.command("rustc", ["--print", "sysroot"]))?;
+        Ok(Self {
+            host: field("host: ")?,
+            commit: field("commit-hash: ")?,
+            sysroot: sysroot.trim().into(),
+        })
+    }
+
+    /// As cargo wants them: separated by a character that is in no path.
+    fn flags(&self, root: &Path, target: &Path, crates: &Path) -> OsString {
+        let mut flags = OsString::from("-Ctarget-feature=+crt-static");
+        // A digest over what strip then removes.
+        flags.push("\x1f-Clink-arg=-Wl,--build-id=none");
+        // As it is called where the component rust-src is not installed.
+        let library = self.sysroot.join("lib/rustlib/src/rust");
+        let library_name = format!("/rustc/{}", self.commit);
+        // Of two that fit, the last wins.
+        for (path, name) in [
+            (root, "/herald"),
+            (target, "/target"),
+            (crates, "/crates"),
+            (&library, &library_name),
+        ] {
+            flags.push("\x1f--remap-path-prefix=");
+            flags.push(path);
+            flags.push(format!("={name}"));
+        }
+        flags
+    }
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    manifest_path: PathBuf,
+}
+
+/// The folder of the dependencies' sources, which cargo fetches when they are not there yet.
+fn crates(workspace: &Workspace, rustc: &Rustc) -> anyhow::Result<PathBuf> {
+    let args = [
+        "metadata",
+        "--locked",
+        "--format-version=1",
+        "--filter-platform",
+    ];
+    let text = output(workspace.command("cargo", args).arg(&rustc.host))?;
+    let metadata: Metadata =
+        serde_json::from_str(&text).context("cannot read what cargo metadata says")?;
+    let one = metadata
+        .packages
+        .iter()
+        .find(|package| package.name == "rdkafka-sys");
+    let folder = one.and_then(|package| package.manifest_path.ancestors().nth(2));
+    Ok(folder
+        .context("cargo metadata does not name rdkafka-sys")?
+        .to_owned())
+}
+
+/// The compiler says where the library is, or its bare name when there is none.
+fn has_static_libc() -> anyhow::Result<()> {
+    let file = output(&mut command("cc", ["-print-file-name=libc.a"]))?;
+    ensure!(
+        file.starts_with('/'),
+        "there is no C library for static programs: install glibc-static (Fedora) or libc6-dev (Debian)"
+    );
+    Ok(())
+}
+
+fn path_with(first: &Path) -> anyhow::Result<OsString> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::iter::once(first.to_owned()).chain(std::env::split_paths(&path));
+    Ok(std::env::join_paths(folders)?)
+}

@@ -1,0 +1,163 @@
+//! A release of the chart: what is installed, and whether it is what should be.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+
+use crate::cluster::Cluster;
+use crate::command::{output, run, show};
+use crate::environments::Environment;
+use crate::images::Image;
+
+/// What helm knows of a release.
+#[derive(Deserialize)]
+pub struct Installed {
+    pub name: String,
+    pub namespace: String,
+    /// A number, as text.
+    pub revision: String,
+    /// `deployed`, `failed`, `pending-upgrade`, …
+    pub status: String,
+}
+
+/// All releases of the cluster.
+pub fn installed(cluster: &Cluster) -> anyhow::Result<Vec<Installed>> {
+    let list = output(&mut cluster.helm(&["list", "--all-namespaces", "--output", "json"]))?;
+    serde_json::from_str(&list).context("cannot read what helm lists")
+}
+
+/// That of an environment.
+pub fn find<'a>(installed: &'a [Installed], environment: &Environment) -> Option<&'a Installed> {
+    installed
+        .iter()
+        .find(|one| one.name == environment.release && one.namespace == environment.namespace)
+}
+
+/// The one release of an environment in a cluster, with the images it should have.
+pub struct Release<'a> {
+    pub cluster: &'a Cluster,
+    pub environment: &'a Environment,
+    pub images: &'a [Image],
+}
+
+/// What an environment's release suffers from, in a few words; `None` when it is as it was installed.
+pub fn trouble(
+    cluster: &Cluster,
+    environment: &Environment,
+    installed: &[Installed],
+) -> anyhow::Result<Option<String>> {
+    let Some(found) = find(installed, environment) else {
+        return Ok(Some("it is not installed".to_owned()));
+    };
+    if found.status != "deployed" {
+        return Ok(Some(format!("its last revision is {}", found.status)));
+    }
+    let drifted = drifted(cluster, environment, &manifest(cluster, environment)?)?;
+    Ok(drifted.then(|| "the cluster has something else than was installed".to_owned()))
+}
+
+/// What helm installed.
+fn manifest(cluster: &Cluster, environment: &Environment) -> anyhow::Result<String> {
+    let mut get = cluster.helm(&["get", "manifest", &environment.release]);
+    output(get.args(["--namespace", &environment.namespace]))
+}
+
+/// Whether somebody deleted or changed what helm installed.
+fn drifted(cluster: &Cluster, environment: &Environment, manifest: &str) -> anyhow::Result<bool> {
+    let mut diff = cluster.kubectl(&["diff", "--server-side", "--force-conflicts"]);
+    // As somebody else than helm, or what helm writes beside the manifest would count as deleted by us.
+    diff.args(["--namespace", &environment.namespace, "--filename", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut diff = diff.spawn().context("cannot run kubectl")?;
+    let mut stdin = diff.stdin.take().expect("stdin is a pipe");
+    stdin.write_all(manifest.as_bytes())?;
+    drop(stdin);
+    // 1 says that there is a difference; more, that kubectl could not tell.
+    Ok(!diff.wait()?.success())
+}
+
+impl Release<'_> {
+    /// What is different from what should be there, in a few words; `None` when nothing is.
+    pub fn difference(&self, installed: &[Installed]) -> anyhow::Result<Option<String>> {
+        let trouble = trouble(self.cluster, self.environment, installed)?;
+        if trouble.is_some() {
+            return Ok(trouble);
+        }
+        let mut template = self.helm(&["template", &self.environment.release]);
+        let wanted = output(template.args(["--is-upgrade", "--no-hooks"]))?;
+        let has = manifest(self.cluster, self.environment)?;
+        let same = has.trim() == wanted.trim();
+        Ok((!same).then(|| "the chart, its values or the images changed".to_owned()))
+    }
+
+    /// Installs or upgrades it; does not wait.
+    pub fn apply(&self, installed: &[Installed]) -> anyhow::Result<()> {
+        let Environment {
+            release, namespace, ..
+        } = self.environment;
+        self.forget_interrupted(installed)?;
+        // A topic that is gone is declared anew.
+        let topic = format!("{},app.kubernetes.io/component=topic", selector(release));
+        let delete = ["delete", "job", "--selector", &topic, "--namespace"];
+        output(self.cluster.kubectl(&delete).arg(namespace))?;
+        let mut upgrade = self.helm(&["upgrade", release]);
+        upgrade.args(["--install", "--create-namespace", "--force-conflicts"]);
+        upgrade.args(["--reset-values", "--hide-notes", "--output", "json"]);
+        show(&upgrade);
+        // Its output repeats the whole chart.
+        output(&mut upgrade).map(drop)
+    }
+
+    /// A helm that was interrupted leaves a revision that is pending for ever and locks the release.
+    fn forget_interrupted(&self, installed: &[Installed]) -> anyhow::Result<()> {
+        let Environment {
+            release, namespace, ..
+        } = self.environment;
+        let pending = installed
+            .iter()
+            .find(|one| one.name == *release && one.status.starts_with("pending-"));
+        let Some(pending) = pending else {
+            return Ok(());
+        };
+        if pending.namespace != *namespace {
+            bail!(
+                "release \"{release}\" is {} in namespace \"{}\", not in \"{namespace}\"; helm uninstall it there",
+                pending.status,
+                pending.namespace
+            );
+        }
+        let secret = format!("sh.helm.release.v1.{release}.v{}", pending.revision);
+        run(&mut self
+            .cluster
+            .kubectl(&["delete", "secret", &secret, "--namespace", namespace]))
+    }
+
+    /// A helm command with chart, values and images.
+    fn helm(&self, args: &[&str]) -> std::process::Command {
+        let environment = self.environment;
+        let mut helm = self.cluster.helm(args);
+        helm.args(["helm", "--namespace", &environment.namespace]);
+        let values = format!("helm/values-{}.yaml", environment.name);
+        if crate::root().join(&values).exists() {
+            helm.args(["--values", &values]);
+        }
+        for image in self.images {
+            let service = image.service;
+            helm.arg(format!(
+                "--set={service}.image.repository={}",
+                image.repository
+            ));
+            helm.arg(format!("--set-string={service}.image.tag={}", image.tag));
+        }
+        helm
+    }
+}
+
+/// The labels of everything that belongs to a release.
+pub fn selector(release: &str) -> String {
+    format!("app.kubernetes.io/instance={release}")
+}

@@ -1,0 +1,278 @@
+//! Waiting until what was applied runs, and saying why it does not.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ListParams, LogParams};
+use kube::{Client, ResourceExt};
+
+use crate::environments::Environment;
+use crate::release;
+
+/// Between two looks at the cluster.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// An image may have to be pulled; how long a pod may be in trouble, which it can come out of by itself.
+const PATIENCE: Duration = Duration::from_secs(600);
+const TROUBLE: Duration = Duration::from_secs(20);
+
+/// How many lines of its log a pod that does not start is asked for.
+const LOG_LINES: i64 = 10;
+
+/// Deployments, StatefulSets and Jobs that belong together.
+pub struct Workloads {
+    /// What a person calls them.
+    pub name: String,
+    pub namespace: String,
+    /// Labels, as `kubectl --selector` takes them.
+    pub selector: String,
+}
+
+/// Returns when all of them have rolled out. The error of those that do not is what is wrong with their pods.
+pub async fn wait(client: &Client, all: &[Workloads]) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    let mut told = HashMap::new();
+    let mut troubled: HashMap<String, Instant> = HashMap::new();
+    loop {
+        let mut waits = false;
+        for workloads in all {
+            let unfinished = workloads.unfinished(client).await?;
+            let state = match unfinished.as_slice() {
+                [] => "ready".to_owned(),
+                names => format!("waiting for {}", names.join(", ")),
+            };
+            waits |= !unfinished.is_empty();
+            if told.insert(&workloads.name, state.clone()).as_ref() != Some(&state) {
+                println!("{}: {state}", workloads.name);
+            }
+            if unfinished.is_empty() {
+                continue;
+            }
+            let in_trouble = workloads.in_trouble(client).await?;
+            troubled.retain(|pod, _| in_trouble.contains(pod));
+            for pod in in_trouble {
+                troubled.entry(pod).or_insert_with(Instant::now);
+            }
+            let too_long = troubled.values().any(|since| since.elapsed() > TROUBLE);
+            if too_long || begin.elapsed() > PATIENCE {
+                bail!("{}", workloads.explain(client, &unfinished).await?);
+            }
+        }
+        if !waits {
+            return Ok(());
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+impl Workloads {
+    /// What the chart made for an environment.
+    pub fn of(environment: &Environment) -> Self {
+        Self {
+            name: environment.name.clone(),
+            namespace: environment.namespace.clone(),
+            selector: release::selector(&environment.release),
+        }
+    }
+
+    /// What k8s/kafka made.
+    pub fn kafka() -> Self {
+        Self {
+            name: "kafka".to_owned(),
+            namespace: "kafka".to_owned(),
+            selector: "app.kubernetes.io/name=kafka".to_owned(),
+        }
+    }
+
+    /// The names of those that have not rolled out.
+    pub async fn unfinished(&self, client: &Client) -> anyhow::Result<Vec<String>> {
+        let ours = ListParams::default().labels(&self.selector);
+        let (client, namespace) = (client.clone(), self.namespace.as_str());
+        let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+        let sets: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);
+        let jobs: Api<Job> = Api::namespaced(client, namespace);
+        let mut names = Vec::new();
+        for set in sets.list(&ours).await?.iter().filter(|set| !set_runs(set)) {
+            names.push(format!("statefulset {}", set.name_any()));
+        }
+        for job in jobs
+            .list(&ours)
+            .await?
+            .iter()
+            .filter(|job| !job_is_done(job))
+        {
+            names.push(format!("job {}", job.name_any()));
+        }
+        let deployments = deployments.list(&ours).await?;
+        for one in deployments.iter().filter(|one| !deployment_runs(one)) {
+            names.push(format!("deployment {}", one.name_any()));
+        }
+        Ok(names)
+    }
+
+    pub async fn pods(&self, client: &Client) -> anyhow::Result<Vec<Pod>> {
+        let pods: Api<Pod> = Api::namespaced(client.clone(), &self.namespace);
+        let ours = ListParams::default().labels(&self.selector);
+        Ok(pods.list(&ours).await?.items)
+    }
+
+    async fn in_trouble(&self, client: &Client) -> anyhow::Result<Vec<String>> {
+        let pods = self.pods(client).await?;
+        let troubled = pods.iter().filter(|pod| trouble(pod).is_some());
+        Ok(troubled.map(ResourceExt::name_any).collect())
+    }
+
+    /// What one would otherwise look for with `kubectl describe` and `kubectl logs`.
+    async fn explain(&self, client: &Client, unfinished: &[String]) -> anyhow::Result<String> {
+        let namespace = &self.namespace;
+        let mut text = format!(
+            "{}: {} did not become ready",
+            self.name,
+            unfinished.join(", ")
+        );
+        let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+        let ours = ListParams::default().labels(&self.selector);
+        for refused in deployments.list(&ours).await?.iter().filter_map(refusal) {
+            text += &format!("\n  {refused}");
+        }
+        let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+        let log = LogParams {
+            tail_lines: Some(LOG_LINES),
+            ..LogParams::default()
+        };
+        for pod in self.pods(client).await?.iter().filter(|pod| !is_ready(pod)) {
+            let name = pod.name_any();
+            let reason = trouble(pod).unwrap_or_else(|| "is not ready".to_owned());
+            text += &format!("\n  pod {name}: {reason}");
+            let lines = pods.logs(&name, &log).await.unwrap_or_default();
+            for line in lines.lines() {
+                text += &format!("\n    {line}");
+            }
+        }
+        let hint = format!("kubectl describe pods --namespace {namespace}");
+        Ok(format!("{text}\n  more: {hint}"))
+    }
+}
+
+fn deployment_runs(deployment: &Deployment) -> bool {
+    let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas);
+    let wanted = wanted.unwrap_or(1);
+    deployment.status.as_ref().is_some_and(|status| {
+        status.observed_generation == deployment.metadata.generation
+            && status.replicas.unwrap_or(0) == wanted
+            && status.updated_replicas.unwrap_or(0) == wanted
+            && status.available_replicas.unwrap_or(0) == wanted
+    })
+}
+
+fn set_runs(set: &StatefulSet) -> bool {
+    let wanted = set.spec.as_ref().and_then(|spec| spec.replicas);
+    let wanted = wanted.unwrap_or(1);
+    set.status.as_ref().is_some_and(|status| {
+        status.observed_generation == set.metadata.generation
+            && status.current_revision == status.update_revision
+            && status.ready_replicas.unwrap_or(0) == wanted
+    })
+}
+
+fn job_is_done(job: &Job) -> bool {
+    let status = job.status.as_ref();
+    status.is_some_and(|status| status.succeeded.unwrap_or(0) > 0)
+}
+
+pub fn is_ready(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    let done = status.is_some_and(|status| status.phase.as_deref() == Some("Succeeded"));
+    let conditions = status.and_then(|status| status.conditions.as_ref());
+    let ready = conditions.into_iter().flatten();
+    done || (pod.metadata.deletion_timestamp.is_none()
+        && ready
+            .into_iter()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True"))
+}
+
+/// Why a pod will not start by itself, as far as one can tell: `ImagePullBackOff: no such image`.
+pub fn trouble(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let with = |reason: &str, message: Option<&String>| match message {
+        Some(message) => format!("{reason}: {message}"),
+        None => reason.to_owned(),
+    };
+    let conditions = status.conditions.iter().flatten();
+    for condition in conditions {
+        if condition.reason.as_deref() == Some("Unschedulable") {
+            return Some(with("Unschedulable", condition.message.as_ref()));
+        }
+    }
+    let init = status.init_container_statuses.iter().flatten();
+    for container in init.chain(status.container_statuses.iter().flatten()) {
+        let waiting = container.state.as_ref()?.waiting.as_ref();
+        let Some(reason) = waiting.and_then(|waiting| waiting.reason.as_deref()) else {
+            continue;
+        };
+        if !matches!(reason, "ContainerCreating" | "PodInitializing") {
+            let message = waiting.and_then(|waiting| waiting.message.as_ref());
+            return Some(with(reason, message));
+        }
+    }
+    None
+}
+
+/// Why a Deployment may not even make its pods, such as a policy that forbids them.
+fn refusal(deployment: &Deployment) -> Option<String> {
+    let conditions = deployment.status.as_ref()?.conditions.as_ref()?;
+    conditions
+        .iter()
+        .find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")
+        .and_then(|condition| condition.message.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(status: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "a"}, "status": status})).unwrap()
+    }
+
+    #[test]
+    fn the_reason_of_a_pod_that_does_not_start_is_told() {
+        let waiting = |reason, message| {
+            json!({"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": {"reason": reason, "message": message}}}]})
+        };
+        let pulling = pod(waiting("ImagePullBackOff", "no such image"));
+        assert_eq!(
+            trouble(&pulling).unwrap(),
+            "ImagePullBackOff: no such image"
+        );
+        assert_eq!(trouble(&pod(waiting("ContainerCreating", ""))), None);
+        let unschedulable = json!({"conditions": [{"type": "PodScheduled", "status": "False",
+            "reason": "Unschedulable", "message": "insufficient memory"}]});
+        assert_eq!(
+            trouble(&pod(unschedulable)).unwrap(),
+            "Unschedulable: insufficient memory"
+        );
+    }
+
+    #[test]
+    fn a_deployment_runs_when_all_its_pods_are_the_new_ones_and_available() {
+        let deployment = |updated: i32, available: i32, generation: i64| -> Deployment {
+            serde_json::from_value(json!({
+                "metadata": {"generation": 2}, "spec": {"replicas": 2, "selector": {}, "template": {}},
+                "status": {"observedGeneration": generation, "replicas": 2, "updatedReplicas": updated, "availableReplicas": available},
+            }))
+            .unwrap()
+        };
+        assert!(deployment_runs(&deployment(2, 2, 2)));
+        assert!(!deployment_runs(&deployment(1, 2, 2)));
+        assert!(!deployment_runs(&deployment(2, 1, 2)));
+        assert!(!deployment_runs(&deployment(2, 2, 1)));
+    }
+}

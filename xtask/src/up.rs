@@ -1,0 +1,150 @@
+//! From nothing, or from whatever there is, to environments that run on minikube.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use crate::cluster::{Cluster, wait_for};
+use crate::command::run as run_command;
+use crate::environments::{self, Environment};
+use crate::images::{self, Image};
+use crate::minikube::{self, Found};
+use crate::pods;
+use crate::release::{self, Release};
+use crate::rollout::{self, Workloads};
+
+/// The exit code that tells ./setup.sh to go on without a cluster.
+const NO_CLUSTER: u8 = 3;
+
+/// Start minikube, build and load the images, start Kafka, install the environments, and wait until they run.
+///
+/// What is right already is left alone. What is not is mended: a stopped cluster, a deleted pod or topic, an interrupted
+/// upgrade. Leaves with exit code 3, after one sentence that says why, when no cluster can be had.
+#[derive(clap::Args)]
+pub struct Args {
+    /// default, dev, prod; all of them when none is named.
+    #[arg(value_name = "ENV")]
+    environments: Vec<String>,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let environments = environments::chosen(&args.environments)?;
+    let mut phases = Phases::default();
+
+    let cluster = match phases.time("minikube", have_cluster) {
+        Ok(cluster) => cluster,
+        Err(no_cluster) => {
+            eprintln!("no cluster can be had: {no_cluster}");
+            return Ok(ExitCode::from(NO_CLUSTER));
+        }
+    };
+    let images = phases.time("images", images::build)?;
+    phases.time("load", || images::load(&images, &cluster))?;
+    phases.time("kafka", || kafka(&cluster))?;
+    phases.time("releases", || install(&environments, &images, &cluster))?;
+    phases.time("pods", || wait_for(roll_out(&environments, &cluster)))?;
+    println!("\n{phases}");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn have_cluster() -> Result<Cluster, minikube::NoCluster> {
+    minikube::preflight()?;
+    let cluster = Cluster::minikube();
+    let found = minikube::start(&cluster)?;
+    println!("minikube: {found}");
+    if found == Found::Made {
+        minikube::mark_as_ours(&cluster)?;
+    }
+    Ok(cluster)
+}
+
+/// Namespaces and Kafka, once per cluster.
+fn kafka(cluster: &Cluster) -> anyhow::Result<()> {
+    let apply = ["apply", "--server-side", "--force-conflicts"];
+    run_command(
+        cluster
+            .kubectl(&apply)
+            .args(["--filename", "k8s/namespaces.yaml"]),
+    )?;
+    run_command(cluster.kubectl(&apply).args(["--kustomize", "k8s/kafka"]))?;
+    let all = [Workloads::kafka()];
+    wait_for(async { rollout::wait(&cluster.client().await?, &all).await })
+}
+
+/// Installs or upgrades what is not as it should be.
+fn install(
+    environments: &[Environment],
+    images: &[Image],
+    cluster: &Cluster,
+) -> anyhow::Result<()> {
+    let installed = release::installed(cluster)?;
+    for environment in environments {
+        let release = Release {
+            cluster,
+            environment,
+            images,
+        };
+        let difference = match release.difference(&installed)? {
+            Some(difference) => Some(difference),
+            None => wait_for(ailing(environment, cluster))?,
+        };
+        match difference {
+            None => println!("{}: nothing to change", environment.name),
+            Some(difference) => {
+                println!("{}: {difference}", environment.name);
+                release.apply(&installed)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What an installation that is as it should be suffers from all the same, and a new one may mend: a topic that is gone.
+async fn ailing(environment: &Environment, cluster: &Cluster) -> anyhow::Result<Option<String>> {
+    let client = cluster.client().await?;
+    let workloads = Workloads::of(environment);
+    for pod in workloads
+        .pods(&client)
+        .await?
+        .iter()
+        .filter(|pod| rollout::is_ready(pod))
+    {
+        let metrics = pods::metrics(&client, pod).await.unwrap_or_default();
+        if metrics.sum("herald_source_up") == Some(0.0) {
+            return Ok(Some("its consumer cannot read the topic".to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+async fn roll_out(environments: &[Environment], cluster: &Cluster) -> anyhow::Result<()> {
+    let all: Vec<Workloads> = environments.iter().map(Workloads::of).collect();
+    rollout::wait(&cluster.client().await?, &all).await
+}
+
+/// How long everything took.
+#[derive(Default)]
+struct Phases(Vec<(&'static str, Duration)>);
+
+impl Phases {
+    fn time<T, E>(
+        &mut self,
+        name: &'static str,
+        phase: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        println!("\n== {name}");
+        let begin = Instant::now();
+        let result = phase();
+        self.0.push((name, begin.elapsed()));
+        result
+    }
+}
+
+impl std::fmt::Display for Phases {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (name, time) in &self.0 {
+            writeln!(f, "{name:<10}{:>7.1} s", time.as_secs_f64())?;
+        }
+        let all: Duration = self.0.iter().map(|(_, time)| *time).sum();
+        write!(f, "{:<10}{:>7.1} s", "in all", all.as_secs_f64())
+    }
+}

@@ -1,0 +1,34 @@
+//! A Socket.IO client that polls, each request on a connection of its own: all of them must come to the same pod.
+
+use std::io;
+
+use crate::http::{Response, get, request};
+
+pub struct Polling {
+    port: u16,
+    path: String,
+}
+
+impl Polling {
+    pub fn connect(port: u16) -> Self {
+        let path = "/socket.io/?EIO=4&transport=polling".to_owned();
+        let open = get(port, &path).unwrap();
+        let (_, rest) = open.body.split_once(r#""sid":""#).expect("an open packet");
+        let (sid, _) = rest.split_once('"').expect("an open packet");
+        let path = format!("{path}&sid={sid}");
+        let client = Self { port, path };
+        let connected = client.post("40").unwrap();
+        assert_eq!(connected.status, 200, "{}", connected.body);
+        client
+    }
+
+    /// Whether the pod that a request comes to knows this client: a Socket.IO event, which the consumer ignores.
+    pub fn is_known(&self) -> bool {
+        let answer = self.post(r#"42["hello"]"#);
+        answer.is_ok_and(|answer| answer.status == 200)
+    }
+
+    fn post(&self, packet: &str) -> io::Result<Response> {
+        request(self.port, "POST", &self.path, packet)
+    }
+}

@@ -1,0 +1,161 @@
+//! A release of the chart, and the command lines to it.
+
+use std::fs::File;
+use std::io::Write;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../helm");
+const CONSUMER: &str = "app.kubernetes.io/name=herald,app.kubernetes.io/component=consumer";
+
+/// Its namespace and its topic have one name, and are deleted when it is dropped.
+pub struct Release {
+    /// The cluster's, for kubectl.
+    pub context: String,
+    pub namespace: String,
+    _turn: File,
+}
+
+impl Release {
+    /// Waits for its turn, installs it with one consumer, and waits until that is ready. `None`, and a line that says why, where
+    /// there is no cluster for tests.
+    pub fn install(name: &str) -> Option<Self> {
+        let context = std::env::var("HERALD_TEST_CLUSTER").unwrap_or_default();
+        if context.is_empty() {
+            leave_out(
+                "HERALD_TEST_CLUSTER is not set (the kubectl context of a cluster); cargo xtask check delivery sets it",
+            );
+            return None;
+        }
+        // Two tests at once would be each other's disturbance; the consumer's tests on a cluster use the same lock.
+        let path = std::env::temp_dir().join("herald-delivery-tests.lock");
+        let turn = File::create(&path).unwrap();
+        turn.lock().unwrap();
+        let release = Self {
+            context,
+            namespace: format!("herald-test-forward-{name}"),
+            _turn: turn,
+        };
+        // What a test that was killed has left.
+        release.delete_namespace("--wait=true");
+        let mut helm = Command::new("helm");
+        helm.args(["--kube-context", &release.context]);
+        helm.args(["install", "hello-world", CHART, "--hide-notes"]);
+        helm.args(["--namespace", &release.namespace, "--create-namespace"]);
+        helm.arg(format!("--set=kafka.topicName={}", release.namespace));
+        helm.args(["--set", "producer.replicaCount=0"]);
+        // Long enough that every client is told, short enough that the tests are not mostly that.
+        for option in ["DRAIN_DELAY=2s", "DRAIN_WINDOW=3s", "SHUTDOWN_GRACE=10s"] {
+            helm.arg(format!("--set-string=configmap.data.{option}"));
+        }
+        for (service, variable) in [
+            ("producer", "HERALD_PRODUCER_IMAGE"),
+            ("consumer", "HERALD_CONSUMER_IMAGE"),
+        ] {
+            let image = std::env::var(variable).unwrap_or_default();
+            let Some((repository, tag)) = image.rsplit_once(':') else {
+                panic!("{variable} must name an image that the cluster has, as repository:tag");
+            };
+            helm.arg(format!("--set={service}.image.repository={repository}"));
+            helm.arg(format!("--set-string={service}.image.tag={tag}"));
+        }
+        helm.args(["--wait", "--timeout", "2m"]);
+        output(&mut helm);
+        Some(release)
+    }
+
+    /// What `--service` takes.
+    pub fn service(&self, port: u16) -> String {
+        format!("{}/consumer-service:{port}", self.namespace)
+    }
+
+    /// Returns as soon as the Deployment knows it.
+    pub fn scale(&self, replicas: usize) {
+        let replicas = format!("--replicas={replicas}");
+        self.in_namespace(&["scale", "deployment", "--selector", CONSUMER, &replicas]);
+    }
+
+    /// Deletes these pods, which drain while this returns.
+    pub fn delete_pods(&self, pods: &[String]) {
+        let pods: Vec<&str> = pods.iter().map(String::as_str).collect();
+        self.in_namespace(&[&["delete", "pod", "--wait=false"], &pods[..]].concat());
+    }
+
+    /// The names of the pods that are ready and stay.
+    pub fn ready_pods(&self) -> Vec<String> {
+        let template = "{{range .items}}{{if not .metadata.deletionTimestamp}}{{$name := .metadata.name}}\
+            {{range .status.conditions}}{{if and (eq .type \"Ready\") (eq .status \"True\")}}{{$name}} {{end}}{{end}}\
+            {{end}}{{end}}";
+        let template = format!("go-template={template}");
+        let list =
+            self.in_namespace(&["get", "pods", "--selector", CONSUMER, "--output", &template]);
+        list.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// Waits until this many pods are ready and stay, and returns their names.
+    pub fn wait_for_pods(&self, count: usize) -> Vec<String> {
+        let deadline = Instant::now() + Duration::from_secs(90);
+        loop {
+            let ready = self.ready_pods();
+            if ready.len() == count {
+                return ready;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "waited 90 s for {count} ready pods, there are {ready:?}"
+            );
+            sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn in_namespace(&self, args: &[&str]) -> String {
+        self.kubectl(&[args, &["--namespace", &self.namespace]].concat())
+    }
+
+    fn kubectl(&self, args: &[&str]) -> String {
+        let mut kubectl = Command::new("kubectl");
+        kubectl.args(["--context", &self.context]).args(args);
+        output(&mut kubectl)
+    }
+
+    fn delete_namespace(&self, wait: &str) {
+        let delete = [
+            "delete",
+            "namespace",
+            &self.namespace,
+            "--ignore-not-found",
+            wait,
+        ];
+        self.kubectl(&delete);
+    }
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        self.delete_namespace("--wait=false");
+        let topics = "/opt/kafka/bin/kafka-topics.sh --bootstrap-server localhost:9092 --delete --if-exists --topic";
+        let mut exec = vec!["exec", "--namespace", "kafka", "my-cluster-kafka-0", "--"];
+        exec.extend(topics.split(' '));
+        exec.push(&self.namespace);
+        self.kubectl(&exec);
+    }
+}
+
+/// The line that `cargo xtask check` counts, past the test harness, which would keep it to itself.
+pub fn leave_out(why: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let _ = std::io::stderr().write_all(format!("left out: {test}: {why}\n").as_bytes());
+}
+
+fn output(command: &mut Command) -> String {
+    let output = command.output().expect("it is installed");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{command:?} ended with {}: {error}",
+        output.status
+    );
+    String::from_utf8(output.stdout).expect("it writes text")
+}
