@@ -35,14 +35,18 @@ export const environments = readFileSync(path("environments.toml"), "utf8")
     return { ...environment, url: `http://localhost:${environment.local_port}` };
   });
 
-/** Each release's revision. */
-export const releases = () =>
-  Object.fromEntries(JSON.parse(helm("list", "--all-namespaces", "--output", "json").stdout).map(({ name, revision }) => [name, Number(revision)]));
+/** The revision of each environment's release. */
+export function releases() {
+  const all = JSON.parse(helm("list", "--all-namespaces", "--output", "json").stdout);
+  const ours = all.filter((one) => environments.some(({ release, namespace }) => one.name === release && one.namespace === namespace));
+  return Object.fromEntries(ours.map(({ name, revision }) => [name, Number(revision)]));
+}
 
 /** The pods of producers and consumers by namespace and name, with how often each was restarted. */
 export function pods() {
   const { items } = json("get", "pods", "--all-namespaces", "--selector", "app.kubernetes.io/component in (producer, consumer)");
-  const living = items.filter(({ metadata }) => !metadata.deletionTimestamp);
+  const ours = environments.map(({ namespace }) => namespace);
+  const living = items.filter(({ metadata }) => ours.includes(metadata.namespace) && !metadata.deletionTimestamp);
   return Object.fromEntries(
     living.map(({ metadata, status }) => [`${metadata.namespace}/${metadata.name}`, status.containerStatuses?.[0].restartCount]),
   );

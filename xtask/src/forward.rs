@@ -5,7 +5,6 @@ mod client;
 mod connection;
 mod listener;
 mod log;
-mod pids;
 mod pod_stream;
 mod pods;
 mod relay;

@@ -11,7 +11,11 @@ use anyhow::{Context, bail};
 
 use crate::command::{command, run as run_command, show};
 use crate::environments::{self, Environment};
+use crate::pids;
 use crate::port;
+
+/// `local` stands alone in the list of what runs in the background, and needs no name there.
+const NAME: &str = "";
 
 /// The pages answer a second after the start; a Kafka elsewhere may take its time.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -71,7 +75,7 @@ fn in_background(environments: &[Environment]) -> anyhow::Result<()> {
     if started.is_err() {
         let _ = local.kill();
         let _ = local.wait();
-        fs::remove_file(pids())?;
+        pids::remove(NAME)?;
     }
     started?;
     environments::print_table(&environments);
@@ -113,7 +117,7 @@ fn start(environments: &[Environment], log: &Path) -> anyhow::Result<Child> {
         .process_group(0)
         .spawn()
         .context("cannot run local")?;
-    fs::write(pids(), format!("{}\n", local.id()))?;
+    pids::add(local.id(), NAME)?;
     Ok(local)
 }
 
@@ -146,35 +150,17 @@ fn wait(local: &mut Child, environments: &[Environment], log: &Path) -> anyhow::
 
 /// The process that an earlier call started, if it still runs.
 fn running() -> Option<u32> {
-    let Ok(text) = fs::read_to_string(pids()) else {
-        return None;
-    };
-    let ids = text.lines().filter_map(|line| line.trim().parse().ok());
+    let ids = pids::read().into_iter().map(|listed| listed.id);
     ids.into_iter().find(|&id| is_local(id))
 }
 
 /// Whether the process with this id is `local`: its number may long have been given to another one.
 fn is_local(id: u32) -> bool {
-    let ps = Command::new("ps")
-        .args(["-o", "comm=", "-p", &id.to_string()])
-        .output();
-    let program = match (fs::read_link(format!("/proc/{id}/exe")), ps) {
-        (Ok(path), _) => path.to_string_lossy().into_owned(),
-        (_, Ok(ps)) => String::from_utf8_lossy(&ps.stdout).into_owned(),
-        _ => return false,
-    };
-    // Linux says so when it was built anew since.
-    let program = program.trim().trim_end_matches(" (deleted)");
-    Path::new(program)
-        .file_name()
-        .is_some_and(|name| name == "local")
+    let words = pids::arguments(id);
+    let program = words.first().and_then(|word| Path::new(word).file_name());
+    program.is_some_and(|name| name == "local")
 }
 
 fn program() -> PathBuf {
     crate::target().join("release/local")
-}
-
-/// The file that ./kill_port_forward.sh reads: one process id a line.
-fn pids() -> PathBuf {
-    crate::root().join("port_forward_pids.txt")
 }

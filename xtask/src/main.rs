@@ -12,6 +12,7 @@ mod kafka;
 mod local;
 mod logs;
 mod minikube;
+mod pids;
 mod pods;
 mod port;
 mod release;

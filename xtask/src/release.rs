@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde::Deserialize;
 
 use crate::cluster::Cluster;
@@ -114,22 +114,13 @@ impl Release<'_> {
 
     /// A helm that was interrupted leaves a revision that is pending for ever and locks the release.
     fn forget_interrupted(&self, installed: &[Installed]) -> anyhow::Result<()> {
+        let found = find(installed, self.environment);
+        let Some(pending) = found.filter(|one| one.status.starts_with("pending-")) else {
+            return Ok(());
+        };
         let Environment {
             release, namespace, ..
         } = self.environment;
-        let pending = installed
-            .iter()
-            .find(|one| one.name == *release && one.status.starts_with("pending-"));
-        let Some(pending) = pending else {
-            return Ok(());
-        };
-        if pending.namespace != *namespace {
-            bail!(
-                "release \"{release}\" is {} in namespace \"{}\", not in \"{namespace}\"; helm uninstall it there",
-                pending.status,
-                pending.namespace
-            );
-        }
         let secret = format!("sh.helm.release.v1.{release}.v{}", pending.revision);
         run(&mut self
             .cluster

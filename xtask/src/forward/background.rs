@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::pids;
 use crate::command::{command, run as run_command, show};
 use crate::environments::{self, Environment};
+use crate::pids;
 use crate::port;
 
 /// Where the consumers are ready, their pages answer within a second.

@@ -38,7 +38,8 @@ impl Release {
             _turn: turn,
         };
         // What a test that was killed has left.
-        release.delete_namespace("--wait=true");
+        let deleted = release.delete_namespace("--wait=true");
+        deleted.unwrap_or_else(|error| panic!("{error}"));
         let mut helm = Command::new("helm");
         helm.args(["--kube-context", &release.context]);
         helm.args(["install", "hello-world", CHART, "--hide-notes"]);
@@ -61,7 +62,7 @@ impl Release {
             helm.arg(format!("--set-string={service}.image.tag={tag}"));
         }
         helm.args(["--wait", "--timeout", "2m"]);
-        output(&mut helm);
+        output(&mut helm).unwrap_or_else(|error| panic!("{error}"));
         Some(release)
     }
 
@@ -114,31 +115,39 @@ impl Release {
     }
 
     fn kubectl(&self, args: &[&str]) -> String {
-        let mut kubectl = Command::new("kubectl");
-        kubectl.args(["--context", &self.context]).args(args);
-        output(&mut kubectl)
+        output(&mut self.kubectl_command(args)).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    fn delete_namespace(&self, wait: &str) {
-        let delete = [
-            "delete",
-            "namespace",
-            &self.namespace,
-            "--ignore-not-found",
-            wait,
-        ];
-        self.kubectl(&delete);
+    fn kubectl_command(&self, args: &[&str]) -> Command {
+        let mut kubectl = Command::new("kubectl");
+        kubectl.args(["--context", &self.context]).args(args);
+        kubectl
+    }
+
+    fn delete_namespace(&self, wait: &str) -> Result<String, String> {
+        let namespace = &self.namespace;
+        let delete = ["delete", "namespace", namespace, "--ignore-not-found", wait];
+        output(&mut self.kubectl_command(&delete))
+    }
+
+    /// With Kafka's own tool, in its pod. The heap is small, since it shares the memory limit of the broker.
+    fn delete_topic(&self) -> Result<String, String> {
+        let tool = "exec --namespace kafka my-cluster-kafka-0 -- env KAFKA_HEAP_OPTS=-Xmx128m \
+                    /opt/kafka/bin/kafka-topics.sh --bootstrap-server=localhost:9092 --delete --if-exists --topic";
+        let mut delete: Vec<&str> = tool.split_whitespace().collect();
+        delete.push(&self.namespace);
+        output(&mut self.kubectl_command(&delete))
     }
 }
 
 impl Drop for Release {
+    /// No panic: it may run in the middle of one, and what is left is deleted by the next run.
     fn drop(&mut self) {
-        self.delete_namespace("--wait=false");
-        let topics = "/opt/kafka/bin/kafka-topics.sh --bootstrap-server localhost:9092 --delete --if-exists --topic";
-        let mut exec = vec!["exec", "--namespace", "kafka", "my-cluster-kafka-0", "--"];
-        exec.extend(topics.split(' '));
-        exec.push(&self.namespace);
-        self.kubectl(&exec);
+        for deleted in [self.delete_namespace("--wait=false"), self.delete_topic()] {
+            if let Err(why) = deleted {
+                eprintln!("{why}");
+            }
+        }
     }
 }
 
@@ -149,13 +158,17 @@ pub fn leave_out(why: &str) {
     let _ = std::io::stderr().write_all(format!("left out: {test}: {why}\n").as_bytes());
 }
 
-fn output(command: &mut Command) -> String {
-    let output = command.output().expect("it is installed");
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{command:?} ended with {}: {error}",
-        output.status
-    );
-    String::from_utf8(output.stdout).expect("it writes text")
+fn output(command: &mut Command) -> Result<String, String> {
+    let output = command
+        .output()
+        .map_err(|error| format!("cannot run {command:?}: {error}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    Err(format!(
+        "{command:?} ended with {}: {}",
+        output.status,
+        complaint.trim()
+    ))
 }
