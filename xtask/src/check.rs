@@ -4,6 +4,7 @@ mod charts;
 mod cluster;
 mod images;
 mod javascript;
+mod python;
 mod rust;
 mod scripts;
 mod tally;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::Surroundings;
+use super::python;
 use super::tally::Tally;
 use crate::command::{command, run, stream};
 use crate::tools;
@@ -17,21 +18,19 @@ pub fn clients(surroundings: &Surroundings) -> anyhow::Result<Tally> {
     let folder = folder("clients");
     npm_ci(&folder)?;
     let mut tests = command("node", TEST);
-    tests.env("PATH", path_with(&python(&folder)?)?);
+    tests.env(
+        "PATH",
+        path_with(&python::programs(
+            "python",
+            &folder.join("requirements.txt"),
+        )?)?,
+    );
     node(surroundings, &folder, &mut tests)
 }
 
 pub fn page(surroundings: &Surroundings) -> anyhow::Result<Tally> {
     let folder = folder("page");
-    npm_ci(&folder)?;
-    let screenshots = crate::target().join("screenshots");
-    fs::create_dir_all(&screenshots)?;
-    let mut tests = command("node", TEST);
-    tests.env("HERALD_SCREENSHOTS", screenshots);
-    if let Some(chromium) = tools::CHROMIUM.find() {
-        tests.env("CHROMIUM", chromium);
-    }
-    node(surroundings, &folder, &mut tests)
+    node(surroundings, &folder, &mut in_browser(&TEST)?)
 }
 
 /// A Kafka of its own, with TLS and ACLs.
@@ -54,16 +53,22 @@ pub fn ingress(surroundings: &Surroundings, upstream: Option<&str>) -> anyhow::R
 
 /// The whole way of ./setup.sh on minikube.
 pub fn cluster(surroundings: &Surroundings) -> anyhow::Result<Tally> {
-    // Its browser is the page's.
+    // The first time, everything is built.
+    let test = [TEST[0], TEST[1], "--test-timeout=3600000"];
+    node(surroundings, &folder("cluster"), &mut in_browser(&test)?)
+}
+
+/// Tests that drive Chromium with what tests/page has installed.
+fn in_browser(args: &[&str]) -> anyhow::Result<Command> {
     npm_ci(&folder("page"))?;
     let screenshots = crate::target().join("screenshots");
     fs::create_dir_all(&screenshots)?;
-    let mut tests = command("node", TEST);
+    let mut tests = command("node", args);
     tests.env("HERALD_SCREENSHOTS", screenshots);
     if let Some(chromium) = tools::CHROMIUM.find() {
         tests.env("CHROMIUM", chromium);
     }
-    node(surroundings, &folder("cluster"), &mut tests)
+    Ok(tests)
 }
 
 /// A test that hangs is ended after ten minutes.
@@ -92,22 +97,6 @@ fn npm_ci(folder: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     run(command("npm", ["ci", "--no-audit", "--no-fund"]).current_dir(folder))
-}
-
-/// A Python of the suite's own with what requirements.txt names; returns the folder of its programs.
-fn python(folder: &Path) -> anyhow::Result<PathBuf> {
-    let venv = crate::target().join("python");
-    let wanted = folder.join("requirements.txt");
-    let had = venv.join("requirements.txt");
-    if fs::read(&had).ok() != Some(fs::read(&wanted)?) {
-        let _ = fs::remove_dir_all(&venv);
-        run(command("python3", ["-m", "venv"]).arg(&venv))?;
-        let pip = venv.join("bin/pip");
-        let mut install = command(&pip.to_string_lossy(), ["install", "--quiet", "-r"]);
-        run(install.arg(&wanted))?;
-        fs::copy(&wanted, &had)?;
-    }
-    Ok(venv.join("bin"))
 }
 
 fn path_with(first: &Path) -> anyhow::Result<std::ffi::OsString> {

@@ -1,11 +1,11 @@
 //! The programs that judge the chart: pinned, installed below `target/tools` when they are first needed, and run.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 
 use anyhow::Context;
 
+use crate::check::python;
 use crate::command::{command, run, show};
 use crate::tools;
 
@@ -30,18 +30,9 @@ pub fn python(program: &str) -> anyhow::Result<Option<PathBuf>> {
     if tools::PYTHON.find().is_none() {
         return Ok(None);
     }
-    let venv = crate::target().join("tools/charts-python");
-    let wanted = crate::root().join("helm/ci/requirements.txt");
-    let had = venv.join("requirements.txt");
-    if fs::read(&had).ok() != Some(fs::read(&wanted)?) {
-        let _ = fs::remove_dir_all(&venv);
-        run(command("python3", ["-m", "venv"]).arg(&venv))?;
-        let pip = venv.join("bin/pip");
-        let mut install = command(&pip.to_string_lossy(), ["install", "--quiet", "-r"]);
-        run(install.arg(&wanted))?;
-        fs::copy(&wanted, &had)?;
-    }
-    Ok(Some(venv.join("bin").join(program)))
+    let requirements = crate::root().join("helm/ci/requirements.txt");
+    let programs = python::programs("tools/charts-python", &requirements)?;
+    Ok(Some(programs.join(program)))
 }
 
 /// The same command once more.
