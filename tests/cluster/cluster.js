@@ -1,6 +1,6 @@
 /** Commands on the cluster that ./setup.sh makes, and what they tell. */
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -21,6 +21,19 @@ export function run(program, args, { fails = false, input } = {}) {
 }
 
 export const setup = (...names) => run("./setup.sh", names);
+/** Runs ./setup.sh until it writes this line, then presses Ctrl-C; its exit code. */
+export function interrupted(line) {
+  const child = spawn("./setup.sh", { cwd: top, detached: true, stdio: ["ignore", "pipe", "inherit"] });
+  let said = "";
+  child.stdout.on("data", (data) => {
+    const before = said.includes(line);
+    said += data;
+    // A terminal sends it to the whole group.
+    if (!before && said.includes(line)) process.kill(-child.pid, "SIGINT");
+  });
+  return new Promise((resolve) => child.on("exit", (code, signal) => resolve(code ?? signal)));
+}
+
 export const kubectl = (...args) => run("kubectl", ["--context", "minikube", ...args]);
 export const helm = (...args) => run("helm", ["--kube-context", "minikube", ...args]);
 export const json = (...args) => JSON.parse(kubectl(...args, "--output", "json").stdout);

@@ -5,7 +5,7 @@ import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import { after, before, describe, test } from "node:test";
 import { gunzipSync as gunzip, gzipSync as gzip } from "node:zlib";
 import { launch, texts, until } from "../page/browser.js";
-import { environments, helm, json, kubectl, path, pods, releases, run, setup } from "./cluster.js";
+import { environments, helm, interrupted, json, kubectl, path, pods, releases, run, setup } from "./cluster.js";
 
 // It deletes the cluster first, so it never runs in one that may be somebody's own.
 const skip = process.env.HERALD_DISPOSABLE_CLUSTER === "1" ? false : "HERALD_DISPOSABLE_CLUSTER is not 1";
@@ -155,6 +155,17 @@ describe("./setup.sh", { skip }, () => {
     assert.match(stdout, /^minikube: started$/m);
     await live(byDefault);
     await live(prod);
+  });
+
+  const long = process.env.HERALD_TEST_LONG ? false : "it takes minutes (HERALD_TEST_LONG)";
+  test("Ctrl-C in any phase ends it at once, and the next run mends what it left", { skip: long }, async () => {
+    for (const phase of ["minikube", "images", "load", "kafka", "releases", "pods"]) {
+      // So that every phase has something to do.
+      run("cargo", ["xtask", "down"]);
+      assert.equal(await interrupted(`== ${phase}`), 130, phase);
+      setup();
+      await live(dev);
+    }
   });
 
   test("status shows every environment, doctor finds nothing wrong, logs shows what is said", () => {

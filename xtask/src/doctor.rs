@@ -7,9 +7,10 @@ use kube::{Api, Client, ResourceExt};
 
 use crate::cluster::{Cluster, wait_for};
 use crate::environments::{self, Environment};
+use crate::minikube::{self, State};
 use crate::release::{self, Installed};
 use crate::rollout::{self, Workloads};
-use crate::{minikube, pods, port};
+use crate::{pods, port};
 
 const UP: &str = "cargo xtask up";
 
@@ -75,13 +76,14 @@ fn machine(findings: &mut Findings) -> bool {
 }
 
 fn has_cluster(cluster: &Cluster, findings: &mut Findings) -> bool {
-    let state = match minikube::status(cluster) {
-        None => Err("minikube has no cluster".to_owned()),
-        Some(false) => Err("it is stopped, or a part of it is".to_owned()),
-        Some(true) if !minikube::is_known(cluster) => {
+    let state = match minikube::state(cluster) {
+        Err(no_cluster) => Err(no_cluster.to_string()),
+        Ok(State::Nothing) => Err("minikube has no cluster".to_owned()),
+        Ok(State::Stopped) => Err("it is stopped, or a part of it is".to_owned()),
+        Ok(State::Running) if !minikube::is_known(cluster) => {
             Err("minikube runs, but kubectl does not reach it".to_owned())
         }
-        Some(true) => Ok(()),
+        Ok(State::Running) => Ok(()),
     };
     let what = format!("the cluster \"{}\"", cluster.context);
     let there = findings.of(&what, state, UP);

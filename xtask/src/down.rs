@@ -8,6 +8,7 @@ use crate::environments;
 use crate::forward;
 use crate::minikube;
 use crate::release;
+use crate::rollout::Workloads;
 
 /// End the port-forwards and uninstall the environments; Kafka and what it holds stay.
 #[derive(clap::Args)]
@@ -23,9 +24,10 @@ pub struct Args {
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let environments = environments::chosen(&args.environments)?;
+    let _lock = crate::lock()?;
     forward::stop(&environments)?;
     let cluster = Cluster::minikube();
-    if args.cluster && minikube::is_ours(&cluster) {
+    if args.cluster && minikube::is_ours(&cluster)? {
         run_command(&mut command(
             "minikube",
             ["delete", "--profile", &cluster.context],
@@ -42,7 +44,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         run_command(uninstall.args(["--namespace", &environment.namespace]))?;
     }
     if args.cluster {
-        run_command(&mut cluster.kubectl(&["delete", "--ignore-not-found", "namespace", "kafka"]))?;
+        // What k8s/kafka made, and the volume; the namespace may hold somebody else's as well.
+        let kinds =
+            "statefulset,service,configmap,serviceaccount,networkpolicy,persistentvolumeclaim";
+        let mut delete = cluster.kubectl(&["delete", kinds, "--namespace", "kafka"]);
+        run_command(delete.args(["--selector", &Workloads::kafka().selector]))?;
         println!("the cluster was there before Herald: it stays");
     }
     Ok(ExitCode::SUCCESS)

@@ -108,10 +108,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let environments = environments::chosen(&args.environments)?;
     if args.stop {
+        let _lock = crate::lock()?;
         background::stop(&environments)?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.background {
+        let _lock = crate::lock()?;
         return background::start(&environments);
     }
     in_foreground(environments.into_iter().map(Forward::from).collect())

@@ -37,6 +37,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let environments = environments::chosen(&args.environments)?;
     if args.background {
+        let _lock = crate::lock()?;
         in_background(&environments)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -156,9 +157,8 @@ fn running() -> Option<u32> {
 
 /// Whether the process with this id is `local`: its number may long have been given to another one.
 fn is_local(id: u32) -> bool {
-    let words = pids::arguments(id);
-    let program = words.first().and_then(|word| Path::new(word).file_name());
-    program.is_some_and(|name| name == "local")
+    let line = pids::command_line(id);
+    line.ends_with("/release/local") || line.contains("/release/local ")
 }
 
 fn program() -> PathBuf {

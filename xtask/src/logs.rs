@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use crate::cluster::Cluster;
 use crate::command::status;
 use crate::environments;
+use crate::images::SERVICES;
 use crate::release;
 
-/// Show what the services of an environment say, and go on until Ctrl-C.
+/// Show what the services of an environment say, and go on until Ctrl-C or until these pods end.
 #[derive(clap::Args)]
 pub struct Args {
     /// default, dev or prod.
@@ -15,7 +16,7 @@ pub struct Args {
     environment: String,
 
     /// Only this service: producer or consumer.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = SERVICES.map(|service| service.name))]
     service: Option<String>,
 
     /// How many lines of each pod from before.
@@ -31,10 +32,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let [environment] = &environments::chosen(std::slice::from_ref(&args.environment))?[..] else {
         unreachable!("one was named");
     };
-    let mut selector = release::selector(&environment.release);
-    if let Some(service) = &args.service {
-        selector += &format!(",app.kubernetes.io/component={service}");
-    }
+    let selector = match &args.service {
+        Some(service) => release::selector_of(&environment.release, service),
+        None => release::selector(&environment.release),
+    };
     let mut logs = Cluster::minikube().kubectl(&["logs", "--prefix", "--max-log-requests", "50"]);
     logs.args([
         "--namespace",

@@ -21,9 +21,11 @@ mod status;
 mod tools;
 mod up;
 
+use std::fs::{File, TryLockError};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 
 /// Everything an engineer does to Herald; each command it runs is shown with a `$` before it.
@@ -60,6 +62,18 @@ fn main() -> ExitCode {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// Keeps others who change the same things waiting until it is dropped: two `./setup.sh` at once, say.
+fn lock() -> anyhow::Result<File> {
+    let path = target().join("xtask.lock");
+    let context = || format!("cannot lock {}", path.display());
+    let file = File::create(&path).with_context(context)?;
+    if let Err(TryLockError::WouldBlock) = file.try_lock() {
+        println!("another cargo xtask is at work on the environments: waiting until it has ended");
+        file.lock().with_context(context)?;
+    }
+    Ok(file)
 }
 
 /// The top of the repository.

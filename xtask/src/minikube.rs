@@ -2,14 +2,16 @@
 
 use std::fmt;
 
+use anyhow::Context;
 use serde::Deserialize;
 
 use crate::cluster::Cluster;
 use crate::command::{command, output, run, stream};
+use crate::images;
 use crate::tools::{self, Tool};
 
-/// Kafka takes 1 GiB, Kubernetes 2, the rest is for the user's own.
-const MEMORY_NEEDED: u64 = 4 << 30;
+/// Kafka takes 1 GiB, Kubernetes 2, the rest is the user's own. A machine sold with 4 has a little less.
+const MEMORY_NEEDED: u64 = 7 << 29;
 
 /// Why there is no cluster, in one sentence.
 #[derive(Debug)]
@@ -53,6 +55,10 @@ pub fn preflight() -> Result<(), NoCluster> {
         return Err(NoCluster(missing.join(", ")));
     }
     helm_is_new_enough()?;
+    if !cfg!(target_os = "linux") && !images::docker::answers() {
+        let why = "images are built with docker on this system, and none answers (start Docker Desktop, or colima)";
+        return Err(NoCluster(why.to_owned()));
+    }
     match memory() {
         Some(memory) => enough(memory),
         None => Ok(()),
@@ -103,32 +109,68 @@ fn enough(memory: u64) -> Result<(), NoCluster> {
         return Ok(());
     }
     Err(NoCluster(format!(
-        "this machine has {:.1} GiB of memory, and a cluster with Kafka needs {}",
+        "this machine has {:.1} GiB of memory, and a cluster with Kafka needs {:.1}",
         memory as f64 / f64::from(1 << 30),
-        MEMORY_NEEDED >> 30
+        MEMORY_NEEDED as f64 / f64::from(1 << 30)
     )))
+}
+
+/// What minikube has under this profile.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum State {
+    Nothing,
+    /// It is stopped, or a part of it is.
+    Stopped,
+    Running,
+}
+
+/// Errors when minikube does not say.
+pub fn state(cluster: &Cluster) -> Result<State, NoCluster> {
+    let mut status = command("minikube", ["status", "--output=json", "--profile"]);
+    let said = status.arg(&cluster.context).output();
+    let said = said.map_err(|error| NoCluster(format!("cannot run minikube: {error}")))?;
+    // It has exit codes for what does not run as well, and says what it knows all the same; 85 is an unknown profile.
+    if said.status.code() == Some(85) {
+        return Ok(State::Nothing);
+    }
+    read_state(&said.stdout).ok_or_else(|| {
+        let text = [said.stdout, said.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        NoCluster(format!(
+            "cannot read what minikube status says: {}",
+            text.trim()
+        ))
+    })
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Status {
+struct Node {
     host: String,
     kubelet: String,
     #[serde(rename = "APIServer")]
     api_server: String,
 }
 
-/// Whether minikube has a cluster, and whether all of it runs.
-pub fn status(cluster: &Cluster) -> Option<bool> {
-    // It has an exit code for each thing that does not run, and says what it knows all the same.
-    let mut status = command("minikube", ["status", "--output=json", "--profile"]);
-    let said = status.arg(&cluster.context).output().ok()?;
-    let status: Status = serde_json::from_slice(&said.stdout).ok()?;
-    if status.host == "Nonexistent" {
-        return None;
+/// One object, or an array of them where there are several nodes.
+fn read_state(json: &[u8]) -> Option<State> {
+    let nodes: Vec<Node> = serde_json::from_slice(json)
+        .or_else(|_| serde_json::from_slice(json).map(|node| vec![node]))
+        .ok()?;
+    if nodes.iter().any(|node| node.host == "Nonexistent") {
+        return Some(State::Nothing);
     }
-    let running = |what: &str| what == "Running";
-    Some(running(&status.host) && running(&status.kubelet) && running(&status.api_server))
+    let parts = |node: &Node| {
+        [
+            node.host.clone(),
+            node.kubelet.clone(),
+            node.api_server.clone(),
+        ]
+    };
+    // A node that only works has no API server.
+    let runs = |part: String| part == "Running" || part == "Irrelevant";
+    let all = nodes.iter().flat_map(parts).all(runs);
+    Some(if all { State::Running } else { State::Stopped })
 }
 
 /// Starts minikube with the user's own configuration, unless it runs.
@@ -139,18 +181,11 @@ pub fn start(cluster: &Cluster) -> Result<Found, NoCluster> {
         let ours = &cluster.context;
         println!("kubectl's current context stays \"{other}\"; Herald goes to \"{ours}\"");
     }
-    let found = match status(cluster) {
-        Some(true) if is_known(cluster) => return Ok(Found::Running),
-        Some(true) => {
-            // Another program has rewritten the kubeconfig, or the cluster's port is a new one.
-            run_minikube(cluster, &["update-context"])?;
-            if is_known(cluster) {
-                return Ok(Found::Running);
-            }
-            Found::Started
-        }
-        Some(false) => Found::Started,
-        None => Found::Made,
+    let found = match state(cluster)? {
+        State::Running if is_known(cluster) => return Ok(Found::Running),
+        // Another program has rewritten the kubeconfig, or the cluster hangs: a start mends both.
+        State::Running | State::Stopped => Found::Started,
+        State::Nothing => Found::Made,
     };
     let keep: &[&str] = if other.is_some() {
         &["--keep-context"]
@@ -178,9 +213,11 @@ pub fn mark_as_ours(cluster: &Cluster) -> Result<(), NoCluster> {
 const OURS: &str = "made-by=herald";
 
 /// Whether this cluster was made by `up`.
-pub fn is_ours(cluster: &Cluster) -> bool {
+pub fn is_ours(cluster: &Cluster) -> anyhow::Result<bool> {
     let find = ["get", "namespaces", "--selector", OURS, "--output", "name"];
-    output(&mut cluster.kubectl(&find)).is_ok_and(|found| found.contains("kube-system"))
+    let found = output(&mut cluster.kubectl(&find))
+        .context("the cluster does not answer: start it with cargo xtask up")?;
+    Ok(found.contains("kube-system"))
 }
 
 /// Whether kubectl reaches the cluster.
@@ -233,8 +270,28 @@ mod tests {
         assert!(enough(MEMORY_NEEDED).is_ok());
         assert_eq!(
             enough(2 << 30).unwrap_err().to_string(),
-            "this machine has 2.0 GiB of memory, and a cluster with Kafka needs 4"
+            "this machine has 2.0 GiB of memory, and a cluster with Kafka needs 3.5"
         );
+    }
+
+    #[test]
+    fn the_state_is_that_of_all_nodes() {
+        let node = |host: &str, api_server: &str| {
+            format!(
+                r#"{{"Name":"a","Host":"{host}","Kubelet":"Running","APIServer":"{api_server}"}}"#
+            )
+        };
+        let (first, worker) = (node("Running", "Running"), node("Running", "Irrelevant"));
+        let state = |json: &str| read_state(json.as_bytes());
+        assert_eq!(state(&first), Some(State::Running));
+        assert_eq!(state(&format!("[{first},{worker}]")), Some(State::Running));
+        let stopped = format!("[{first},{}]", node("Stopped", "Stopped"));
+        assert_eq!(state(&stopped), Some(State::Stopped));
+        assert_eq!(
+            state(&node("Nonexistent", "Nonexistent")),
+            Some(State::Nothing)
+        );
+        assert_eq!(state("nonsense"), None);
     }
 
     #[test]

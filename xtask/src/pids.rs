@@ -35,23 +35,18 @@ pub fn remove(name: &str) -> anyhow::Result<()> {
     write(&all)
 }
 
-/// The words of the command that runs under this id; none when it has ended, perhaps leaving its number to a stranger.
-pub fn arguments(id: u32) -> Vec<String> {
-    if let Ok(line) = fs::read(format!("/proc/{id}/cmdline")) {
-        let words = line
-            .split(|byte| *byte == 0)
-            .filter(|word| !word.is_empty());
-        return words
-            .map(|word| String::from_utf8_lossy(word).into_owned())
-            .collect();
+/// The command that runs under this id; empty when it has ended, perhaps leaving its number to a stranger.
+pub fn command_line(id: u32) -> String {
+    if let Ok(words) = fs::read(format!("/proc/{id}/cmdline")) {
+        let line = String::from_utf8_lossy(&words).replace('\0', " ");
+        return line.trim_end().to_owned();
     }
     let ps = Command::new("ps")
         .args(["-o", "args=", "-p", &id.to_string()])
         .output();
-    let line = ps.map_or(String::new(), |ps| {
-        String::from_utf8_lossy(&ps.stdout).into_owned()
-    });
-    line.split_whitespace().map(str::to_owned).collect()
+    ps.map_or(String::new(), |ps| {
+        String::from_utf8_lossy(&ps.stdout).trim().to_owned()
+    })
 }
 
 fn parse(text: &str) -> Vec<Listed> {
@@ -101,9 +96,8 @@ mod tests {
     }
 
     #[test]
-    fn the_words_of_a_running_process_are_known_and_those_of_none_are_not() {
-        let words = arguments(std::process::id());
-        assert!(words[0].contains("xtask"), "{words:?}");
-        assert!(arguments(u32::MAX).is_empty());
+    fn the_command_of_a_running_process_is_known_and_that_of_none_is_not() {
+        assert!(command_line(std::process::id()).contains("xtask"));
+        assert_eq!(command_line(u32::MAX), "");
     }
 }

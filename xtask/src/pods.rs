@@ -1,6 +1,7 @@
 //! What a pod tells of itself on its admin port.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use k8s_openapi::api::core::v1::Pod;
@@ -9,6 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Where the services tell operators how they are.
 const ADMIN_PORT: u16 = 9090;
+
+/// An answer takes milliseconds; a pod that hangs is told as one.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The numbers of `/metrics`, each with its name and labels: `herald_streams{transport="sse"}`.
 #[derive(Default)]
@@ -48,8 +52,13 @@ pub async fn not_ready(client: &Client, pod: &Pod) -> anyhow::Result<Option<Stri
     Ok((status != 200).then(|| body.trim().to_owned()))
 }
 
-/// Through the cluster's API, as a port-forward: no network policy is in its way.
 async fn get(client: &Client, pod: &Pod, path: &str) -> anyhow::Result<(u16, String)> {
+    let answer = tokio::time::timeout(PATIENCE, forwarded(client, pod, path)).await;
+    answer.with_context(|| format!("pod {} does not answer", pod.name_any()))?
+}
+
+/// Through the cluster's API, as a port-forward: no network policy is in its way.
+async fn forwarded(client: &Client, pod: &Pod, path: &str) -> anyhow::Result<(u16, String)> {
     let name = pod.name_any();
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
     let mut forward = pods.portforward(&name, &[ADMIN_PORT]).await?;

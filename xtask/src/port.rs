@@ -7,7 +7,10 @@ use std::time::Duration;
 
 /// Whether nobody listens on it.
 pub fn is_free(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    // macOS lets us have 127.0.0.1 where somebody has all addresses.
+    let answers = TcpStream::connect_timeout(&address, Duration::from_millis(500)).is_ok();
+    !answers && TcpListener::bind(address).is_ok()
 }
 
 /// Whether a web page answers on it within two seconds.

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::Deserialize;
 
 use crate::cluster::Cluster;
@@ -24,7 +24,10 @@ pub struct Installed {
 
 /// All releases of the cluster.
 pub fn installed(cluster: &Cluster) -> anyhow::Result<Vec<Installed>> {
-    let list = output(&mut cluster.helm(&["list", "--all-namespaces", "--output", "json"]))?;
+    let list = output(&mut cluster.helm(&["list", "--all-namespaces", "--output", "json"]))
+        .context(
+            "the cluster does not answer: cargo xtask up starts it, cargo xtask doctor looks",
+        )?;
     serde_json::from_str(&list).context("cannot read what helm lists")
 }
 
@@ -71,13 +74,23 @@ fn drifted(cluster: &Cluster, environment: &Environment, manifest: &str) -> anyh
     diff.args(["--namespace", &environment.namespace, "--filename", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
-        .stderr(Stdio::null());
+        .stderr(Stdio::piped())
+        // The user's own may wait for somebody to look.
+        .env_remove("KUBECTL_EXTERNAL_DIFF");
     let mut diff = diff.spawn().context("cannot run kubectl")?;
     let mut stdin = diff.stdin.take().expect("stdin is a pipe");
     stdin.write_all(manifest.as_bytes())?;
     drop(stdin);
-    // 1 says that there is a difference; more, that kubectl could not tell.
-    Ok(!diff.wait()?.success())
+    let said = diff.wait_with_output()?;
+    match said.status.code() {
+        Some(0) => Ok(false),
+        Some(1) => Ok(true),
+        _ => bail!(
+            "kubectl diff ended with {}: {}",
+            said.status,
+            String::from_utf8_lossy(&said.stderr).trim()
+        ),
+    }
 }
 
 impl Release<'_> {
@@ -101,7 +114,7 @@ impl Release<'_> {
         } = self.environment;
         self.forget_interrupted(installed)?;
         // A topic that is gone is declared anew.
-        let topic = format!("{},app.kubernetes.io/component=topic", selector(release));
+        let topic = selector_of(release, "topic");
         let delete = ["delete", "job", "--selector", &topic, "--namespace"];
         output(self.cluster.kubectl(&delete).arg(namespace))?;
         let mut upgrade = self.helm(&["upgrade", release]);
@@ -112,19 +125,23 @@ impl Release<'_> {
         output(&mut upgrade).map(drop)
     }
 
-    /// A helm that was interrupted leaves a revision that is pending for ever and locks the release.
+    /// A helm that was interrupted leaves a revision that is pending, or being uninstalled, for ever, and locks the release.
     fn forget_interrupted(&self, installed: &[Installed]) -> anyhow::Result<()> {
-        let found = find(installed, self.environment);
-        let Some(pending) = found.filter(|one| one.status.starts_with("pending-")) else {
-            return Ok(());
-        };
         let Environment {
             release, namespace, ..
         } = self.environment;
-        let secret = format!("sh.helm.release.v1.{release}.v{}", pending.revision);
-        run(&mut self
-            .cluster
-            .kubectl(&["delete", "secret", &secret, "--namespace", namespace]))
+        let Some(found) = find(installed, self.environment) else {
+            return Ok(());
+        };
+        let secret = format!("sh.helm.release.v1.{release}.v{}", found.revision);
+        let mut command = match found.status.as_str() {
+            "uninstalling" => self.cluster.helm(&["uninstall", release, "--wait"]),
+            status if status.starts_with("pending-") => {
+                self.cluster.kubectl(&["delete", "secret", &secret])
+            }
+            _ => return Ok(()),
+        };
+        run(command.args(["--namespace", namespace]))
     }
 
     /// A helm command with chart, values and images.
@@ -151,4 +168,12 @@ impl Release<'_> {
 /// The labels of everything that belongs to a release.
 pub fn selector(release: &str) -> String {
     format!("app.kubernetes.io/instance={release}")
+}
+
+/// The labels of one part of it.
+pub fn selector_of(release: &str, component: &str) -> String {
+    format!(
+        "{},app.kubernetes.io/component={component}",
+        selector(release)
+    )
 }

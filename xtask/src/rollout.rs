@@ -16,9 +16,8 @@ use crate::release;
 /// Between two looks at the cluster.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// An image may have to be pulled; how long a pod may be in trouble, which it can come out of by itself.
+/// How long all of it may take: an image may have to be pulled.
 const PATIENCE: Duration = Duration::from_secs(600);
-const TROUBLE: Duration = Duration::from_secs(20);
 
 /// How many lines of its log a pod that does not start is asked for.
 const LOG_LINES: i64 = 10;
@@ -36,11 +35,17 @@ pub struct Workloads {
 pub async fn wait(client: &Client, all: &[Workloads]) -> anyhow::Result<()> {
     let begin = Instant::now();
     let mut told = HashMap::new();
-    let mut troubled: HashMap<String, Instant> = HashMap::new();
+    let mut troubled = HashMap::new();
     loop {
         let mut waits = false;
         for workloads in all {
-            let unfinished = workloads.unfinished(client).await?;
+            let late = begin.elapsed() > PATIENCE;
+            let unfinished = match workloads.unfinished(client).await {
+                Ok(unfinished) => unfinished,
+                // A cluster that has just started answers now and then.
+                Err(error) if late => return Err(error),
+                Err(_) => vec!["the cluster to answer".to_owned()],
+            };
             let state = match unfinished.as_slice() {
                 [] => "ready".to_owned(),
                 names => format!("waiting for {}", names.join(", ")),
@@ -49,16 +54,8 @@ pub async fn wait(client: &Client, all: &[Workloads]) -> anyhow::Result<()> {
             if told.insert(&workloads.name, state.clone()).as_ref() != Some(&state) {
                 println!("{}: {state}", workloads.name);
             }
-            if unfinished.is_empty() {
-                continue;
-            }
-            let in_trouble = workloads.in_trouble(client).await?;
-            troubled.retain(|pod, _| in_trouble.contains(pod));
-            for pod in in_trouble {
-                troubled.entry(pod).or_insert_with(Instant::now);
-            }
-            let too_long = troubled.values().any(|since| since.elapsed() > TROUBLE);
-            if too_long || begin.elapsed() > PATIENCE {
+            let stuck = workloads.is_stuck(client, &mut troubled).await;
+            if !unfinished.is_empty() && (stuck || late) {
                 bail!("{}", workloads.explain(client, &unfinished).await?);
             }
         }
@@ -69,13 +66,25 @@ pub async fn wait(client: &Client, all: &[Workloads]) -> anyhow::Result<()> {
     }
 }
 
+/// How long a pod may be in this trouble, out of which it may come by itself: a volume, a node or one attempt to pull an
+/// image may need a minute.
+fn patience(trouble: &str) -> Duration {
+    let passes = ["Unschedulable", "ErrImagePull", "ImagePullBackOff"];
+    let passes = passes.iter().any(|reason| trouble.starts_with(reason));
+    Duration::from_secs(if passes { 120 } else { 20 })
+}
+
 impl Workloads {
     /// What the chart made for an environment.
     pub fn of(environment: &Environment) -> Self {
         Self {
             name: environment.name.clone(),
             namespace: environment.namespace.clone(),
-            selector: release::selector(&environment.release),
+            // The pod of `helm test` is none of what runs.
+            selector: format!(
+                "{},app.kubernetes.io/component!=test",
+                release::selector(&environment.release)
+            ),
         }
     }
 
@@ -120,10 +129,18 @@ impl Workloads {
         Ok(pods.list(&ours).await?.items)
     }
 
-    async fn in_trouble(&self, client: &Client) -> anyhow::Result<Vec<String>> {
-        let pods = self.pods(client).await?;
-        let troubled = pods.iter().filter(|pod| trouble(pod).is_some());
-        Ok(troubled.map(ResourceExt::name_any).collect())
+    /// Whether one of the pods has been in trouble for too long; `troubled` says since when each is.
+    async fn is_stuck(&self, client: &Client, troubled: &mut HashMap<String, Instant>) -> bool {
+        let mut stuck = false;
+        for pod in self.pods(client).await.unwrap_or_default() {
+            let Some(trouble) = trouble(&pod) else {
+                troubled.remove(&pod.name_any());
+                continue;
+            };
+            let since = troubled.entry(pod.name_any()).or_insert_with(Instant::now);
+            stuck |= since.elapsed() > patience(&trouble);
+        }
+        stuck
     }
 
     /// What one would otherwise look for with `kubectl describe` and `kubectl logs`.

@@ -28,6 +28,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let environments = environments::chosen(&args.environments)?;
+    let _lock = crate::lock()?;
     let mut phases = Phases::default();
 
     let cluster = match phases.time("minikube", have_cluster) {

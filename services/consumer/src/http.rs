@@ -17,6 +17,7 @@ use hyper::header::{
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Request, Response as HttpResponse, StatusCode};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::{BoxError, Layer as _, Service, ServiceExt as _};
 use warp::reply::Response;
@@ -279,7 +280,15 @@ where
                     if is_socketio(request.uri().path()) {
                         detach(&mut request);
                     }
-                    let response = doors.oneshot(request).await?.map(Either::Left);
+                    let cut = match &sid {
+                        Some(sid) if polls => app.sessions.cut_of(sid),
+                        _ => CancellationToken::new(),
+                    };
+                    let response = tokio::select! {
+                        biased;
+                        response = doors.oneshot(request) => response?.map(Either::Left),
+                        () = cut.cancelled() => unknown_session().map(Either::Right),
+                    };
                     match (sid, connection) {
                         (Some(sid), Some(connection))
                             if response.status() == StatusCode::SWITCHING_PROTOCOLS =>
@@ -318,6 +327,15 @@ fn detach(request: &mut Request<Incoming>) {
     *request.uri_mut() = uri.parse().expect("it was one");
 }
 
+/// Engine.IO's own answer to a session it does not know; the client then opens a new one.
+fn unknown_session() -> Response {
+    warp::reply::with_status(
+        warp::reply::json(&json!({ "code": 1, "message": "Session ID unknown" })),
+        StatusCode::BAD_REQUEST,
+    )
+    .into_response()
+}
+
 /// The answer to a request that no door is to take. An `EventSource` and a WebSocket hear the reason from their own door.
 fn turn_away(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
     let connection = request.extensions().get::<Arc<Connection>>().cloned();
@@ -334,14 +352,7 @@ fn turn_away(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
     };
     if is_socketio(path) {
         return match (session(request), end) {
-            // Engine.IO's own answer to a session it does not know; the client then opens a new one.
-            (Some(sid), _) if app.sessions.has_ended(&sid) => Some(
-                warp::reply::with_status(
-                    warp::reply::json(&json!({ "code": 1, "message": "Session ID unknown" })),
-                    StatusCode::BAD_REQUEST,
-                )
-                .into_response(),
-            ),
+            (Some(sid), _) if app.sessions.has_ended(&sid) => Some(unknown_session()),
             (Some(_), _) => None,
             (None, end) => end.map(|end| refusal(app, &end)),
         };

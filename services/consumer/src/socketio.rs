@@ -264,6 +264,8 @@ struct Session {
     ended: bool,
     /// A poll that may still be answered after the end: it carries the `bye`.
     last_poll: bool,
+    /// Ends the poll that waits at the end: the client asked again as soon as it had the `bye`.
+    cut: CancellationToken,
 }
 
 impl Sessions {
@@ -283,6 +285,14 @@ impl Sessions {
         let mut sessions = self.lock();
         let ended = sessions.get_mut(sid).filter(|session| session.ended);
         ended.is_some_and(|session| !std::mem::take(&mut session.last_poll))
+    }
+
+    /// Tells a poll that waits in the library when its session is ended by us.
+    pub fn cut_of(&self, sid: &str) -> CancellationToken {
+        let sessions = self.lock();
+        sessions
+            .get(sid)
+            .map_or_else(CancellationToken::new, |session| session.cut.clone())
     }
 
     /// A poll was answered.
@@ -324,6 +334,9 @@ impl Sessions {
                 if let Some(session) = self.lock().get_mut(socket.id.as_str()) {
                     session.ended = true;
                     session.last_poll = session.polls == polls;
+                    if !session.last_poll {
+                        session.cut.cancel();
+                    }
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ExitCode, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -91,15 +91,8 @@ pub fn running(environment: &str) -> Option<u32> {
 }
 
 fn is_forward(id: u32, environment: &str) -> bool {
-    let words = pids::arguments(id);
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let [program, "forward", name] = words[..] else {
-        return false;
-    };
-    name == environment
-        && Path::new(program)
-            .file_name()
-            .is_some_and(|name| name == "xtask")
+    // The folder's name may hold anything.
+    pids::command_line(id).ends_with(&format!("/xtask forward {environment}"))
 }
 
 fn answers(environment: &Environment) -> bool {

@@ -20,6 +20,9 @@ const MAX_CONNECTIONS: usize = 1000;
 
 /// Listens on both addresses that a browser may take for `localhost`.
 pub async fn bind(port: u16) -> anyhow::Result<Vec<TcpListener>> {
+    if !port::is_free(port) {
+        bail!("{}; end it and try again", port::in_use(port));
+    }
     let mut listeners = Vec::new();
     for address in [
         IpAddr::from(Ipv4Addr::LOCALHOST),

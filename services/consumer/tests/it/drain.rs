@@ -109,6 +109,38 @@ async fn three_hundred_clients_move_to_the_other_replica() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_after_the_bye_for_the_others_to_leave() {
+    let Some(kafka) = kafka() else { return };
+    let topic = random_topic("bye");
+    create_topic(&kafka, &topic, 1, &[]).await;
+    let options = ["--drain-delay", "0s", "--drain-window", "8s"];
+    let replica = Replica::start(&kafka, &topic, &options).await;
+    let mut clients = Vec::new();
+    for number in 0..40 {
+        let transport = TRANSPORTS[number % TRANSPORTS.len()];
+        let mut client = Client::connect(replica.public, transport, &[]);
+        while client.next().await.expect("the stream goes on")["type"] != "start" {}
+        clients.push((transport, client));
+    }
+    replica.terminate();
+    let mut ends = tokio::task::JoinSet::new();
+    for (transport, mut client) in clients {
+        ends.spawn(async move {
+            while client.next().await.expect("a bye before the end")["type"] != "bye" {}
+            let told = Instant::now();
+            while client.next().await.is_some() {}
+            (transport, told.elapsed())
+        });
+    }
+    // A client that hangs on to the replica until all have left waits for 4 of the 8 seconds, on average.
+    while let Some(end) = ends.join_next().await {
+        let (transport, waited) = end.expect("a bye");
+        let at_once = waited < Duration::from_secs(3);
+        assert!(at_once, "{transport:?} waited {waited:?} after its bye");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_signal_leaves_at_once() {
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("twice");
