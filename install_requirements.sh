@@ -21,10 +21,12 @@ packages() {
 }
 # fetch NAME URL UNPACK…: puts a program in its place when what lies at URL has the checksum that is published beside it.
 fetch() {
-  local new=$bin/.new why published
+  local why published
   echo "$ curl -fL $2 | ${*:3} > $bin/$1"
   [ ! "${dry_run-}" ] || return 0
-  mkdir -p "$new"
+  # Each run has a folder of its own, on the same disk.
+  [ "${new-}" ] || new=$({ mkdir -p "$bin" && mktemp -d "$bin/.new.XXXXXX"; } 2> /dev/null) ||
+    fail "cannot write into $bin: name another folder with HERALD_BIN" 3
   why=$(curl -fsSL --connect-timeout 10 -o "$new/sum" "$2.sha256" 2>&1) || fail "cannot fetch $2.sha256: $why" 3
   curl -fL# --connect-timeout 10 -o "$new/download" "$2" || fail "cannot fetch $2" 3
   published=$(< "$new/sum") sum=$(if has sha256sum; then sha256sum; else shasum -a 256; fi < "$new/download")
@@ -38,7 +40,7 @@ done
 [ "$(id -u)" = 0 ] || sudo='sudo '
 bin=${HERALD_BIN:-$HOME/.local/bin} path=$PATH
 PATH=$bin:$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
-trap 'rm -rf "$bin/.new"' EXIT
+trap 'rm -rf "${new-}"' EXIT
 
 case $OSTYPE in
   linux*) if has apt-get; then install="${sudo-}apt-get update && ${sudo-}apt-get install -y" libc=libc6-dev; elif has dnf; then install="${sudo-}dnf install -y" libc=glibc-static; fi ;;
@@ -60,8 +62,12 @@ has rustup || run "curl --proto '=https' --tlsv1.2 -fs https://sh.rustup.rs | RU
   fail 'cannot install Rust from https://sh.rustup.rs: see whether this machine is on the internet, and run this again'
 [ ! "${local-}" ] || exit 0
 
+lacks=()
 # On Linux an image is made of one static binary; elsewhere a container engine builds it.
-[[ $OSTYPE != linux* || $(cc -print-file-name=libc.a 2> /dev/null) == /* ]] || (packages "${libc-libc.a}") || exit 3
+[[ $OSTYPE != linux* || $(cc -print-file-name=libc.a 2> /dev/null) == /* ]] || lacks+=("${libc-libc.a}")
+# `kubectl diff` runs it.
+has diff || lacks+=(diffutils)
+[ ${#lacks[@]} = 0 ] || (packages "${lacks[@]}") || exit 3
 os=${OSTYPE%%[!a-z]*} machine=$(uname -m)
 machine=${machine/x86_64/amd64} machine=${machine/aarch64/arm64}
 has minikube || fetch minikube "https://github.com/kubernetes/minikube/releases/download/$minikube/minikube-$os-$machine" cat

@@ -14,7 +14,7 @@
 {{/* What finds the pods of a component; it can never change, since a Deployment's selector cannot. */}}
 {{- define "herald.selector" -}}
 app.kubernetes.io/name: {{ .root.Chart.Name }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 

@@ -27,6 +27,15 @@ KAFKA_PROPERTIES_FILE: /etc/kafka/properties/properties
 {{- end }}
 {{- end }}
 
+{{/* The topic's settings as the Job takes them: a line of key=value for each. */}}
+{{- define "herald.topicConfig" -}}
+{{- $lines := list }}
+{{- range $key, $value := . }}
+{{- $lines = append $lines (printf "%s=%s" $key $value) }}
+{{- end }}
+{{- join "\n" $lines }}
+{{- end }}
+
 {{/* The Secrets, by the folder of /etc/kafka that each one is mounted into. */}}
 {{- define "herald.kafkaSecrets" -}}
 {{- with .Values.kafka -}}
@@ -49,7 +58,7 @@ KAFKA_PROPERTIES_FILE: /etc/kafka/properties/properties
 {{- if $secret }}
 - name: {{ $folder }}
   secret:
-    secretName: {{ $secret }}
+    secretName: {{ $secret | quote }}
     defaultMode: 0440
 {{- end }}
 {{- end }}

@@ -9,11 +9,11 @@
     {{- with .Values.kafka.namespace }}
     - namespaceSelector:
         matchLabels:
-          kubernetes.io/metadata.name: {{ . }}
+          kubernetes.io/metadata.name: {{ . | quote }}
     {{- end }}
     {{- range .Values.kafka.cidrs }}
     - ipBlock:
-        cidr: {{ . }}
+        cidr: {{ . | quote }}
     {{- end }}
   ports:
     {{- range uniq $ports }}
@@ -35,7 +35,7 @@
 - from:
     - namespaceSelector:
         matchLabels:
-          kubernetes.io/metadata.name: {{ .Values.monitoring.namespace }}
+          kubernetes.io/metadata.name: {{ .Values.monitoring.namespace | quote }}
   ports:
     - port: admin
 {{- end }}

@@ -23,6 +23,11 @@ securityContext:
     drop: [ALL]
 {{- end }}
 
+{{/* A text as the value of an environment variable: Kubernetes would put a variable for $(NAME), and makes "$" of "$$". */}}
+{{- define "herald.envValue" -}}
+{{ . | replace "$" "$$" | quote }}
+{{- end }}
+
 {{/* Each probe asks its own question: has it started, does it hang, should it get traffic now? */}}
 {{- define "herald.probes" -}}
 startupProbe:

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { accessSync, constants, existsSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { describe, test } from "node:test";
+import { setTimeout as pause } from "node:timers/promises";
 import { bash, build, complete, machine, which } from "./machine.mjs";
 import { addresses, curl, releases } from "./web.mjs";
 
@@ -127,6 +128,14 @@ describe("only what is missing:", () => {
     assert.equal(failed.status, 3);
   });
 
+  test("diff, which kubectl runs, comes with what else the cluster needs, and not without a cluster", () => {
+    const programs = { ...complete, diff: null, cc: "echo libc.a", "apt-get": "" };
+    assert.equal(install(programs, ["--dry-run"]).stdout, "$ apt-get update && apt-get install -y libc6-dev diffutils\n");
+    assert.equal(install(programs, ["--local"]).stdout, "");
+    const { status, stderr } = install({ ...complete, diff: null }, []);
+    assert.deepEqual({ status, stderr }, { status: 3, stderr: "Unsupported OS: linux-gnu (missing: diffutils)\n" });
+  });
+
   test("where nothing is missing it does nothing", () => {
     const { status, stdout, calls } = install({ ...complete, "apt-get": "", dnf: "" }, []);
     assert.deepEqual({ status, stdout, calls }, { status: 0, stdout: "", calls: [] });
@@ -217,6 +226,29 @@ describe("the tools for the cluster", () => {
       assert.deepEqual(readdirSync(bin(fake)), []);
     });
   }
+
+  test("two runs at once do not take each other's downloads away", async (t) => {
+    // The first run's first download waits for the second run's end.
+    const waits = 'mkdir "$HOME/waits" 2> /dev/null && while [ ! -e "$HOME/go" ]; do sleep 0.05; done';
+    const fake = machine({ ...build, curl: `${waits}\n${curl(releases(t, bash))}` });
+    const first = fake.start("install_requirements.sh");
+    while (!existsSync(join(fake.folder, "waits"))) await pause(20);
+    const second = await fake.start("install_requirements.sh").ended;
+    assert.deepEqual({ status: second.status, stderr: second.stderr }, { status: 0, stderr: "" });
+    assert.ok(readdirSync(bin(fake)).some((name) => name.startsWith(".new.")), "the first run's folder");
+    writeFileSync(join(fake.folder, "go"), "");
+    const { status, stderr } = await first.ended;
+    assert.deepEqual({ status, stderr }, { status: 0, stderr: "" });
+    assert.deepEqual(readdirSync(bin(fake)).sort(), ["helm", "kubectl", "minikube"]);
+  });
+
+  test("a folder for the tools that cannot be written is one sentence that names it", () => {
+    const fake = machine({ ...build, curl: "exit 6" });
+    writeFileSync(join(fake.folder, "tools"), "");
+    const { status, stderr } = fake.run("install_requirements.sh", [], "linux-gnu", { HERALD_BIN: join(fake.folder, "tools") });
+    assert.equal(status, 3);
+    assert.match(stderr, new RegExp(`^cannot write into ${fake.folder}/tools: .*\\n$`));
+  });
 
   test("a connection that breaks before the program is there leaves nothing", (t) => {
     const web = releases(t, bash);

@@ -13,7 +13,7 @@ after(() => folders.forEach((folder) => rmSync(folder, { recursive: true, force:
 
 export const which = (name) => spawnSync("sh", ["-c", `command -v ${name}`], { encoding: "utf8" }).stdout.trim();
 export const bash = which("bash");
-const real = "bash sh cat chmod dirname grep gzip mkdir mv ps readlink rm sed sha256sum sleep tar touch".split(" ");
+const real = "bash sh cat chmod dirname grep gzip mkdir mktemp mv ps readlink rm sed sha256sum sleep tar touch".split(" ");
 
 /** What is asked on the way and changes nothing. */
 const question = /^(id|perl|uname|xcode-select) ?|^cc -print|^helm version/;
@@ -33,7 +33,7 @@ export function machine(programs) {
   const bin = join(folder, "bin");
   const calls = join(folder, "calls");
   mkdirSync(bin);
-  const given = { id: "echo 0", uname: "echo x86_64", ...programs };
+  const given = { diff: "", id: "echo 0", uname: "echo x86_64", ...programs };
   for (const name of real) if (!(name in given) && which(name)) symlinkSync(which(name), join(bin, name));
   for (const [name, lines] of Object.entries(given)) {
     if (lines === null) continue;

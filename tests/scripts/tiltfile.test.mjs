@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
+import { existsSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, test } from "node:test";
 import { fileURLToPath } from "node:url";
@@ -39,11 +39,11 @@ describe("the Tiltfile", { skip: !which("python3") && "needs python3" }, () => {
   test("its builds load the image and leave its name where Tilt reads it", () => {
     for (const { args, options } of of("custom_build")) {
       const [repository, command] = args;
-      const images = `echo '$ cargo build'; echo '${repository}:0123456789abcdef   /a/b.tar'; echo 'built' >&2`;
-      const fake = machine({ cargo: images, minikube: "" });
-      mkdirSync(join(fake.folder, "target/images"), { recursive: true });
+      const images = `echo '$ cargo build'; echo '${repository}:0123456789abcdef /a b/c.tar'; echo 'built' >&2`;
+      const fake = machine({ cargo: images, minikube: 'echo "$#" > arguments' });
       assert.equal(sh(fake, command).status, 0);
-      assert.deepEqual(fake.calls(), [`cargo xtask images --debug ${repository.split("/")[1]}`, "minikube image load /a/b.tar"]);
+      assert.deepEqual(fake.calls(), [`cargo xtask images --debug ${repository.split("/")[1]}`, "minikube image load /a b/c.tar"]);
+      assert.equal(readFileSync(join(fake.folder, "arguments"), "utf8"), "3\n", "the archive's name is one");
       assert.equal(readFileSync(join(fake.folder, options.outputs_image_ref_to), "utf8"), `${repository}:0123456789abcdef\n`);
     }
   });

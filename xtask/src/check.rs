@@ -208,6 +208,7 @@ const CHECKS: [Check; 18] = [
             tools::NGINX,
             tools::MINIKUBE,
             tools::KUBECTL,
+            tools::HELM,
         ],
         lacks: cluster::running,
         run: cluster::ingress,

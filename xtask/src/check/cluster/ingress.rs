@@ -1,0 +1,132 @@
+//! All doors through nginx: to replicas that the suite starts and breaks itself, then to pods.
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::super::tally::Tally;
+use super::super::{Surroundings, javascript};
+use crate::cluster::{Cluster, wait_for};
+use crate::command::run;
+use crate::images::{self, Image};
+use crate::release;
+use crate::rollout::{self, Workloads};
+
+/// The namespace of the release for this check, and its topic.
+const NAME: &str = "herald-test-ingress";
+const RELEASE: &str = "hello-world";
+
+/// The port of the consumer's container.
+const PORT: u16 = 5000;
+
+/// How long a pod on this machine may take to accept a connection.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+pub fn ingress(surroundings: &Surroundings) -> anyhow::Result<Tally> {
+    let mut tally = javascript::ingress(surroundings, None)?;
+    let cluster = Cluster::minikube();
+    let images = images::build()?;
+    images::load(&images, &cluster)?;
+    let installed = Installed::new(&cluster, &images)?;
+    let addresses = installed.consumers()?;
+    if let Some(pod) = addresses.iter().find(|pod| !accepts(pod)) {
+        // Most of minikube's drivers give the pods a network of their own.
+        println!("left out: nginx before pods: {pod} cannot be reached from this machine");
+        tally.left_out += 1;
+        return Ok(tally);
+    }
+    let upstream: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+    tally += javascript::ingress(surroundings, Some(&upstream.join(",")))?;
+    Ok(tally)
+}
+
+fn accepts(pod: &SocketAddr) -> bool {
+    TcpStream::connect_timeout(pod, PATIENCE).is_ok()
+}
+
+/// A release of its own with three consumers, in a namespace that takes restricted pods only; deleted when it is dropped.
+struct Installed<'a> {
+    cluster: &'a Cluster,
+}
+
+impl<'a> Installed<'a> {
+    fn new(cluster: &'a Cluster, images: &[Image]) -> anyhow::Result<Self> {
+        // What a run that was interrupted has left.
+        delete_namespace(cluster)?;
+        run(&mut cluster.kubectl(&["create", "namespace", NAME]))?;
+        let installed = Self { cluster };
+        let restricted = "pod-security.kubernetes.io/enforce=restricted";
+        run(&mut cluster.kubectl(&["label", "namespace", NAME, restricted]))?;
+        let mut helm = cluster.helm(&["upgrade", "--install", RELEASE, "helm", "--hide-notes"]);
+        helm.args(["--namespace", NAME, "--set", "consumer.replicaCount=3"]);
+        helm.arg(format!("--set=kafka.topicName={NAME}"));
+        // Nobody waits for a message, and nobody for the pods to leave.
+        for option in [
+            "INTERVAL_MIN=500ms",
+            "INTERVAL_MAX=500ms",
+            "DRAIN_DELAY=1s",
+            "DRAIN_WINDOW=1s",
+        ] {
+            helm.arg(format!("--set-string=configmap.data.{option}"));
+        }
+        for image in images {
+            let values = format!("{}.image", image.service);
+            helm.arg(format!("--set={values}.repository={}", image.repository));
+            helm.arg(format!("--set-string={values}.tag={}", image.tag));
+        }
+        run(&mut helm)?;
+        Ok(installed)
+    }
+
+    /// Where the consumers' pods listen, as soon as everything runs.
+    fn consumers(&self) -> anyhow::Result<Vec<SocketAddr>> {
+        let all = Workloads {
+            name: NAME.to_owned(),
+            namespace: NAME.to_owned(),
+            selector: release::selector(RELEASE),
+        };
+        let pods = wait_for(async {
+            let client = self.cluster.client().await?;
+            rollout::wait(&client, std::slice::from_ref(&all)).await?;
+            let consumers = Workloads {
+                selector: format!("{},app.kubernetes.io/component=consumer", all.selector),
+                ..all
+            };
+            consumers.pods(&client).await
+        })?;
+        let ips = pods.iter().map(|pod| pod.status.as_ref()?.pod_ip.as_ref());
+        ips.map(|ip| {
+            let ip: IpAddr = ip.context("a pod that runs has no address")?.parse()?;
+            Ok(SocketAddr::new(ip, PORT))
+        })
+        .collect()
+    }
+}
+
+impl Drop for Installed<'_> {
+    /// What cannot be deleted is said, and deleted by the next run.
+    fn drop(&mut self) {
+        // The topic last: the producer would go on asking for it.
+        for deleted in [delete_namespace(self.cluster), delete_topic(self.cluster)] {
+            if let Err(error) = deleted {
+                println!("cannot delete {NAME}: {error:#}");
+            }
+        }
+    }
+}
+
+/// Returns when it is gone.
+fn delete_namespace(cluster: &Cluster) -> anyhow::Result<()> {
+    let delete = ["delete", "namespace", NAME, "--ignore-not-found"];
+    run(cluster.kubectl(&delete).arg("--timeout=120s"))
+}
+
+/// With Kafka's own tool, in its pod; in a small heap, since it shares the broker's memory limit.
+fn delete_topic(cluster: &Cluster) -> anyhow::Result<()> {
+    let mut delete = cluster.kubectl(&["exec", "--namespace", "kafka", "my-cluster-kafka-0", "--"]);
+    delete.args(["env", "KAFKA_HEAP_OPTS=-Xmx128m"]);
+    delete.arg("/opt/kafka/bin/kafka-topics.sh");
+    delete.args(["--bootstrap-server", "localhost:9092"]);
+    run(delete.args(["--delete", "--if-exists", "--topic", NAME]))
+}
