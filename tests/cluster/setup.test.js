@@ -14,7 +14,10 @@ const [byDefault, dev, prod] = environments;
 describe("./setup.sh", { skip }, () => {
   let browser;
   before(async () => (browser = await launch()));
-  after(() => browser?.close());
+  after(async () => {
+    run("./kill_port_forward.sh", []);
+    await browser?.close();
+  });
 
   /** Opens an environment's page and waits for a message that is made now. */
   async function live(environment, name) {

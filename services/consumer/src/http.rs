@@ -12,12 +12,11 @@ use hyper::header::{
 };
 use hyper::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
-    VARY, X_CONTENT_TYPE_OPTIONS,
+    UPGRADE, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Request, Response as HttpResponse, StatusCode};
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::{BoxError, Layer as _, Service, ServiceExt as _};
 use warp::reply::Response;
@@ -275,19 +274,21 @@ where
                 Some(response) => response.map(Either::Right),
                 None => {
                     let sid = session(&request);
-                    let polls = request.method() == Method::GET;
+                    let polls = is_poll(&request);
                     let connection = request.extensions().get::<Arc<Connection>>().cloned();
                     if is_socketio(request.uri().path()) {
                         detach(&mut request);
                     }
-                    let cut = match &sid {
-                        Some(sid) if polls => app.sessions.cut_of(sid),
-                        _ => CancellationToken::new(),
+                    let over = async {
+                        match &sid {
+                            Some(sid) if polls => app.sessions.poll_is_over(sid).await,
+                            _ => std::future::pending().await,
+                        }
                     };
                     let response = tokio::select! {
                         biased;
                         response = doors.oneshot(request) => response?.map(Either::Left),
-                        () = cut.cancelled() => unknown_session().map(Either::Right),
+                        () = over => unknown_session().map(Either::Right),
                     };
                     match (sid, connection) {
                         (Some(sid), Some(connection))
@@ -327,6 +328,11 @@ fn detach(request: &mut Request<Incoming>) {
     *request.uri_mut() = uri.parse().expect("it was one");
 }
 
+/// Whether a request of Socket.IO asks for what there is, rather than brings something or goes on as a WebSocket.
+fn is_poll(request: &Request<Incoming>) -> bool {
+    request.method() == Method::GET && !request.headers().contains_key(UPGRADE)
+}
+
 /// Engine.IO's own answer to a session it does not know; the client then opens a new one.
 fn unknown_session() -> Response {
     warp::reply::with_status(
@@ -352,7 +358,10 @@ fn turn_away(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
     };
     if is_socketio(path) {
         return match (session(request), end) {
-            (Some(sid), _) if app.sessions.has_ended(&sid) => Some(unknown_session()),
+            // A poll may still carry the `bye`.
+            (Some(sid), _) if !is_poll(request) && app.sessions.has_ended(&sid) => {
+                Some(unknown_session())
+            }
             (Some(_), _) => None,
             (None, end) => end.map(|end| refusal(app, &end)),
         };

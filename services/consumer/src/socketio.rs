@@ -162,7 +162,6 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     };
     if let Some(end) = end {
         open.reason = end.reason();
-        let polls = app.sessions.polls(socket.id.as_str());
         // What is left in the batch was not handed over: the client keeps the cursor of the last event that it got.
         let cursor = if batch.frames.is_empty() {
             stream.cursor()
@@ -172,7 +171,7 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
         let bye = end.frame(&cursor, retry(), form);
         _ = emitter.emit_all(&[bye], Instant::now() + LAST_WORD).await;
         tokio::time::sleep(LAST_WORD).await;
-        app.sessions.cut(&socket, end.reason(), polls);
+        app.sessions.cut(&socket, end.reason());
     } else if let Some(reason) = app
         .sessions
         .connection(&socket)
@@ -261,10 +260,7 @@ struct Session {
     polls: u64,
     answered: Arc<Notify>,
     joined: bool,
-    ended: bool,
-    /// A poll that may still be answered after the end: it carries the `bye`.
-    last_poll: bool,
-    /// Ends the poll that waits at the end: the client asked again as soon as it had the `bye`.
+    /// Cancelled when we have ended it.
     cut: CancellationToken,
 }
 
@@ -280,19 +276,23 @@ impl Sessions {
         sessions.entry(sid.to_owned()).or_default().upgraded = Arc::downgrade(connection);
     }
 
-    /// Whether a session was ended by us: its next request is answered so that the client opens a new one.
+    /// Whether a session was ended by us: the client is to open a new one.
     pub fn has_ended(&self, sid: &str) -> bool {
-        let mut sessions = self.lock();
-        let ended = sessions.get_mut(sid).filter(|session| session.ended);
-        ended.is_some_and(|session| !std::mem::take(&mut session.last_poll))
-    }
-
-    /// Tells a poll that waits in the library when its session is ended by us.
-    pub fn cut_of(&self, sid: &str) -> CancellationToken {
         let sessions = self.lock();
         sessions
             .get(sid)
-            .map_or_else(CancellationToken::new, |session| session.cut.clone())
+            .is_some_and(|session| session.cut.is_cancelled())
+    }
+
+    /// Waits until a poll has nothing more to wait for, because its session was ended by us. One that comes or waits after
+    /// the end has a moment to carry the `bye`.
+    pub async fn poll_is_over(&self, sid: &str) {
+        let cut = self.lock().get(sid).map(|session| session.cut.clone());
+        let Some(cut) = cut else {
+            return std::future::pending().await;
+        };
+        cut.cancelled().await;
+        tokio::time::sleep(LAST_WORD).await;
     }
 
     /// A poll was answered.
@@ -326,17 +326,12 @@ impl Sessions {
     }
 
     /// Ends a session by cutting its transport. The library's own `disconnect` would tell the client not to come back.
-    /// `polls` is how many were answered before the `bye`: without one more, the next poll is to carry it.
-    fn cut(&self, socket: &SocketRef, reason: &'static str, polls: u64) {
+    fn cut(&self, socket: &SocketRef, reason: &'static str) {
         match self.connection(socket) {
             Some(connection) => connection.cut(reason),
             None => {
-                if let Some(session) = self.lock().get_mut(socket.id.as_str()) {
-                    session.ended = true;
-                    session.last_poll = session.polls == polls;
-                    if !session.last_poll {
-                        session.cut.cancel();
-                    }
+                if let Some(session) = self.lock().get(socket.id.as_str()) {
+                    session.cut.cancel();
                 }
             }
         }

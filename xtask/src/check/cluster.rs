@@ -23,27 +23,24 @@ pub fn delivery(surroundings: &Surroundings) -> anyhow::Result<Tally> {
         let name = format!("HERALD_{}_IMAGE", image.service.to_uppercase());
         variables.push((name, image.reference()));
     }
-    let mut tally = Tally::default();
-    for package in ["xtask", "consumer"] {
-        let args = [
-            "test",
-            "--package",
-            package,
-            "--test",
-            "cluster",
-            "--locked",
-        ];
-        let mut tests = command("cargo", args);
-        tests.args(["--", "--nocapture", "--test-threads", "1"]);
-        if surroundings.long {
-            tests.arg("--include-ignored");
-        }
-        tests.envs(variables.iter().map(|(name, value)| (name, value)));
-        let mut counted = Tally::default();
-        let status = stream(&mut tests, |line| counted.read_cargo(line))?;
-        tally += counted.ended(status);
+    // xtask's for the forwards, the consumer's for everything else.
+    let args = [
+        "test",
+        "--workspace",
+        "--test",
+        "cluster",
+        "--locked",
+        "--no-fail-fast",
+    ];
+    let mut tests = command("cargo", args);
+    tests.args(["--", "--nocapture", "--test-threads", "1"]);
+    if surroundings.long {
+        tests.arg("--include-ignored");
     }
-    Ok(tally)
+    tests.envs(variables.iter().map(|(name, value)| (name, value)));
+    let mut tally = Tally::default();
+    let status = stream(&mut tests, |line| tally.read_cargo(line))?;
+    Ok(tally.ended(status))
 }
 
 /// Every manifest, as the API server itself judges it, custom resources included.

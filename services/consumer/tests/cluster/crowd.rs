@@ -12,8 +12,7 @@ use crate::client::Transport;
 use crate::cluster::say;
 use crate::reader::Reader;
 
-/// Every client is to hear something within this time after a change is over. Kafka's name alone may be unknown for 30 s:
-/// for so long the cluster's DNS remembers that it was asked for it while there was no pod.
+/// Every client is to hear something within this time after a change is over, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Default)]

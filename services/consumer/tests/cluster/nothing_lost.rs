@@ -51,7 +51,7 @@ async fn a_hundred_clients_lose_nothing_while_the_cluster_changes_under_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes ten minutes"]
+#[ignore = "takes several minutes"]
 async fn a_hundred_clients_lose_nothing_when_the_pod_is_deleted_twenty_times() {
     let Some(release) = Release::install(INTERVAL) else {
         return;
