@@ -1,6 +1,7 @@
 //! From nothing, or from whatever there is, to environments that run on minikube.
 
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, wait_for};
@@ -9,7 +10,7 @@ use crate::environments::{self, Environment};
 use crate::images::{self, Image};
 use crate::minikube::{self, Found};
 use crate::pods;
-use crate::release::{self, Release};
+use crate::release::{self, Installed, Release};
 use crate::rollout::{self, Workloads};
 
 /// The exit code that tells ./setup.sh to go on without a cluster.
@@ -78,25 +79,40 @@ fn install(
     cluster: &Cluster,
 ) -> anyhow::Result<()> {
     let installed = release::installed(cluster)?;
-    for environment in environments {
-        let release = Release {
-            cluster,
-            environment,
-            images,
-        };
-        let difference = match release.difference(&installed)? {
-            Some(difference) => Some(difference),
-            None => wait_for(ailing(environment, cluster))?,
-        };
-        match difference {
-            None => println!("{}: nothing to change", environment.name),
+    let releases = environments.iter().map(|environment| Release {
+        cluster,
+        environment,
+        images,
+    });
+    let releases: Vec<Release> = releases.collect();
+    // Looking takes a second or two for each.
+    let differences: Vec<_> = thread::scope(|scope| {
+        let installed = &installed;
+        let look = |release| scope.spawn(move || difference(release, installed));
+        let looks: Vec<_> = releases.iter().map(look).collect();
+        let seen = looks.into_iter().map(|look| look.join());
+        seen.map(|seen| seen.expect("looking does not panic"))
+            .collect()
+    });
+    for (release, difference) in releases.iter().zip(differences) {
+        let name = &release.environment.name;
+        match difference? {
+            None => println!("{name}: nothing to change"),
             Some(difference) => {
-                println!("{}: {difference}", environment.name);
+                println!("{name}: {difference}");
                 release.apply(&installed)?;
             }
         }
     }
     Ok(())
+}
+
+/// What is not as it should be, in a few words.
+fn difference(release: &Release, installed: &[Installed]) -> anyhow::Result<Option<String>> {
+    match release.difference(installed)? {
+        Some(difference) => Ok(Some(difference)),
+        None => wait_for(ailing(release.environment, release.cluster)),
+    }
 }
 
 /// What an installation that is as it should be suffers from all the same, and a new one may mend: a topic that is gone.
