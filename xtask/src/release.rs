@@ -51,14 +51,28 @@ pub fn trouble(
     environment: &Environment,
     installed: &[Installed],
 ) -> anyhow::Result<Option<String>> {
+    Ok(intact(cluster, environment, installed)?.err())
+}
+
+/// The manifest of a release that is as it was installed, or what it suffers from.
+fn intact(
+    cluster: &Cluster,
+    environment: &Environment,
+    installed: &[Installed],
+) -> anyhow::Result<Result<String, String>> {
     let Some(found) = find(installed, environment) else {
-        return Ok(Some("it is not installed".to_owned()));
+        return Ok(Err("it is not installed".to_owned()));
     };
     if found.status != "deployed" {
-        return Ok(Some(format!("its last revision is {}", found.status)));
+        return Ok(Err(format!("its last revision is {}", found.status)));
     }
-    let drifted = drifted(cluster, environment, &manifest(cluster, environment)?)?;
-    Ok(drifted.then(|| "the cluster has something else than was installed".to_owned()))
+    let manifest = manifest(cluster, environment)?;
+    if drifted(cluster, environment, &manifest)? {
+        return Ok(Err(
+            "the cluster has something else than was installed".to_owned()
+        ));
+    }
+    Ok(Ok(manifest))
 }
 
 /// What helm installed.
@@ -96,13 +110,12 @@ fn drifted(cluster: &Cluster, environment: &Environment, manifest: &str) -> anyh
 impl Release<'_> {
     /// What is different from what should be there, in a few words; `None` when nothing is.
     pub fn difference(&self, installed: &[Installed]) -> anyhow::Result<Option<String>> {
-        let trouble = trouble(self.cluster, self.environment, installed)?;
-        if trouble.is_some() {
-            return Ok(trouble);
-        }
+        let has = match intact(self.cluster, self.environment, installed)? {
+            Ok(manifest) => manifest,
+            Err(trouble) => return Ok(Some(trouble)),
+        };
         let mut template = self.helm(&["template", &self.environment.release]);
         let wanted = output(template.args(["--is-upgrade", "--no-hooks"]))?;
-        let has = manifest(self.cluster, self.environment)?;
         let same = has.trim() == wanted.trim();
         Ok((!same).then(|| "the chart, its values or the images changed".to_owned()))
     }
