@@ -7,17 +7,17 @@ use std::time::Duration;
 use clap::Parser;
 use herald_runtime::CommonArgs;
 use herald_runtime::config::duration;
+use herald_runtime::http::{Hosts, Origins};
 use herald_runtime::kafka::KafkaArgs;
 use rdkafka::ClientConfig;
 
-use crate::access::Origins;
 use crate::read_one;
 
 /// Relays every message of Kafka topics to browsers, over server-sent events, WebSocket and Socket.IO.
 #[derive(Clone, Debug, Parser)]
 #[command(version)]
 pub struct Config {
-    /// Address of the page and the doors, for browsers.
+    /// Address of the page and the transports, for browsers.
     #[arg(long, env, default_value = "0.0.0.0:5000")]
     pub listen: SocketAddr,
 
@@ -39,6 +39,16 @@ pub struct Config {
     #[arg(long, env, default_value = "", hide_default_value = true, value_parser = Origins::parse)]
     pub allowed_origins: Origins,
 
+    /// Names under which browsers may call this server: `herald.example,localhost`. Without it, any name: a page that rebinds its
+    /// own name to this address (DNS rebinding) then counts as a page of ours.
+    #[arg(long, env, default_value = "", hide_default_value = true, value_parser = Hosts::parse)]
+    pub allowed_hosts: Hosts,
+
+    /// How long a connection without a request is kept open. Longer than the idle time of the balancer before it: 620s for
+    /// Google's, 3610s for Envoy's default.
+    #[arg(long, env, default_value = "75s", value_parser = duration)]
+    pub keep_alive: Duration,
+
     /// Connections at one time; more are told to come back.
     #[arg(long, env, default_value_t = 10_000, value_parser = at_least_one)]
     pub max_connections: usize,
@@ -51,7 +61,7 @@ pub struct Config {
     #[arg(long, env, default_value_t = 10_000, value_parser = at_least_one)]
     pub ring_messages: usize,
 
-    /// Bytes of a topic that are kept in memory, with what the doors make of them.
+    /// Bytes of a topic that are kept in memory, with what the transports make of them.
     #[arg(long, env, default_value_t = 64 << 20, value_parser = at_least_one)]
     pub ring_bytes: usize,
 

@@ -1,4 +1,4 @@
-//! The cursor: how far a client has read, per partition, in one short token that every door and every replica understands.
+//! The cursor: how far a client has read, per partition, in one short token that every transport and every replica understands.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -43,7 +43,7 @@ impl Position {
     }
 }
 
-/// Two bytes that tell a record from its namesake in a topic that was deleted and made anew under the same name.
+/// Two bytes that tell a record from its namesake in a topic that was deleted and recreated under the same name.
 pub fn fingerprint(timestamp: Option<i64>, value: Option<&[u8]>) -> u16 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&timestamp.unwrap_or(-1).to_le_bytes());

@@ -1,4 +1,4 @@
-//! The bytes of an event on each door. The cursor stands at a fixed place, so that a frame made for one cursor serves another.
+//! The bytes of an event on each transport. The cursor stands at a fixed place, so that a frame made for one cursor serves another.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -9,18 +9,18 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value as Json, json};
 
-use crate::record::{Change, Gap, Message, Reason, Value, What};
+use crate::record::{Event, Gap, GapReason, Message, Payload, Value};
 
 /// How events are written for one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Form {
-    pub door: Door,
+pub struct Encoding {
+    pub format: Format,
     /// Values that are not UTF-8 come as base64, not as a gap.
     pub binary: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Door {
+pub enum Format {
     /// Server-sent events; a message's data is its text.
     SseText,
     /// Server-sent events; a message's data is the message object.
@@ -33,12 +33,12 @@ pub enum Door {
     SocketIo,
 }
 
-impl Form {
-    /// How many forms there are: [`Form::index`] is below it.
+impl Encoding {
+    /// How many forms there are: [`Encoding::index`] is below it.
     pub const COUNT: usize = 10;
 
     pub fn index(self) -> usize {
-        self.door as usize * 2 + usize::from(self.binary)
+        self.format as usize * 2 + usize::from(self.binary)
     }
 }
 
@@ -46,9 +46,9 @@ impl Form {
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub kind: Kind,
-    /// The event as the door writes it: an SSE block, a WebSocket frame, or a JSON object.
+    /// The event as the transport writes it: an SSE block, a WebSocket frame, or a JSON object.
     pub bytes: Bytes,
-    /// The same bytes as Socket.IO's library takes them; of its door only.
+    /// The same bytes as Socket.IO's library takes them; of its transport only.
     pub value: Option<Arc<RawValue>>,
 }
 
@@ -74,80 +74,86 @@ impl Kind {
 }
 
 /// What a change is to a client of this form: a value that is not UTF-8 is a gap to those who did not ask for base64.
-pub fn seen(change: &Change, binary: bool) -> Cow<'_, What> {
-    match &change.what {
-        What::Message(Message {
+pub fn as_seen_by(event: &Event, binary: bool) -> Cow<'_, Payload> {
+    match &event.payload {
+        Payload::Message(Message {
             offset,
             value: Value::Binary(_),
             ..
-        }) if !binary => Cow::Owned(What::Gap(Gap::of(
-            Reason::NotUtf8,
-            change.partition,
+        }) if !binary => Cow::Owned(Payload::Gap(Gap::of(
+            GapReason::NotUtf8,
+            event.partition,
             *offset,
             Some(offset + 1),
         ))),
-        what => Cow::Borrowed(what),
+        payload => Cow::Borrowed(payload),
     }
 }
 
 /// Writes what a client of this form sees of a change, with this cursor.
-pub fn change(change: &Change, cursor: &str, form: Form) -> Frame {
-    match seen(change, form.binary).as_ref() {
-        What::Gap(gap) => event(Kind::Gap, cursor, gap_fields(gap), form.door),
-        What::Message(message) => {
-            let tail = match form.door {
-                Door::SseText => sse_data(&text(&message.value)),
-                Door::SocketIo => json_tail(socketio_fields(change.partition, message)),
-                Door::Json | Door::WebSocket => {
-                    json_tail(message_fields(change.partition, message))
+pub fn event(event: &Event, cursor: &str, encoding: Encoding) -> Frame {
+    match as_seen_by(event, encoding.binary).as_ref() {
+        Payload::Gap(gap) => control(Kind::Gap, cursor, gap_fields(gap), encoding.format),
+        Payload::Message(message) => {
+            let tail = match encoding.format {
+                Format::SseText => sse_data(&text(&message.value)),
+                Format::SocketIo => json_tail(socketio_fields(event.partition, message)),
+                Format::Json | Format::WebSocket => {
+                    json_tail(message_fields(event.partition, message))
                 }
-                Door::SseJson => json_tail(message_fields(change.partition, message)) + "\n\n",
+                Format::SseJson => json_tail(message_fields(event.partition, message)) + "\n\n",
             };
-            let bytes = assemble(head(Kind::Message, form.door), cursor, tail.as_bytes());
-            Frame::new(Kind::Message, bytes, form.door)
+            let bytes = assemble(
+                head(Kind::Message, encoding.format),
+                cursor,
+                tail.as_bytes(),
+            );
+            Frame::new(Kind::Message, bytes, encoding.format)
         }
     }
 }
 
 /// The same event with another cursor: the payload's bytes are taken over as they are.
-pub fn with_cursor(frame: &Frame, old: &str, new: &str, door: Door) -> Frame {
-    let head = head(frame.kind, door);
+pub fn with_cursor(frame: &Frame, old: &str, new: &str, format: Format) -> Frame {
+    let head = head(frame.kind, format);
     let tail = head.0.len() + head.1.map_or(0, |second| second.len() + old.len()) + old.len();
-    let before = match (door, frame.bytes.get(1)) {
-        (Door::WebSocket, Some(127)) => 10,
-        (Door::WebSocket, Some(126)) => 4,
-        (Door::WebSocket, _) => 2,
+    let before = match (format, frame.bytes.get(1)) {
+        (Format::WebSocket, Some(127)) => 10,
+        (Format::WebSocket, Some(126)) => 4,
+        (Format::WebSocket, _) => 2,
         _ => 0,
     };
     let bytes = assemble(head, new, &frame.bytes[before + tail..]);
-    Frame::new(frame.kind, bytes, door)
+    Frame::new(frame.kind, bytes, format)
 }
 
 /// Writes an event that is not a message. Without a cursor (before the first is known) a client keeps the one it has.
-pub fn event(kind: Kind, cursor: &str, fields: Map<String, Json>, door: Door) -> Frame {
+pub fn control(kind: Kind, cursor: &str, fields: Map<String, Json>, format: Format) -> Frame {
     let mut tail = json_tail(fields);
-    if matches!(door, Door::SseText | Door::SseJson) {
+    if matches!(format, Format::SseText | Format::SseJson) {
         tail.push_str("\n\n");
     }
     let bytes = if cursor.is_empty() {
         let json = format!("{{\"type\":\"{}\"{}", kind.name(), &tail[1..]);
-        match door {
-            Door::SseText | Door::SseJson => format!("event: {}\ndata: {json}", kind.name()).into(),
-            Door::Json | Door::WebSocket | Door::SocketIo => json.into(),
+        match format {
+            Format::SseText | Format::SseJson => {
+                format!("event: {}\ndata: {json}", kind.name()).into()
+            }
+            Format::Json | Format::WebSocket | Format::SocketIo => json.into(),
         }
     } else {
-        assemble(head(kind, door), cursor, tail.as_bytes())
+        assemble(head(kind, format), cursor, tail.as_bytes())
     };
-    Frame::new(kind, bytes, door)
+    Frame::new(kind, bytes, format)
 }
 
 impl Frame {
-    fn new(kind: Kind, text: Vec<u8>, door: Door) -> Self {
-        let (bytes, value) = match door {
-            Door::WebSocket => (websocket_frame(&text), None),
-            Door::SocketIo => {
-                let value: Box<RawValue> =
-                    serde_json::from_slice(&text).expect("an event of this door is one JSON value");
+    fn new(kind: Kind, text: Vec<u8>, format: Format) -> Self {
+        let (bytes, value) = match format {
+            Format::WebSocket => (websocket_frame(&text), None),
+            Format::SocketIo => {
+                let value: Box<RawValue> = serde_json::from_slice(&text)
+                    .expect("an event of this format is one JSON value");
                 let value: Arc<RawValue> = value.into();
                 (Bytes::from_owner(Shared(value.clone())), Some(value))
             }
@@ -213,7 +219,7 @@ pub fn message_fields(partition: usize, message: &Message) -> Map<String, Json> 
             value => Some(text(value)),
         },
     }));
-    say_encoding(&mut object, &message.value);
+    insert_encoding(&mut object, &message.value);
     object
 }
 
@@ -225,12 +231,12 @@ fn socketio_fields(partition: usize, message: &Message) -> Map<String, Json> {
         "offset": message.offset,
         "timestamp": message.timestamp,
     }));
-    say_encoding(&mut object, &message.value);
+    insert_encoding(&mut object, &message.value);
     object
 }
 
 /// Base64 that is a value cannot be told from a text that looks like it.
-fn say_encoding(object: &mut Map<String, Json>, value: &Value) {
+fn insert_encoding(object: &mut Map<String, Json>, value: &Value) {
     if matches!(value, Value::Binary(_)) {
         object.insert("encoding".into(), "base64".into());
     }
@@ -271,29 +277,29 @@ fn sse_data(text: &str) -> String {
 /// The text before the cursor, and before its second occurrence where there is one.
 type Head = (&'static str, Option<&'static str>);
 
-fn head(kind: Kind, door: Door) -> Head {
-    match (door, kind) {
-        (Door::SseText, Kind::Message) => ("id: ", None),
-        (Door::SseJson, Kind::Message) => {
+fn head(kind: Kind, format: Format) -> Head {
+    match (format, kind) {
+        (Format::SseText, Kind::Message) => ("id: ", None),
+        (Format::SseJson, Kind::Message) => {
             ("id: ", Some("\ndata: {\"type\":\"message\",\"cursor\":\""))
         }
-        (Door::SseText | Door::SseJson, Kind::Start) => (
+        (Format::SseText | Format::SseJson, Kind::Start) => (
             "id: ",
             Some("\nevent: start\ndata: {\"type\":\"start\",\"cursor\":\""),
         ),
-        (Door::SseText | Door::SseJson, Kind::Gap) => (
+        (Format::SseText | Format::SseJson, Kind::Gap) => (
             "id: ",
             Some("\nevent: gap\ndata: {\"type\":\"gap\",\"cursor\":\""),
         ),
-        (Door::SseText | Door::SseJson, Kind::Status) => (
+        (Format::SseText | Format::SseJson, Kind::Status) => (
             "id: ",
             Some("\nevent: status\ndata: {\"type\":\"status\",\"cursor\":\""),
         ),
-        (Door::SseText | Door::SseJson, Kind::Bye) => (
+        (Format::SseText | Format::SseJson, Kind::Bye) => (
             "id: ",
             Some("\nevent: bye\ndata: {\"type\":\"bye\",\"cursor\":\""),
         ),
-        (Door::SocketIo, Kind::Message) => ("{\"cursor\":\"", None),
+        (Format::SocketIo, Kind::Message) => ("{\"cursor\":\"", None),
         (_, Kind::Message) => ("{\"type\":\"message\",\"cursor\":\"", None),
         (_, Kind::Start) => ("{\"type\":\"start\",\"cursor\":\"", None),
         (_, Kind::Gap) => ("{\"type\":\"gap\",\"cursor\":\"", None),
@@ -340,15 +346,15 @@ mod tests {
     use super::*;
     use crate::cursor::Position;
 
-    const DOORS: [Door; 5] = [
-        Door::SseText,
-        Door::SseJson,
-        Door::Json,
-        Door::WebSocket,
-        Door::SocketIo,
+    const FORMATS: [Format; 5] = [
+        Format::SseText,
+        Format::SseJson,
+        Format::Json,
+        Format::WebSocket,
+        Format::SocketIo,
     ];
 
-    fn message(value: Value) -> Change {
+    fn message(value: Value) -> Event {
         let message = Message {
             offset: 3,
             timestamp: Some(1),
@@ -356,20 +362,20 @@ mod tests {
             headers: vec![],
             value,
         };
-        Change {
+        Event {
             partition: 0,
             next: Position::at(4),
-            what: What::Message(message),
+            payload: Payload::Message(message),
         }
     }
 
-    fn written(change_: &Change, door: Door) -> String {
+    fn written(event_: &Event, format: Format) -> String {
         String::from_utf8(
-            change(
-                change_,
+            event(
+                event_,
                 "CUR",
-                Form {
-                    door,
+                Encoding {
+                    format,
                     binary: false,
                 },
             )
@@ -383,42 +389,42 @@ mod tests {
     fn a_line_break_of_any_kind_cannot_forge_a_field() {
         let hostile = message(Value::Text("a\rid: x\nevent: y\r\ndata: z\n\n".into()));
         assert_eq!(
-            written(&hostile, Door::SseText),
+            written(&hostile, Format::SseText),
             "id: CUR\ndata: a\ndata: id: x\ndata: event: y\ndata: data: z\ndata: \ndata: \n\n"
         );
-        assert_eq!(written(&hostile, Door::SseJson).lines().count(), 3);
+        assert_eq!(written(&hostile, Format::SseJson).lines().count(), 3);
     }
 
     #[test]
     fn a_leading_space_and_an_empty_text_are_kept() {
         assert_eq!(
-            written(&message(Value::Text(" x".into())), Door::SseText),
+            written(&message(Value::Text(" x".into())), Format::SseText),
             "id: CUR\ndata:  x\n\n"
         );
         assert_eq!(
-            written(&message(Value::Null), Door::SseText),
+            written(&message(Value::Null), Format::SseText),
             "id: CUR\ndata: \n\n"
         );
     }
 
     #[test]
     fn a_null_value_is_null_in_json_and_empty_text_elsewhere() {
-        assert!(written(&message(Value::Null), Door::Json).contains(r#""data":null"#));
-        assert!(written(&message(Value::Null), Door::SocketIo).contains(r#""data":"""#));
+        assert!(written(&message(Value::Null), Format::Json).contains(r#""data":null"#));
+        assert!(written(&message(Value::Null), Format::SocketIo).contains(r#""data":"""#));
     }
 
     #[test]
     fn bytes_that_are_not_utf8_are_a_gap_or_base64() {
         let binary = message(Value::Binary(vec![0xff]));
         assert_eq!(
-            written(&binary, Door::Json),
+            written(&binary, Format::Json),
             r#"{"type":"gap","cursor":"CUR","ranges":[{"from":3,"partition":0,"to":4}],"reason":"not-utf8"}"#
         );
-        let asked = change(
+        let asked = event(
             &binary,
             "CUR",
-            Form {
-                door: Door::Json,
+            Encoding {
+                format: Format::Json,
                 binary: true,
             },
         );
@@ -451,11 +457,11 @@ mod tests {
 
     #[test]
     fn an_event_before_the_first_cursor_has_none() {
-        let frame = event(
+        let frame = control(
             Kind::Status,
             "",
             fields(json!({"source": "down"})),
-            Door::SseText,
+            Format::SseText,
         );
         assert_eq!(
             frame.bytes,
@@ -471,17 +477,17 @@ mod tests {
             prop_assume!(!old.is_empty());
             for value in [Value::Text(text.clone()), Value::Null, Value::Binary(vec![0xff])] {
                 let record = message(value);
-                for door in DOORS {
-                    let form = Form { door, binary };
-                    let replaced = with_cursor(&change(&record, &old, form), &old, &new, door);
-                    prop_assert_eq!(replaced.bytes, change(&record, &new, form).bytes);
+                for format in FORMATS {
+                    let encoding = Encoding { format, binary };
+                    let replaced = with_cursor(&event(&record, &old, encoding), &old, &new, format);
+                    prop_assert_eq!(replaced.bytes, event(&record, &new, encoding).bytes);
                 }
             }
         }
 
         #[test]
         fn any_text_arrives_whole_in_json(text in any::<String>()) {
-            let frame = change(&message(Value::Text(text.clone())), "C", Form { door: Door::Json, binary: false });
+            let frame = event(&message(Value::Text(text.clone())), "C", Encoding { format: Format::Json, binary: false });
             let object: Json = serde_json::from_slice(&frame.bytes).unwrap();
             prop_assert_eq!(object["data"].as_str(), Some(&*text));
         }

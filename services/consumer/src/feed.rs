@@ -1,4 +1,4 @@
-//! The ring: the newest events of a topic, each turned into bytes once for each door, and a position in it for each connection.
+//! The ring: the newest events of a topic, each turned into bytes once for each transport, and a position in it for each connection.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,9 +8,9 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::watch;
 
 use crate::cursor::{Position, Vector};
-use crate::encode::{self, Door, Form, Frame, Kind};
-use crate::kafka::{Limit, Page};
-use crate::record::{Change, Gap, Reason, What};
+use crate::encode::{self, Encoding, Format, Frame, Kind};
+use crate::page::{Limit, Page};
+use crate::record::{Event, Gap, GapReason, Payload};
 
 /// At most so much is taken for one write, so that a backlog does not become one huge buffer.
 const BATCH_BYTES: usize = 128 << 10;
@@ -23,7 +23,7 @@ pub struct Feed {
     /// Bytes of the frames that stand beside the records in the ring.
     frame_bytes: AtomicUsize,
     /// Several frames in one piece, for the range that was asked for last: connections that wake together want the same.
-    joined: [Mutex<Option<Joined>>; Form::COUNT],
+    joined: [Mutex<Option<Joined>>; Encoding::COUNT],
     /// The number of the next event; 0 until the ring is filled.
     head: watch::Sender<u64>,
 }
@@ -55,10 +55,10 @@ struct Ring {
 }
 
 struct Entry {
-    change: Change,
+    event: Event,
     /// The token of the ring's vector after this change.
     cursor: Arc<str>,
-    frames: [OnceLock<Frame>; Form::COUNT],
+    frames: [OnceLock<Frame>; Encoding::COUNT],
 }
 
 struct Joined {
@@ -69,7 +69,7 @@ struct Joined {
 
 /// Where a connection is in the ring.
 #[derive(Debug)]
-pub struct Place {
+pub struct RingReader {
     /// The number of the next event.
     position: u64,
     /// The token of what the client has. It is kept, since the ring may forget it before the client is told to come back.
@@ -77,11 +77,11 @@ pub struct Place {
     /// Events from here on are news, not backlog.
     live_from: u64,
     /// Set until the connection's vector equals the ring's: another replica may have seen the partitions in another order.
-    own: Option<Box<Own>>,
+    divergence: Option<Box<Divergence>>,
 }
 
 #[derive(Debug)]
-struct Own {
+struct Divergence {
     vector: Vector,
     /// Partitions of which the client has more than the ring before `position`.
     ahead: Vec<usize>,
@@ -94,12 +94,12 @@ pub struct Batch {
     pub messages: usize,
     /// Kafka's timestamps of the messages that are news, in ms.
     pub stamps: Vec<i64>,
-    pub gaps: Vec<Reason>,
+    pub gaps: Vec<GapReason>,
 }
 
 /// The position has left the ring: the reader is slower than the topic.
 #[derive(Debug)]
-pub struct Left;
+pub struct Lagged;
 
 impl Feed {
     pub fn new(topic: String, limits: Limits) -> Self {
@@ -143,7 +143,7 @@ impl Feed {
             ring.tail = start.clone();
             ring.head = start;
         }
-        self.push(page.changes);
+        self.push(page.events);
     }
 
     /// Names partitions that were added while the topic was read.
@@ -168,16 +168,16 @@ impl Feed {
     }
 
     /// Appends events and wakes the connections once.
-    pub fn push(&self, changes: Vec<Change>) {
+    pub fn push(&self, events: Vec<Event>) {
         let mut ring = self.write();
-        for change in changes {
-            ring.head.set(change.partition, change.next);
+        for event in events {
+            ring.head.set(event.partition, event.next);
             ring.head_cursor = ring.head.encode(&self.topic).into();
-            ring.record_bytes += change.weight();
-            let recreated = change.resets();
+            ring.record_bytes += event.weight();
+            let recreated = event.resets();
             let cursor = ring.head_cursor.clone();
             ring.entries.push_back(Entry {
-                change,
+                event,
                 cursor,
                 frames: Default::default(),
             });
@@ -199,11 +199,11 @@ impl Feed {
                 .map(|frame| frame.bytes.len())
                 .sum();
             self.frame_bytes.fetch_sub(frames, Ordering::Relaxed);
-            ring.record_bytes -= entry.change.weight();
+            ring.record_bytes -= entry.event.weight();
             ring.begins_log = false;
             if ring.first == ring.joinable {
                 ring.joinable += 1;
-                ring.tail.set(entry.change.partition, entry.change.next);
+                ring.tail.set(entry.event.partition, entry.event.next);
             }
             ring.first += 1;
         }
@@ -227,20 +227,20 @@ impl Feed {
     }
 
     /// The place of a client that wants news only.
-    pub fn live(&self) -> Place {
+    pub fn live(&self) -> RingReader {
         let ring = self.read();
         let end = ring.end();
-        Place {
+        RingReader {
             position: end,
             cursor: ring.head_cursor.clone(),
             live_from: end,
-            own: None,
+            divergence: None,
         }
     }
 
     /// The place before the newest `count` messages. When the ring holds fewer, the place before all of them if `fewer` will
     /// do, else `None`.
-    pub fn newest(&self, count: usize, fewer: bool) -> Option<Place> {
+    pub fn newest(&self, count: usize, fewer: bool) -> Option<RingReader> {
         let ring = self.read();
         let mut position = ring.end();
         let mut left = count;
@@ -252,19 +252,22 @@ impl Feed {
                 return None;
             }
             position -= 1;
-            left -= usize::from(matches!(ring.entry(position).change.what, What::Message(_)));
+            left -= usize::from(matches!(
+                ring.entry(position).event.payload,
+                Payload::Message(_)
+            ));
         }
-        Some(Place {
+        Some(RingReader {
             position,
             cursor: ring.cursor_before(position, &self.topic),
             live_from: ring.end(),
-            own: None,
+            divergence: None,
         })
     }
 
     /// The place of a client that has read as far as `vector`; `None` when the ring cannot continue it without a hole, or
     /// cannot tell that it is of the same log. `verified` says that Kafka was asked: what the ring has not yet read then waits.
-    pub fn locate(&self, vector: &Vector, verified: bool) -> Option<Place> {
+    pub fn locate(&self, vector: &Vector, verified: bool) -> Option<RingReader> {
         let ring = self.read();
         let partitions = ring.head.0.len();
         if vector
@@ -302,9 +305,9 @@ impl Feed {
         let mut number = ring.end();
         while number > ring.joinable && settled.contains(&false) {
             number -= 1;
-            let &Change {
+            let &Event {
                 partition, next, ..
-            } = &ring.entry(number).change;
+            } = &ring.entry(number).event;
             let mine = vector.get(partition);
             if next.offset > mine.offset {
                 position = number;
@@ -316,32 +319,32 @@ impl Feed {
             settled[partition] = true;
         }
         for number in position..ring.end() {
-            let &Change {
+            let &Event {
                 partition, next, ..
-            } = &ring.entry(number).change;
+            } = &ring.entry(number).event;
             if next.offset <= vector.get(partition).offset && !ahead.contains(&partition) {
                 ahead.push(partition);
             }
         }
-        let own = (!ahead.is_empty()).then(|| {
-            Box::new(Own {
+        let divergence = (!ahead.is_empty()).then(|| {
+            Box::new(Divergence {
                 vector: vector.clone(),
                 ahead,
             })
         });
-        Some(Place {
+        Some(RingReader {
             position,
             cursor: vector.encode(&self.topic).into(),
             live_from: ring.end(),
-            own,
+            divergence,
         })
     }
 
     /// The token of a place.
-    pub fn cursor(&self, place: &Place) -> String {
-        match &place.own {
-            Some(own) => own.vector.encode(&self.topic),
-            None => place.cursor.as_ref().to_owned(),
+    pub fn cursor(&self, reader: &RingReader) -> String {
+        match &reader.divergence {
+            Some(divergence) => divergence.vector.encode(&self.topic),
+            None => reader.cursor.as_ref().to_owned(),
         }
     }
 
@@ -351,17 +354,17 @@ impl Feed {
         let (mut position, mut messages, mut bytes) = (ring.end(), 0, 0);
         while position > ring.joinable && messages < limit.events && bytes < limit.bytes {
             position -= 1;
-            let change = &ring.entry(position).change;
-            messages += usize::from(matches!(change.what, What::Message(_)));
-            bytes += change.weight();
+            let event = &ring.entry(position).event;
+            messages += usize::from(matches!(event.payload, Payload::Message(_)));
+            bytes += event.weight();
         }
-        let changes = (position..ring.end())
-            .map(|number| ring.entry(number).change.clone())
+        let events = (position..ring.end())
+            .map(|number| ring.entry(number).event.clone())
             .collect();
         let before = Vector::decode(&ring.cursor_before(position, &self.topic), &self.topic)
             .expect("the ring's own token");
         let page = Page {
-            changes,
+            events,
             before,
             after: ring.head.clone(),
             complete: true,
@@ -375,72 +378,85 @@ impl Feed {
     ///
     /// # Errors
     ///
-    /// [`Left`] when the place has left the ring.
-    pub fn take(&self, place: &mut Place, form: Form, batch: &mut Batch) -> Result<(), Left> {
+    /// [`Lagged`] when the place has left the ring.
+    pub fn take(
+        &self,
+        reader: &mut RingReader,
+        encoding: Encoding,
+        batch: &mut Batch,
+    ) -> Result<(), Lagged> {
         let ring = self.read();
-        if place.position < ring.first {
-            return Err(Left);
+        if reader.position < ring.first {
+            return Err(Lagged);
         }
         let mut bytes = 0;
-        let mut next = place.position;
-        while place.own.is_some()
+        let mut next = reader.position;
+        while reader.divergence.is_some()
             && next < ring.end()
             && batch.frames.len() < self.limits.write_events
             && bytes < BATCH_BYTES
         {
-            bytes += self.take_own(ring.entry(next), place, form, batch);
+            bytes += self.take_diverged(ring.entry(next), reader, encoding, batch);
             next += 1;
         }
-        place.position = next;
+        reader.position = next;
         // Only a connection whose vector is the ring's may have the ring's cursors.
-        while place.own.is_none()
+        while reader.divergence.is_none()
             && next < ring.end()
-            && (next - place.position) < self.limits.write_events as u64
+            && (next - reader.position) < self.limits.write_events as u64
             && bytes < BATCH_BYTES
         {
             let entry = ring.entry(next);
-            bytes += self.frame(entry, form).bytes.len();
-            batch.count(&entry.change, next >= place.live_from, form.binary);
+            bytes += self.frame(entry, encoding).bytes.len();
+            batch.count(&entry.event, next >= reader.live_from, encoding.binary);
             next += 1;
         }
-        let range = place.position..next;
+        let range = reader.position..next;
         if !range.is_empty() {
-            place.cursor = ring.entry(next - 1).cursor.clone();
+            reader.cursor = ring.entry(next - 1).cursor.clone();
         }
-        place.position = next;
-        let one_piece = form.door != Door::SocketIo;
+        reader.position = next;
+        let one_piece = encoding.format != Format::SocketIo;
         if one_piece && range.end - range.start > 1 {
             batch.frames.push(Frame {
                 kind: Kind::Message,
-                bytes: self.join(&ring, range.start, range.end, form),
+                bytes: self.join(&ring, range.start, range.end, encoding),
                 value: None,
             });
         } else {
             batch
                 .frames
-                .extend(range.map(|number| self.frame(ring.entry(number), form)));
+                .extend(range.map(|number| self.frame(ring.entry(number), encoding)));
         }
         Ok(())
     }
 
     /// Takes one event for a connection whose vector is not yet the ring's. Returns the bytes taken.
-    fn take_own(&self, entry: &Entry, place: &mut Place, form: Form, batch: &mut Batch) -> usize {
-        let Some(own) = &mut place.own else { return 0 };
-        let &Change {
+    fn take_diverged(
+        &self,
+        entry: &Entry,
+        reader: &mut RingReader,
+        encoding: Encoding,
+        batch: &mut Batch,
+    ) -> usize {
+        let Some(divergence) = &mut reader.divergence else {
+            return 0;
+        };
+        let &Event {
             partition, next, ..
-        } = &entry.change;
-        let mine = own.vector.get(partition);
-        let reset = entry.change.resets();
+        } = &entry.event;
+        let mine = divergence.vector.get(partition);
+        let reset = entry.event.resets();
         if next.offset >= mine.offset || reset {
-            own.ahead.retain(|ahead| *ahead != partition);
+            divergence.ahead.retain(|ahead| *ahead != partition);
         }
         let mut taken = 0;
         if next.offset > mine.offset || reset {
-            own.vector.set(partition, next);
-            let cursor = own.vector.encode(&self.topic);
-            let frame = match &entry.change.what {
+            divergence.vector.set(partition, next);
+            let cursor = divergence.vector.encode(&self.topic);
+            let frame = match &entry.event.payload {
                 // The ring's gap begins where the ring was; this client's where it is.
-                What::Gap(gap) if gap.ranges.iter().any(|range| range.from != mine.offset) => {
+                Payload::Gap(gap) if gap.ranges.iter().any(|range| range.from != mine.offset) => {
                     let to = gap.ranges.first().and_then(|range| range.to);
                     let gap = Gap::of(
                         gap.reason,
@@ -452,37 +468,40 @@ impl Feed {
                         },
                         to,
                     );
-                    encode::change(
-                        &Change {
-                            what: What::Gap(gap),
-                            ..entry.change
+                    encode::event(
+                        &Event {
+                            payload: Payload::Gap(gap),
+                            ..entry.event
                         },
                         &cursor,
-                        form,
+                        encoding,
                     )
                 }
-                _ => {
-                    encode::with_cursor(&self.frame(entry, form), &entry.cursor, &cursor, form.door)
-                }
+                _ => encode::with_cursor(
+                    &self.frame(entry, encoding),
+                    &entry.cursor,
+                    &cursor,
+                    encoding.format,
+                ),
             };
-            batch.count(&entry.change, false, form.binary);
+            batch.count(&entry.event, false, encoding.binary);
             taken = frame.bytes.len();
             batch.frames.push(frame);
         }
-        if own.ahead.is_empty() {
-            place.cursor = own.vector.encode(&self.topic).into();
-            place.own = None;
+        if divergence.ahead.is_empty() {
+            reader.cursor = divergence.vector.encode(&self.topic).into();
+            reader.divergence = None;
         }
         taken
     }
 
     /// The frame of an event, made when it is first asked for.
-    fn frame(&self, entry: &Entry, form: Form) -> Frame {
-        let slot = &entry.frames[form.index()];
+    fn frame(&self, entry: &Entry, encoding: Encoding) -> Frame {
+        let slot = &entry.frames[encoding.index()];
         if let Some(frame) = slot.get() {
             return frame.clone();
         }
-        let frame = encode::change(&entry.change, &entry.cursor, form);
+        let frame = encode::event(&entry.event, &entry.cursor, encoding);
         // Where backlogs are read in every form, the frames alone could fill the ring's share of memory.
         if self.frame_bytes.load(Ordering::Relaxed) < self.limits.bytes
             && slot.set(frame.clone()).is_ok()
@@ -494,8 +513,8 @@ impl Feed {
     }
 
     /// The frames of a range in one piece.
-    fn join(&self, ring: &Ring, from: u64, to: u64, form: Form) -> Bytes {
-        let mut joined = self.joined[form.index()]
+    fn join(&self, ring: &Ring, from: u64, to: u64, encoding: Encoding) -> Bytes {
+        let mut joined = self.joined[encoding.index()]
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(joined) = joined
@@ -506,7 +525,7 @@ impl Feed {
         }
         let mut bytes = BytesMut::new();
         for number in from..to {
-            bytes.extend_from_slice(&self.frame(ring.entry(number), form).bytes);
+            bytes.extend_from_slice(&self.frame(ring.entry(number), encoding).bytes);
         }
         let bytes = bytes.freeze();
         *joined = Some(Joined {
@@ -574,10 +593,10 @@ impl Batch {
         self.messages = 0;
     }
 
-    pub fn count(&mut self, change: &Change, live: bool, binary: bool) {
-        match encode::seen(change, binary).as_ref() {
-            What::Gap(gap) => self.gaps.push(gap.reason),
-            What::Message(message) => {
+    pub fn count(&mut self, event: &Event, live: bool, binary: bool) {
+        match encode::as_seen_by(event, binary).as_ref() {
+            Payload::Gap(gap) => self.gaps.push(gap.reason),
+            Payload::Message(message) => {
                 self.messages += 1;
                 self.stamps.extend(message.timestamp.filter(|_| live));
             }
@@ -593,13 +612,13 @@ mod tests {
     use crate::record::{Message, Value};
 
     const TOPIC: &str = "my-topic";
-    /// The door whose events come one by one.
-    const FORM: Form = Form {
-        door: Door::SocketIo,
+    /// The transport whose events come one by one.
+    const ENCODING: Encoding = Encoding {
+        format: Format::SocketIo,
         binary: false,
     };
 
-    fn record(partition: usize, offset: i64) -> Change {
+    fn record(partition: usize, offset: i64) -> Event {
         let text = format!("{partition}/{offset}");
         let next = Position::after(offset, Some(offset), Some(text.as_bytes()));
         let value = Value::Text(text);
@@ -610,10 +629,10 @@ mod tests {
             headers: vec![],
             value,
         };
-        Change {
+        Event {
             partition,
             next,
-            what: What::Message(message),
+            payload: Payload::Message(message),
         }
     }
 
@@ -637,7 +656,7 @@ mod tests {
     /// A replica that has read the first `read` records of its own order of the log.
     struct Replica {
         feed: Feed,
-        order: Vec<Change>,
+        order: Vec<Event>,
         read: usize,
     }
 
@@ -653,40 +672,40 @@ mod tests {
     struct Client {
         cursor: String,
         next: Vec<i64>,
-        place: Option<Place>,
+        reader: Option<RingReader>,
     }
 
     impl Client {
         fn resume(&mut self, replica: &Replica) {
             let mut vector = Vector::decode(&self.cursor, TOPIC).expect("our own cursor");
-            let mut place = replica.feed.locate(&vector, false);
-            if place.is_none() {
+            let mut reader = replica.feed.locate(&vector, false);
+            if reader.is_none() {
                 // What `replay` does: everything up to the head comes from Kafka, which has it all.
-                for change in &replica.order[..replica.read] {
-                    if change.next.offset > vector.get(change.partition).offset {
-                        vector.set(change.partition, change.next);
+                for event in &replica.order[..replica.read] {
+                    if event.next.offset > vector.get(event.partition).offset {
+                        vector.set(event.partition, event.next);
                         self.got(
-                            change.partition,
-                            change.next.offset - 1,
+                            event.partition,
+                            event.next.offset - 1,
                             &vector.encode(TOPIC),
                         );
                     }
                 }
-                place = replica.feed.locate(&vector, true);
+                reader = replica.feed.locate(&vector, true);
             }
-            self.place = Some(place.expect("the ring continues what was read up to its head"));
+            self.reader = Some(reader.expect("the ring continues what was read up to its head"));
         }
 
         /// Whether there was anything to take.
         fn take(&mut self, replica: &Replica) -> bool {
-            let place = self.place.as_mut().expect("connected");
+            let reader = self.reader.as_mut().expect("connected");
             let mut batch = Batch::default();
-            let before = place.position;
-            if replica.feed.take(place, FORM, &mut batch).is_err() {
+            let before = reader.position;
+            if replica.feed.take(reader, ENCODING, &mut batch).is_err() {
                 self.resume(replica);
                 return true;
             }
-            let moved = place.position > before;
+            let moved = reader.position > before;
             for frame in batch.frames {
                 let object: serde_json::Value = serde_json::from_slice(&frame.bytes).expect("JSON");
                 let partition = object["partition"].as_u64().expect("a partition") as usize;
@@ -731,7 +750,7 @@ mod tests {
     }
 
     /// The order of one replica: any interleaving of the partitions.
-    fn order(picks: &[usize], partitions: usize) -> Vec<Change> {
+    fn order(picks: &[usize], partitions: usize) -> Vec<Event> {
         let mut next = vec![0; partitions];
         let pick = |pick: &usize| {
             let partition = pick % partitions;
@@ -761,7 +780,7 @@ mod tests {
                 Replica { feed: feed(size, partitions), order, read: 0 }
             }).collect::<Vec<_>>();
             let start = Vector(vec![Position::default(); partitions]);
-            let mut client = Client { cursor: start.encode(TOPIC), next: vec![0; partitions], place: None };
+            let mut client = Client { cursor: start.encode(TOPIC), next: vec![0; partitions], reader: None };
             let mut at = 0;
             client.resume(&replicas[at]);
             for step in steps {
@@ -777,7 +796,7 @@ mod tests {
             replicas[at].read(usize::MAX / 2);
             while client.take(&replicas[at]) {}
             let mut all = vec![0; partitions];
-            replicas[at].order.iter().for_each(|change| all[change.partition] += 1);
+            replicas[at].order.iter().for_each(|event| all[event.partition] += 1);
             prop_assert_eq!(client.next, all);
         }
     }
@@ -786,26 +805,30 @@ mod tests {
     fn a_reader_that_lags_is_told_that_its_place_is_gone_and_keeps_its_cursor() {
         let feed = feed(3, 1);
         feed.push(vec![record(0, 0)]);
-        let mut place = feed.newest(1, false).unwrap();
-        feed.take(&mut place, FORM, &mut Batch::default()).unwrap();
+        let mut reader = feed.newest(1, false).unwrap();
+        feed.take(&mut reader, ENCODING, &mut Batch::default())
+            .unwrap();
         feed.push((1..6).map(|offset| record(0, offset)).collect());
-        assert!(feed.take(&mut place, FORM, &mut Batch::default()).is_err());
-        let has = Vector::decode(&feed.cursor(&place), TOPIC);
+        assert!(
+            feed.take(&mut reader, ENCODING, &mut Batch::default())
+                .is_err()
+        );
+        let has = Vector::decode(&feed.cursor(&reader), TOPIC);
         assert_eq!(has, Some(Vector(vec![record(0, 0).next])));
     }
 
     #[test]
     fn connections_that_wake_together_share_the_same_bytes() {
         let feed = feed(10, 1);
-        let form = Form {
-            door: Door::SseText,
+        let encoding = Encoding {
+            format: Format::SseText,
             binary: false,
         };
         let (mut one, mut other) = (feed.live(), feed.live());
         feed.push((0..3).map(|offset| record(0, offset)).collect());
-        let taken = [&mut one, &mut other].map(|place| {
+        let taken = [&mut one, &mut other].map(|reader| {
             let mut batch = Batch::default();
-            feed.take(place, form, &mut batch).unwrap();
+            feed.take(reader, encoding, &mut batch).unwrap();
             assert_eq!(
                 (batch.frames.len(), batch.messages, batch.stamps.len()),
                 (1, 3, 3)
@@ -832,11 +855,11 @@ mod tests {
         let feed = feed(10, 1);
         feed.push((0..4).map(|offset| record(0, offset)).collect());
         let mut watching = feed.live();
-        let gap = Gap::of(Reason::Recreated, 0, 4, None);
-        feed.push(vec![Change {
+        let gap = Gap::of(GapReason::Recreated, 0, 4, None);
+        feed.push(vec![Event {
             partition: 0,
             next: Position::at(0),
-            what: What::Gap(gap),
+            payload: Payload::Gap(gap),
         }]);
         feed.push(vec![record(0, 0)]);
         assert!(
@@ -848,10 +871,10 @@ mod tests {
             "what is older is of another log"
         );
         let mut batch = Batch::default();
-        feed.take(&mut watching, FORM, &mut batch).unwrap();
+        feed.take(&mut watching, ENCODING, &mut batch).unwrap();
         assert_eq!(
             (batch.gaps.as_slice(), batch.messages),
-            ([Reason::Recreated].as_slice(), 1)
+            ([GapReason::Recreated].as_slice(), 1)
         );
     }
 
@@ -867,9 +890,10 @@ mod tests {
         );
         feed.fill(Page::default());
         for offset in 0..500 {
-            let mut place = feed.live();
+            let mut reader = feed.live();
             feed.push(vec![record(0, offset)]);
-            feed.take(&mut place, FORM, &mut Batch::default()).unwrap();
+            feed.take(&mut reader, ENCODING, &mut Batch::default())
+                .unwrap();
         }
         let (events, bytes) = feed.size();
         assert!(events > 5 && events < 100, "{events}");

@@ -4,75 +4,26 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use herald_runtime::http::{Connection, REQUEST_ID, RequestId, failure};
 use http_body_util::Either;
 use hyper::body::{Body, Incoming};
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_MAX_AGE, ALLOW, CONNECTION,
-};
-use hyper::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
-    UPGRADE, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, ALLOW,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue, VARY,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Request, Response as HttpResponse, StatusCode};
 use serde_json::json;
-use tokio_util::task::TaskTracker;
 use tower::{BoxError, Layer as _, Service, ServiceExt as _};
 use warp::reply::Response;
 use warp::{Filter, Rejection, Reply};
 
-use crate::access::{Origins, Permit};
-use crate::drain::Drain;
-use crate::metrics::Metrics;
-use crate::server::Connection;
-use crate::socketio::{self, Sessions};
-use crate::start::Asked;
-use crate::stream::{End, Topic};
-use crate::{history, sse, websocket};
-
-/// What the doors share.
-pub struct App {
-    /// The first is the default.
-    pub topics: Vec<Arc<Topic>>,
-    pub custom_header: String,
-    pub origins: Origins,
-    pub drain: Drain,
-    pub metrics: Metrics,
-    /// Streams that Socket.IO may open, whatever the connections they share.
-    pub max_connections: usize,
-    pub sessions: Sessions,
-    /// Streams that outlive their request.
-    pub tasks: TaskTracker,
-}
-
-impl App {
-    /// The topic of this name, or the default.
-    ///
-    /// # Errors
-    ///
-    /// One sentence that names those that are served.
-    pub fn topic(&self, name: Option<&str>) -> Result<Arc<Topic>, String> {
-        let Some(name) = name.filter(|name| !name.is_empty()) else {
-            return Ok(self.topics[0].clone());
-        };
-        self.topics
-            .iter()
-            .find(|topic| topic.name == name)
-            .cloned()
-            .ok_or_else(|| {
-                let names: Vec<&str> = self
-                    .topics
-                    .iter()
-                    .map(|topic| topic.name.as_str())
-                    .collect();
-                format!(
-                    "topic {name:?} is not served here; these are: {}",
-                    names.join(", ")
-                )
-            })
-    }
-}
+use crate::app::App;
+use crate::query::StreamQuery;
+use crate::stream::End;
+use crate::transports::{history, socketio, sse, websocket};
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
@@ -104,65 +55,61 @@ const FILES: &[(&str, &str, &str)] = &[
 
 /// Scripts, styles and connections of our own origin and nothing else, so that a message can never become code.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
-                      worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+                      worker-src 'self'; base-uri 'none'; encoding-action 'none'; frame-ancestors 'none'";
 
 /// The addresses, without `/socket.io/`, which the layer around them answers.
 fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let app = warp::any().map(move || app.clone());
-    let asked = || {
-        warp::query::<Asked>()
-            .and(warp::header::headers_cloned())
-            .and(warp::ext::get::<Permit>())
-    };
+    // A HEAD is answered as a GET, and hyper leaves the body out.
+    let read = || warp::get().or(warp::head()).unify();
+    let headers = warp::header::headers_cloned;
     let connection = || warp::ext::optional::<Arc<Connection>>();
 
     let events = warp::path!("events")
-        .and(warp::get())
+        .and(read())
         .and(app.clone())
-        .and(asked())
+        .and(warp::query::<StreamQuery>())
+        .and(headers())
         .and(connection())
         .map(
-            |app: Arc<App>, asked: Asked, headers: HeaderMap, permit, connection| {
-                sse::answer(&app, &asked, &headers, permit, connection)
+            |app: Arc<App>, query: StreamQuery, headers: HeaderMap, connection| {
+                sse::answer(&app, &query, &headers, connection)
             },
         );
     let ws = warp::path!("ws")
         .and(warp::get())
         .and(app.clone())
-        .and(asked())
+        .and(warp::query::<StreamQuery>())
+        .and(headers())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(connection())
-        .and(warp::ext::optional::<TurnedAway>())
+        .and(warp::ext::optional::<Rejected>())
         .map(
             |app: Arc<App>,
-             asked: Asked,
+             query: StreamQuery,
              headers: HeaderMap,
-             permit,
              upgrade,
              connection,
-             away: Option<TurnedAway>| {
-                websocket::answer(
-                    &app,
-                    &asked,
-                    &headers,
-                    permit,
-                    upgrade,
-                    connection,
-                    away.map(|away| away.0),
-                )
+             rejected: Option<Rejected>| {
+                let rejected = rejected.map(|rejected| rejected.0);
+                websocket::answer(&app, &query, &headers, upgrade, connection, rejected)
             },
         );
     let messages = warp::path!("messages")
-        .and(warp::get())
+        .and(read())
         .and(app.clone())
-        .and(warp::query::<history::Asked>())
-        .then(|app: Arc<App>, asked| async move { history::answer(&app, asked).await });
+        .and(warp::query::<history::PageQuery>())
+        .and(headers())
+        .then(|app: Arc<App>, query, headers: HeaderMap| async move {
+            history::answer(&app, query, &headers).await
+        });
     let config = warp::path!("config")
-        .and(warp::get())
+        .and(read())
         .and(app)
-        .map(|app: Arc<App>| config(&app));
-    let files = warp::path::tail()
-        .and(warp::get().or(warp::head()).unify())
+        .and(headers())
+        .map(|app: Arc<App>, headers: HeaderMap| config(&app, &headers));
+    let files = read()
+        .and(warp::path::tail())
         .and_then(async |tail: warp::path::Tail| file(tail.as_str()));
 
     events
@@ -178,13 +125,16 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
         .unify()
 }
 
-fn config(app: &App) -> Response {
-    let topics: Vec<&str> = app.topics.iter().map(|topic| topic.name.as_str()).collect();
+fn config(app: &App, headers: &HeaderMap) -> Response {
+    let topics: Vec<&str> = app
+        .readable(headers)
+        .map(|topic| topic.name.as_str())
+        .collect();
     let config = json!({
-        "topic": topics[0],
+        "topic": topics.first(),
         "topics": topics,
         "header": app.custom_header,
-        "environment": herald_runtime::environment_name(topics[0]),
+        "environment": topics.first().map(|topic| herald_runtime::environment_name(topic)),
     });
     warp::reply::with_header(warp::reply::json(&config), CACHE_CONTROL, "no-store").into_response()
 }
@@ -212,11 +162,11 @@ async fn explain(rejection: Rejection) -> Result<Response, Infallible> {
             "there is nothing at this address; /openapi.json lists what there is",
         )
     } else if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
-        let sentence = "this address is only read (GET)";
+        let sentence = "this endpoint only supports GET";
         let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, sentence);
         response
             .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static("GET"));
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         response
     } else if rejection.find::<warp::reject::InvalidQuery>().is_some() {
         failure(
@@ -232,18 +182,12 @@ async fn explain(rejection: Rejection) -> Result<Response, Infallible> {
     })
 }
 
-/// `{"error": "<sentence>"}` with a status.
-pub fn failure(status: StatusCode, sentence: &str) -> Response {
-    warp::reply::with_status(warp::reply::json(&json!({ "error": sentence })), status)
-        .into_response()
-}
-
-/// Set on a request that is to hear why it is not served.
+/// Set on a request that its transport rejects.
 #[derive(Clone)]
-struct TurnedAway(End);
+struct Rejected(End);
 
-/// All doors: the addresses, and Socket.IO around them.
-pub fn doors(
+/// Everything that is served: the addresses, and Socket.IO around them.
+pub fn service(
     app: Arc<App>,
 ) -> impl Service<
     Request<Incoming>,
@@ -254,10 +198,10 @@ pub fn doors(
     socketio::layer(app.clone()).layer(warp::service(routes(app)))
 }
 
-/// Answers a request: first whether this page may read at all, then whether there is room, then the door.
+/// Answers a request: first whether this page may ask at all, then whether there is room, then the endpoint.
 pub async fn answer<S, B>(
     app: Arc<App>,
-    doors: S,
+    service: S,
     mut request: Request<Incoming>,
 ) -> Result<HttpResponse<impl Body<Data = Bytes, Error: Into<BoxError>>>, Infallible>
 where
@@ -265,90 +209,45 @@ where
     B: Body<Data = Bytes, Error: Into<BoxError>>,
 {
     let allow = app.origins.allow_header(request.headers());
-    let mut response = match app.origins.may_read(request.headers()) {
-        Err(sentence) => failure(StatusCode::FORBIDDEN, &sentence).map(Either::Right),
-        Ok(_) if request.method() == Method::OPTIONS => preflight().map(Either::Right),
-        Ok(permit) => {
-            request.extensions_mut().insert(permit);
-            match turn_away(&app, &mut request) {
-                Some(response) => response.map(Either::Right),
-                None => {
-                    let sid = session(&request);
-                    let polls = is_poll(&request);
-                    let connection = request.extensions().get::<Arc<Connection>>().cloned();
-                    if is_socketio(request.uri().path()) {
-                        detach(&mut request);
-                    }
-                    let over = async {
-                        match &sid {
-                            Some(sid) if polls => app.sessions.poll_is_over(sid).await,
-                            _ => std::future::pending().await,
-                        }
-                    };
-                    let response = tokio::select! {
-                        biased;
-                        response = doors.oneshot(request) => response?.map(Either::Left),
-                        () = over => unknown_session().map(Either::Right),
-                    };
-                    match (sid, connection) {
-                        (Some(sid), Some(connection))
-                            if response.status() == StatusCode::SWITCHING_PROTOCOLS =>
-                        {
-                            app.sessions.upgraded(&sid, &connection);
-                        }
-                        (Some(sid), _) if polls => app.sessions.polled(&sid),
-                        _ => {}
-                    }
-                    response
-                }
+    let id = RequestId::of(request.headers());
+    request.extensions_mut().insert(id.clone());
+    let mut response = match reject(&app, &mut request) {
+        Some(response) => response.map(Either::Right),
+        None if socketio::is_path(request.uri().path()) => {
+            match socketio::answer(&app, service, request).await? {
+                Ok(response) => response.map(Either::Left),
+                Err(response) => response.map(Either::Right),
             }
         }
+        None => service.oneshot(request).await?.map(Either::Left),
     };
     let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id.0);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.append(VARY, HeaderValue::from_static("origin"));
     if let Some(allow) = allow {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allow);
+        let exposed = HeaderValue::from_static("date, retry-after, x-request-id");
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
     }
     Ok(response)
 }
 
-/// Copies the head of a request. Socket.IO keeps it with the session, and as hyper gives it, it holds the buffer it was read into.
-fn detach(request: &mut Request<Incoming>) {
-    let mut headers = HeaderMap::with_capacity(request.headers().len());
-    for (name, value) in request.headers() {
-        let name = HeaderName::from_bytes(name.as_str().as_bytes()).expect("it was one");
-        headers.append(
-            name,
-            HeaderValue::from_bytes(value.as_bytes()).expect("it was one"),
-        );
+/// The answer to a request that no endpoint is to take. An `EventSource` and a WebSocket are rejected by their own transport.
+fn reject(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
+    if !app.hosts.contain(request.headers().get(HOST)) {
+        let sentence =
+            "this server does not answer to this name; --allowed-hosts names those that it does";
+        return Some(failure(StatusCode::MISDIRECTED_REQUEST, sentence));
     }
-    *request.headers_mut() = headers;
-    let uri = request.uri().to_string();
-    *request.uri_mut() = uri.parse().expect("it was one");
-}
-
-/// Whether a request of Socket.IO asks for what there is, rather than brings something or goes on as a WebSocket.
-fn is_poll(request: &Request<Incoming>) -> bool {
-    request.method() == Method::GET && !request.headers().contains_key(UPGRADE)
-}
-
-/// Engine.IO's own answer to a session it does not know; the client then opens a new one.
-fn unknown_session() -> Response {
-    warp::reply::with_status(
-        warp::reply::json(&json!({ "code": 1, "message": "Session ID unknown" })),
-        StatusCode::BAD_REQUEST,
-    )
-    .into_response()
-}
-
-/// The answer to a request that no door is to take. An `EventSource` and a WebSocket hear the reason from their own door.
-fn turn_away(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
-    let connection = request.extensions().get::<Arc<Connection>>().cloned();
-    let path = request.uri().path();
-    let overload = connection
-        .as_ref()
-        .is_some_and(|connection| connection.overload);
+    if let Err(sentence) = app.origins.check(request.headers()) {
+        return Some(failure(StatusCode::FORBIDDEN, &sentence));
+    }
+    if request.method() == Method::OPTIONS {
+        return Some(preflight(request.headers()));
+    }
+    let connection = request.extensions().get::<Arc<Connection>>();
+    let overload = connection.is_some_and(|connection| connection.overload);
     let end = if overload {
         Some(End::Overload)
     } else if app.drain.is_refusing() {
@@ -356,77 +255,43 @@ fn turn_away(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
     } else {
         None
     };
-    if is_socketio(path) {
-        return match (session(request), end) {
-            // A poll may still carry the `bye`.
-            (Some(sid), _) if !is_poll(request) && app.sessions.has_ended(&sid) => {
-                Some(unknown_session())
-            }
-            (Some(_), _) => None,
-            (None, end) => end.map(|end| refusal(app, &end)),
-        };
+    let path = request.uri().path();
+    if socketio::is_path(path) {
+        return socketio::reject(app, request, end);
     }
     let end = end?;
     match path {
         "/events" => {
-            app.metrics.refused(end.reason());
-            Some(sse::turn_away(&end))
+            app.server_metrics.rejected(end.reason());
+            Some(sse::reject(&end))
         }
         "/ws" => {
-            app.metrics.refused(end.reason());
-            request.extensions_mut().insert(TurnedAway(end));
+            app.server_metrics.rejected(end.reason());
+            request.extensions_mut().insert(Rejected(end));
             None
         }
-        // While it leaves, a replica still answers what it can answer at once.
+        // While it drains, a replica still answers what it can answer at once.
         _ if end == End::Drain => None,
-        _ => Some(refusal(app, &end)),
+        _ => Some(app.refusal(&end)),
     }
 }
 
-fn is_socketio(path: &str) -> bool {
-    path.strip_prefix(socketio::PATH)
-        .is_some_and(|rest| rest.is_empty() || rest == "/")
-}
-
-/// The Engine.IO session that a request belongs to.
-fn session(request: &Request<Incoming>) -> Option<String> {
-    let query = request
-        .uri()
-        .query()
-        .filter(|_| is_socketio(request.uri().path()))?;
-    let query: Vec<(String, String)> = serde_urlencoded::from_str(query).ok()?;
-    query
-        .into_iter()
-        .find(|(name, _)| name == "sid")
-        .map(|(_, sid)| sid)
-}
-
-fn refusal(app: &App, end: &End) -> Response {
-    app.metrics.refused(end.reason());
-    let sentence = match end {
-        End::Overload => "this replica is full; come back in a moment",
-        _ => "this replica is leaving; come back in a moment",
-    };
-    let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, sentence);
-    response.headers_mut().insert(RETRY_AFTER, 2.into());
-    response
-        .headers_mut()
-        .insert(CONNECTION, HeaderValue::from_static("close"));
-    response
-}
-
-fn preflight() -> Response {
+/// The browser asks before a page of a listed origin sends headers of its own: all of them are allowed.
+fn preflight(request: &HeaderMap) -> Response {
     let mut response =
         warp::reply::with_status(warp::reply(), StatusCode::NO_CONTENT).into_response();
     let headers = response.headers_mut();
     headers.insert(
         ACCESS_CONTROL_ALLOW_METHODS,
-        HeaderValue::from_static("GET, POST"),
+        HeaderValue::from_static("GET, HEAD, POST"),
     );
-    headers.insert(
-        ACCESS_CONTROL_ALLOW_HEADERS,
-        HeaderValue::from_static("last-event-id, authorization, content-type"),
-    );
+    if let Some(asked) = request.get(ACCESS_CONTROL_REQUEST_HEADERS) {
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, asked.clone());
+    }
     headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("3600"));
+    headers.append(
+        VARY,
+        HeaderValue::from_static("access-control-request-headers"),
+    );
     response
 }

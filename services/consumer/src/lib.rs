@@ -3,29 +3,29 @@
 //! A message meets the modules in this order: `kafka` reads it, `feed` keeps it and makes it bytes once, `stream` brings it to
 //! one client, `sse`, `websocket` and `socketio` write it. `history` and `kafka::log` serve what is older than the feed.
 
-mod access;
+mod app;
 mod config;
 pub mod cursor;
-mod drain;
 mod encode;
 mod feed;
-mod history;
 mod http;
 mod kafka;
 mod metrics;
+mod page;
+mod query;
 mod read_one;
 mod record;
-mod server;
-mod socketio;
-mod sse;
-mod start;
+mod sessions;
 mod stream;
-mod websocket;
+mod topic;
+mod transports;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use herald_runtime::http::server::{self, Limits, ServerMetrics};
+use herald_runtime::http::{Connections, Drain};
 use herald_runtime::{Readiness, admin};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -33,18 +33,16 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::app::App;
 pub use crate::config::Config;
-use crate::drain::Drain;
-use crate::http::App;
 use crate::kafka::Live;
 use crate::metrics::Metrics;
 pub use crate::read_one::read_one;
-use crate::server::{Connections, Limits};
-use crate::stream::Topic;
+use crate::topic::Topic;
 
 /// The sockets of a consumer.
 pub struct Listeners {
-    /// For browsers: the doors and the page.
+    /// For browsers: the transports and the page.
     pub public: TcpListener,
     /// For operators: health and metrics.
     pub admin: TcpListener,
@@ -61,6 +59,8 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let metrics = Metrics::new().context("cannot register the metrics")?;
+    let server_metrics =
+        ServerMetrics::new(&metrics.registry).context("cannot register the metrics")?;
     let readiness = Readiness::new();
     if let (Ok(public), Ok(admin)) = (listeners.public.local_addr(), listeners.admin.local_addr()) {
         tracing::info!(%public, %admin, "listening");
@@ -80,7 +80,7 @@ pub async fn run(
             feed: live.feed.clone(),
             log: live.log.clone(),
             source: live.source(),
-            doubt: live.doubt.clone(),
+            recheck: live.recheck.clone(),
         }));
         let (readiness, waiting) = (readiness.clone(), waiting.clone());
         let caught_up = move || {
@@ -103,28 +103,32 @@ pub async fn run(
         topics,
         custom_header: config.custom_header.clone(),
         origins: config.allowed_origins.clone(),
+        hosts: config.allowed_hosts.clone(),
         drain: Drain::new(config.drain_window),
-        metrics: metrics.clone(),
+        metrics,
+        server_metrics: server_metrics.clone(),
         max_connections: config.max_connections,
         sessions: Default::default(),
         tasks: tasks.clone(),
     });
-    let doors = http::doors(app.clone());
+    let service = http::service(app.clone());
     let answer = {
         let app = app.clone();
-        move |request| http::answer(app.clone(), doors.clone(), request)
+        move |request| http::answer(app.clone(), service.clone(), request)
     };
     let accepting = CancellationToken::new();
-    let limits = Limits::new(config.max_connections);
+    let closing = CancellationToken::new();
+    let limits = Limits::new(config.max_connections, config.keep_alive);
     let connections = Connections::default();
     let accept = tokio::spawn(server::serve(
         listeners.public,
         limits,
         connections.clone(),
-        metrics,
+        server_metrics,
         answer,
         tasks.clone(),
         accepting.clone(),
+        closing.clone(),
     ));
 
     tokio::select! {

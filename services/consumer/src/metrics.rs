@@ -4,35 +4,33 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use herald_runtime::kafka::Source;
-use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry};
 
-use crate::encode::Door;
+use crate::encode::Format;
 use crate::feed::Batch;
-use crate::record::{Change, What};
+use crate::record::{Event, Payload};
 
 /// The consumer's metrics, shared: each stream holds them twice.
 #[derive(Clone)]
-pub struct Metrics(Arc<Figures>);
+pub struct Metrics(Arc<Inner>);
 
 impl Deref for Metrics {
-    type Target = Figures;
+    type Target = Inner;
 
-    fn deref(&self) -> &Figures {
+    fn deref(&self) -> &Inner {
         &self.0
     }
 }
 
 /// What is counted; the help texts are where they are registered.
-pub struct Figures {
+pub struct Inner {
     pub registry: Registry,
     messages_consumed: IntCounterVec,
     gaps_read: IntCounterVec,
     messages_delivered: IntCounterVec,
     gaps_delivered: IntCounterVec,
-    pub connections: IntGauge,
     streams: IntGaugeVec,
     streams_ended: IntCounterVec,
-    connections_refused: IntCounterVec,
     ring_events: IntGaugeVec,
     ring_bytes: IntGaugeVec,
     lag: IntGaugeVec,
@@ -54,8 +52,6 @@ impl Metrics {
             registry.register(Box::new(metric.clone()))?;
             Ok(metric)
         };
-        let connections = IntGauge::new("herald_connections", "TCP connections open now")?;
-        registry.register(Box::new(connections.clone()))?;
         let delays = vec![
             0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
         ];
@@ -65,7 +61,7 @@ impl Metrics {
         );
         let delivery_delay = Histogram::with_opts(delay.buckets(delays))?;
         registry.register(Box::new(delivery_delay.clone()))?;
-        Ok(Self(Arc::new(Figures {
+        Ok(Self(Arc::new(Inner {
             messages_consumed: counters(
                 "herald_messages_consumed_total",
                 "messages read from Kafka into the ring",
@@ -86,7 +82,6 @@ impl Metrics {
                 "gaps announced to clients, by reason",
                 &["reason"],
             )?,
-            connections,
             streams: gauges(
                 "herald_streams",
                 "streams open now, by transport",
@@ -96,11 +91,6 @@ impl Metrics {
                 "herald_streams_ended_total",
                 "streams ended, by transport and reason",
                 &["transport", "reason"],
-            )?,
-            connections_refused: counters(
-                "herald_connections_refused_total",
-                "connections and requests turned away, by reason",
-                &["reason"],
             )?,
             ring_events: gauges("herald_ring_events", "events in the ring", &["topic"])?,
             ring_bytes: gauges(
@@ -128,11 +118,11 @@ impl Metrics {
         })))
     }
 
-    pub fn consumed(&self, topic: &str, changes: &[Change]) {
-        for change in changes {
-            match &change.what {
-                What::Message(_) => self.messages_consumed.with_label_values(&[topic]).inc(),
-                What::Gap(gap) => self
+    pub fn consumed(&self, topic: &str, events: &[Event]) {
+        for event in events {
+            match &event.payload {
+                Payload::Message(_) => self.messages_consumed.with_label_values(&[topic]).inc(),
+                Payload::Gap(gap) => self
                     .gaps_read
                     .with_label_values(&[topic, gap.reason.name()])
                     .inc(),
@@ -141,10 +131,10 @@ impl Metrics {
     }
 
     /// Counts what was just handed to a socket.
-    pub fn delivered(&self, door: Door, batch: &Batch) {
+    pub fn delivered(&self, format: Format, batch: &Batch) {
         if batch.messages > 0 {
             self.messages_delivered
-                .with_label_values(&[transport(door)])
+                .with_label_values(&[transport(format)])
                 .inc_by(batch.messages as u64);
         }
         if !batch.stamps.is_empty() {
@@ -181,10 +171,6 @@ impl Metrics {
             .set(i64::from(source == Source::Up));
     }
 
-    pub fn refused(&self, reason: &str) {
-        self.connections_refused.with_label_values(&[reason]).inc();
-    }
-
     /// Streams open now, over all transports.
     pub fn open_streams(&self) -> usize {
         let streams = ["sse", "websocket", "socketio"];
@@ -193,11 +179,11 @@ impl Metrics {
     }
 
     /// Counts a stream as open until the guard is dropped.
-    pub fn open(&self, door: Door) -> Open {
-        self.streams.with_label_values(&[transport(door)]).inc();
+    pub fn open(&self, format: Format) -> Open {
+        self.streams.with_label_values(&[transport(format)]).inc();
         Open {
             metrics: self.clone(),
-            door,
+            format,
             reason: "client",
         }
     }
@@ -206,7 +192,7 @@ impl Metrics {
 /// An open stream. It counts as ended by the client unless told otherwise.
 pub struct Open {
     metrics: Metrics,
-    door: Door,
+    format: Format,
     pub reason: &'static str,
 }
 
@@ -214,19 +200,19 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.metrics
             .streams
-            .with_label_values(&[transport(self.door)])
+            .with_label_values(&[transport(self.format)])
             .dec();
         self.metrics
             .streams_ended
-            .with_label_values(&[transport(self.door), self.reason])
+            .with_label_values(&[transport(self.format), self.reason])
             .inc();
     }
 }
 
-fn transport(door: Door) -> &'static str {
-    match door {
-        Door::SseText | Door::SseJson => "sse",
-        Door::Json | Door::WebSocket => "websocket",
-        Door::SocketIo => "socketio",
+fn transport(format: Format) -> &'static str {
+    match format {
+        Format::SseText | Format::SseJson => "sse",
+        Format::Json | Format::WebSocket => "websocket",
+        Format::SocketIo => "socketio",
     }
 }

@@ -1,4 +1,4 @@
-//! What is read from Kafka, as the doors need it: a message, or a gap where one cannot be delivered.
+//! What is read from Kafka, as the transports need it: a message, or a gap where one cannot be delivered.
 
 use serde::Serialize;
 
@@ -6,15 +6,15 @@ use crate::cursor::Position;
 
 /// One step of a partition: what happened, and where reading goes on after it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Change {
+pub struct Event {
     pub partition: usize,
     /// The position after this change.
     pub next: Position,
-    pub what: What,
+    pub payload: Payload,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub enum What {
+pub enum Payload {
     Message(Message),
     Gap(Gap),
 }
@@ -61,12 +61,12 @@ impl Value {
 /// What will not come, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Gap {
-    pub reason: Reason,
+    pub reason: GapReason,
     pub ranges: Vec<Range>,
 }
 
 impl Gap {
-    pub fn of(reason: Reason, partition: usize, from: i64, to: Option<i64>) -> Self {
+    pub fn of(reason: GapReason, partition: usize, from: i64, to: Option<i64>) -> Self {
         Self {
             reason,
             ranges: vec![Range {
@@ -89,10 +89,10 @@ pub struct Range {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Reason {
+pub enum GapReason {
     /// Kafka deleted the records before they were read.
     Retention,
-    /// The topic was deleted and made anew.
+    /// The topic was deleted and recreated.
     Recreated,
     /// The cursor is garbled, or of another topic.
     UnknownCursor,
@@ -102,7 +102,7 @@ pub enum Reason {
     NotUtf8,
 }
 
-impl Reason {
+impl GapReason {
     /// The name on the wire and in metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -115,17 +115,17 @@ impl Reason {
     }
 }
 
-impl Change {
+impl Event {
     /// Whether offsets begin anew with this change: the topic was deleted and made again.
     pub fn resets(&self) -> bool {
-        matches!(&self.what, What::Gap(gap) if gap.reason == Reason::Recreated)
+        matches!(&self.payload, Payload::Gap(gap) if gap.reason == GapReason::Recreated)
     }
 
     /// The bytes that the record holds in memory, near enough to bound a buffer by.
     pub fn weight(&self) -> usize {
-        let content = match &self.what {
-            What::Gap(_) => 0,
-            What::Message(message) => {
+        let content = match &self.payload {
+            Payload::Gap(_) => 0,
+            Payload::Message(message) => {
                 let headers = message
                     .headers
                     .iter()

@@ -1,4 +1,4 @@
-//! One client's stream, the same on every door: its start, its backlog, then the news.
+//! One client's stream, the same on every transport: its start, its backlog, then the news.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -6,15 +6,16 @@ use std::time::{Duration, SystemTime};
 
 use herald_runtime::kafka::Source;
 use serde_json::{Map, Value as Json, json};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use crate::cursor::{Position, Vector};
-use crate::encode::{self, Form, Frame, Kind, fields};
-use crate::feed::{Batch, Feed, Place};
-use crate::history::PAGE;
-use crate::kafka::{Limit, Log, Page};
-use crate::record::{Change, Gap, Reason};
-use crate::start::Start;
+use crate::encode::{self, Encoding, Frame, Kind, fields};
+use crate::feed::{Batch, RingReader};
+use crate::kafka::Log;
+use crate::page::{Limit, MAX_PAGE, Page};
+use crate::query::Start;
+use crate::record::{Event, Gap, GapReason};
+use crate::topic::Topic;
 
 /// How much of a backlog is read from Kafka for one write.
 const REPLAY: Limit = Limit {
@@ -24,23 +25,6 @@ const REPLAY: Limit = Limit {
 
 /// After a failed attempt to read Kafka.
 const PAUSE: Duration = Duration::from_millis(200);
-
-/// A topic that is served.
-pub struct Topic {
-    pub name: String,
-    pub feed: Arc<Feed>,
-    pub log: Arc<Log>,
-    pub source: watch::Receiver<Source>,
-    /// Asks the live reader to look whether the topic is still the same.
-    pub doubt: Arc<Notify>,
-}
-
-impl Topic {
-    /// Whether Kafka is known to be away.
-    pub fn is_down(&self) -> bool {
-        matches!(*self.source.borrow(), Source::Down { .. })
-    }
-}
 
 /// Why a stream is ended by us.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,12 +50,12 @@ impl End {
     }
 
     /// The `bye` event. `retry` is in ms.
-    pub fn frame(&self, cursor: &str, retry: u64, form: Form) -> Frame {
+    pub fn frame(&self, cursor: &str, retry: u64, encoding: Encoding) -> Frame {
         let mut about = fields(json!({ "reason": self.reason(), "retry": retry }));
         if let Self::Invalid(detail) = self {
             about.insert("detail".into(), detail.as_str().into());
         }
-        encode::event(Kind::Bye, cursor, about, form.door)
+        encode::control(Kind::Bye, cursor, about, encoding.format)
     }
 }
 
@@ -81,11 +65,11 @@ type Reading<T> = Pin<Box<dyn Future<Output = anyhow::Result<T>> + Send + Sync>>
 /// A client's way through a topic.
 pub struct Stream {
     topic: Arc<Topic>,
-    form: Form,
-    at: At,
+    encoding: Encoding,
+    at: State,
     head: watch::Receiver<u64>,
     source: watch::Receiver<Source>,
-    said_down: bool,
+    reported_down: bool,
 }
 
 /// What to do when there was nothing to write.
@@ -98,7 +82,7 @@ enum Step {
     Later,
 }
 
-enum At {
+enum State {
     /// Nothing was sent yet. `finding` asks Kafka for the vector of the start.
     Begin {
         start: Start,
@@ -110,38 +94,38 @@ enum At {
         verified: bool,
         reading: Option<Reading<Page>>,
     },
-    Ring(Place),
+    Ring(RingReader),
 }
 
 impl Stream {
-    pub fn new(topic: Arc<Topic>, start: Start, form: Form) -> Self {
+    pub fn new(topic: Arc<Topic>, start: Start, encoding: Encoding) -> Self {
         let head = topic.feed.watch();
         let mut source = topic.source.clone();
         // So that a client that comes while Kafka is away hears of it at once.
         source.mark_changed();
         Self {
             topic,
-            form,
-            at: At::Begin {
+            encoding,
+            at: State::Begin {
                 start,
                 finding: None,
             },
             head,
             source,
-            said_down: false,
+            reported_down: false,
         }
     }
 
     /// The newest cursor: what the client has, once it has what was taken. Empty before the first.
     pub fn cursor(&self) -> String {
         match &self.at {
-            At::Begin {
+            State::Begin {
                 start: Start::After(cursor),
                 ..
             } if Vector::decode(cursor, &self.topic.name).is_some() => cursor.clone(),
-            At::Begin { .. } => String::new(),
-            At::Replay { vector, .. } => vector.encode(&self.topic.name),
-            At::Ring(place) => self.topic.feed.cursor(place),
+            State::Begin { .. } => String::new(),
+            State::Replay { vector, .. } => vector.encode(&self.topic.name),
+            State::Ring(reader) => self.topic.feed.cursor(reader),
         }
     }
 
@@ -152,20 +136,20 @@ impl Stream {
     /// [`End::Slow`] when the news have left the ring before the client took them.
     pub async fn next(&mut self, batch: &mut Batch) -> Result<(), End> {
         loop {
-            self.tell_source(batch);
+            self.report_source(batch);
             if !batch.frames.is_empty() {
-                // At once: what comes next may have to wait for Kafka.
+                // State once: what comes next may have to wait for Kafka.
                 return Ok(());
             }
             let step = match &mut self.at {
-                At::Begin { .. } if *self.head.borrow_and_update() == 0 => Step::News,
-                At::Begin { .. } => self.begin(batch).await,
-                At::Replay { .. } => self.replay(batch).await,
-                At::Ring(place) => {
+                State::Begin { .. } if *self.head.borrow_and_update() == 0 => Step::News,
+                State::Begin { .. } => self.begin(batch).await,
+                State::Replay { .. } => self.replay(batch).await,
+                State::Ring(reader) => {
                     self.head.mark_unchanged();
                     self.topic
                         .feed
-                        .take(place, self.form, batch)
+                        .take(reader, self.encoding, batch)
                         .map_err(|_| End::Slow)?;
                     Step::News
                 }
@@ -184,14 +168,14 @@ impl Stream {
 
     /// Finds the place where the client wants to start.
     async fn begin(&mut self, batch: &mut Batch) -> Step {
-        let At::Begin { start, finding } = &mut self.at else {
+        let State::Begin { start, finding } = &mut self.at else {
             return Step::Next;
         };
         let Topic {
             name, feed, log, ..
         } = &*self.topic;
         if finding.is_none() {
-            let place = match start {
+            let reader = match start {
                 Start::Live => Some(feed.live()),
                 // While Kafka is away, fewer than were asked for are better than none; `start` says where they begin.
                 Start::Last(count) => feed.newest(*count, self.topic.is_down()),
@@ -202,21 +186,22 @@ impl Stream {
                     }
                     None => {
                         self.enter(feed.live(), batch);
-                        let reason = Reason::UnknownCursor;
+                        let reason = GapReason::UnknownCursor;
                         batch.gaps.push(reason);
                         let about = encode::gap_fields(&Gap {
                             reason,
                             ranges: vec![],
                         });
-                        let frame = encode::event(Kind::Gap, &self.cursor(), about, self.form.door);
+                        let frame =
+                            encode::control(Kind::Gap, &self.cursor(), about, self.encoding.format);
                         batch.frames.push(frame);
                         return Step::Next;
                     }
                 },
                 Start::Earliest | Start::Time(_) => None,
             };
-            if let Some(place) = place {
-                self.enter(place, batch);
+            if let Some(reader) = reader {
+                self.enter(reader, batch);
                 return Step::Next;
             }
             *finding = Some(find(start.clone(), feed.head(), log.clone()));
@@ -247,31 +232,34 @@ impl Stream {
         let cursor = vector.encode(&self.topic.name);
         self.at = match self.topic.feed.locate(&vector, false) {
             // The token is the client's own, not the ring's at that place: it names what the client has.
-            Some(place) => At::Ring(place),
-            None => At::Replay {
+            Some(reader) => State::Ring(reader),
+            None => State::Replay {
                 vector: Box::new(vector),
                 verified: false,
                 reading: None,
             },
         };
-        self.tell_start(&cursor, batch);
+        self.send_start(&cursor, batch);
     }
 
-    fn enter(&mut self, place: Place, batch: &mut Batch) {
-        self.at = At::Ring(place);
-        self.tell_start(&self.cursor(), batch);
+    fn enter(&mut self, reader: RingReader, batch: &mut Batch) {
+        self.at = State::Ring(reader);
+        self.send_start(&self.cursor(), batch);
     }
 
-    fn tell_start(&self, cursor: &str, batch: &mut Batch) {
+    fn send_start(&self, cursor: &str, batch: &mut Batch) {
         let about = fields(json!({ "topic": self.topic.name }));
-        batch
-            .frames
-            .push(encode::event(Kind::Start, cursor, about, self.form.door));
+        batch.frames.push(encode::control(
+            Kind::Start,
+            cursor,
+            about,
+            self.encoding.format,
+        ));
     }
 
     /// Takes a piece of what is older than the ring, or joins the ring.
     async fn replay(&mut self, batch: &mut Batch) -> Step {
-        let At::Replay {
+        let State::Replay {
             vector,
             verified,
             reading,
@@ -282,8 +270,8 @@ impl Stream {
         let Topic {
             name, feed, log, ..
         } = &*self.topic;
-        if let Some(place) = feed.locate(vector, *verified) {
-            self.at = At::Ring(place);
+        if let Some(reader) = feed.locate(vector, *verified) {
+            self.at = State::Ring(reader);
             return Step::Next;
         }
         // Asked for in this order, the ring's head is never older than what was found out about the topic.
@@ -293,7 +281,7 @@ impl Stream {
                 Ok(partitions) if partitions < vector.0.len() => {
                     for partition in partitions..vector.0.len() {
                         let gap = Gap::of(
-                            Reason::Recreated,
+                            GapReason::Recreated,
                             partition,
                             vector.get(partition).offset,
                             None,
@@ -301,11 +289,11 @@ impl Stream {
                         if vector.get(partition).offset > 0 {
                             vector.set(partition, Default::default());
                             batch.gaps.push(gap.reason);
-                            batch.frames.push(encode::event(
+                            batch.frames.push(encode::control(
                                 Kind::Gap,
                                 &vector.encode(name),
                                 encode::gap_fields(&gap),
-                                self.form.door,
+                                self.encoding.format,
                             ));
                         }
                     }
@@ -314,7 +302,7 @@ impl Stream {
                 }
                 // Another replica has seen partitions that this one is about to see.
                 Ok(_) => {
-                    self.topic.doubt.notify_one();
+                    self.topic.recheck.notify_one();
                     return Step::Later;
                 }
                 Err(error) => {
@@ -327,27 +315,27 @@ impl Stream {
                 }
             }
         }
-        let asked = reading.get_or_insert_with(|| {
+        let request = reading.get_or_insert_with(|| {
             let (log, from) = (log.clone(), (**vector).clone());
             Box::pin(async move { log.forward(from, head, REPLAY).await })
         });
-        let read = asked.await;
+        let read = request.await;
         *reading = None;
         match read {
             Ok(page) => {
                 // Complete, and nothing came of it, twice: the ring is of another log than Kafka has now, or lags.
-                let stuck = *verified && page.complete && page.changes.is_empty();
-                for change in &page.changes {
-                    vector.set(change.partition, change.next);
-                    batch.count(change, false, self.form.binary);
+                let stuck = *verified && page.complete && page.events.is_empty();
+                for event in &page.events {
+                    vector.set(event.partition, event.next);
+                    batch.count(event, false, self.encoding.binary);
                     batch
                         .frames
-                        .push(encode::change(change, &vector.encode(name), self.form));
+                        .push(encode::event(event, &vector.encode(name), self.encoding));
                 }
                 **vector = page.after;
                 *verified = page.complete;
-                if stuck || page.changes.iter().any(Change::resets) {
-                    self.topic.doubt.notify_one();
+                if stuck || page.events.iter().any(Event::resets) {
+                    self.topic.recheck.notify_one();
                 }
                 if stuck { Step::Later } else { Step::Next }
             }
@@ -363,7 +351,7 @@ impl Stream {
     }
 
     /// Says that Kafka went away, or came back to those who were told that it had.
-    fn tell_source(&mut self, batch: &mut Batch) {
+    fn report_source(&mut self, batch: &mut Batch) {
         if !self.source.has_changed().unwrap_or(false) {
             return;
         }
@@ -372,13 +360,13 @@ impl Stream {
             Source::Up => (false, SystemTime::now()),
             Source::Unknown => return,
         };
-        if std::mem::replace(&mut self.said_down, down) != down {
+        if std::mem::replace(&mut self.reported_down, down) != down {
             let about = status_fields(down, since);
-            batch.frames.push(encode::event(
+            batch.frames.push(encode::control(
                 Kind::Status,
                 &self.cursor(),
                 about,
-                self.form.door,
+                self.encoding.format,
             ));
         }
     }
@@ -389,7 +377,7 @@ fn find(start: Start, head: Vector, log: Arc<Log>) -> Reading<Vector> {
     Box::pin(async move {
         match start {
             Start::Last(events) => {
-                let limit = Limit { events, ..PAGE };
+                let limit = Limit { events, ..MAX_PAGE };
                 Ok(log.backward(head, limit).await?.before)
             }
             Start::Time(time) => log.at_time(time, head).await,

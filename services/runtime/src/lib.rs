@@ -3,6 +3,8 @@
 pub mod admin;
 pub mod config;
 mod environment;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod kafka;
 pub mod listen;
 mod process;

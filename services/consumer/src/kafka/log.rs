@@ -11,10 +11,11 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::Semaphore;
 
-use super::change;
-use super::range::{Limit, Page, Range, Taken, merge_backward, merge_forward};
+use super::decode::{event, recreated};
+use super::range::{Range, Taken, merge_backward, merge_forward};
 use crate::cursor::{Position, Vector};
-use crate::record::{Change, Gap, Reason};
+use crate::page::{Limit, Page};
+use crate::record::{Event, Gap, GapReason};
 
 /// How long Kafka may be silent before a request for a range fails.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -128,9 +129,9 @@ impl Log {
         self.read(move |log, reader| {
             let mut before = before;
             let partitions = log.count_partitions(reader)?;
-            let gone: Vec<Change> = (partitions..before.0.len())
+            let gone: Vec<Event> = (partitions..before.0.len())
                 .filter(|partition| before.get(*partition).offset > 0)
-                .map(|partition| super::recreated(partition, before.get(partition), 0))
+                .map(|partition| recreated(partition, before.get(partition), 0))
                 .collect();
             before.0.truncate(partitions);
             let mut ranges = Vec::new();
@@ -170,16 +171,16 @@ impl Log {
                         && window.found.len() < limit.events
                 });
                 if !narrow {
-                    let mut anew: Vec<Change> = windows
+                    let mut anew: Vec<Event> = windows
                         .iter()
                         .zip(&ranges)
                         .filter_map(|(window, range)| window.other_log(range))
                         .collect();
                     let mut page = merge_backward(before, windows, limit);
-                    for change in &mut anew {
-                        change.next = page.before.get(change.partition);
+                    for event in &mut anew {
+                        event.next = page.before.get(event.partition);
                     }
-                    page.changes.splice(0..0, gone.into_iter().chain(anew));
+                    page.events.splice(0..0, gone.into_iter().chain(anew));
                     return Ok(page);
                 }
                 width = width.saturating_mul(8);
@@ -263,7 +264,7 @@ impl Log {
             let [range] = range;
             Ok(range)
         };
-        let late_enough = |(at, _): &&(i64, Change)| *at >= time;
+        let late_enough = |(at, _): &&(i64, Event)| *at >= time;
         if end.offset == 0
             || !read(end.offset - 1)?
                 .found
@@ -275,8 +276,8 @@ impl Log {
         let mut from = self.watermarks(reader, partition)?.0;
         loop {
             let range = read(from)?;
-            if let Some((_, change)) = range.found.iter().find(late_enough) {
-                return Ok(Position::at(change.next.offset - 1));
+            if let Some((_, event)) = range.found.iter().find(late_enough) {
+                return Ok(Position::at(event.next.offset - 1));
             }
             if !range.trimmed {
                 return Ok(end);
@@ -318,14 +319,14 @@ impl Log {
             match polled {
                 None => {}
                 Some(Ok(message)) => {
-                    let change = change(&message, self.max_value);
+                    let event = event(&message, self.max_value);
                     if let Some(range) = ranges
                         .iter_mut()
-                        .find(|range| range.partition == change.partition && !range.done)
-                        && range.take(&change, message_time(&message), limit.events, share)
+                        .find(|range| range.partition == event.partition && !range.done)
+                        && range.take(&event, message_time(&message), limit.events, share)
                             == Taken::OtherLog
                     {
-                        self.begin_anew(reader, range)?;
+                        self.restart(reader, range)?;
                         self.assign(reader, ranges)?;
                     }
                 }
@@ -339,7 +340,7 @@ impl Log {
                         if range.verify || range.position.offset < range.until.offset {
                             let (_, high) = self.watermarks(reader, range.partition)?;
                             if range.verify && high < range.from.offset {
-                                self.begin_anew(reader, range)?;
+                                self.restart(reader, range)?;
                                 self.assign(reader, ranges)?;
                             } else if high < range.until.offset {
                                 // Where was read to is of another log: nothing is known beyond what was found.
@@ -350,7 +351,7 @@ impl Log {
                 }
                 Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset))) => {
                     for range in ranges.iter_mut().filter(|range| !range.done) {
-                        self.mend(reader, range)?;
+                        self.recover(reader, range)?;
                     }
                     self.assign(reader, ranges)?;
                 }
@@ -381,19 +382,19 @@ impl Log {
     }
 
     /// An offset was out of range: finds out whether it was this range's, and why.
-    fn mend(&self, reader: &Reader, range: &mut Range) -> anyhow::Result<()> {
+    fn recover(&self, reader: &Reader, range: &mut Range) -> anyhow::Result<()> {
         let (low, high) = self.watermarks(reader, range.partition)?;
         let next = range.next_fetch();
         if next >= low && next <= high {
             return Ok(());
         }
         if range.position.offset > high {
-            return self.begin_anew(reader, range);
+            return self.restart(reader, range);
         }
         range.verify = false;
         if range.position.offset < low {
             let gap = Gap::of(
-                Reason::Retention,
+                GapReason::Retention,
                 range.partition,
                 range.position.offset,
                 Some(low),
@@ -404,13 +405,18 @@ impl Log {
         Ok(())
     }
 
-    /// The topic was deleted and made anew: the gap, then the new log from its start to its end.
-    fn begin_anew(&self, reader: &Reader, range: &mut Range) -> anyhow::Result<()> {
+    /// The topic was deleted and recreated: the gap, then the new log from its start to its end.
+    fn restart(&self, reader: &Reader, range: &mut Range) -> anyhow::Result<()> {
         let (low, high) = self.watermarks(reader, range.partition)?;
         range.found.clear();
         range.verify = false;
         range.jump(
-            Gap::of(Reason::Recreated, range.partition, range.from.offset, None),
+            Gap::of(
+                GapReason::Recreated,
+                range.partition,
+                range.from.offset,
+                None,
+            ),
             Position::at(low),
         );
         range.until = Position::at(high);

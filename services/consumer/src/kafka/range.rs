@@ -3,28 +3,8 @@
 use std::collections::VecDeque;
 
 use crate::cursor::{Position, Vector};
-use crate::record::{Change, Gap, Reason, What};
-
-/// The bounds of one page.
-#[derive(Clone, Copy, Debug)]
-pub struct Limit {
-    pub events: usize,
-    pub bytes: usize,
-}
-
-/// A piece of the log, merged by timestamp, then partition, each partition's order kept.
-#[derive(Debug, Default)]
-pub struct Page {
-    pub changes: Vec<Change>,
-    /// The vector before the first change.
-    pub before: Vector,
-    /// The vector after the last one.
-    pub after: Vector,
-    /// Nothing is left between `after` and what was read towards.
-    pub complete: bool,
-    /// Nothing is left before `before`.
-    pub from_start: bool,
-}
+use crate::page::{Limit, Page};
+use crate::record::{Event, Gap, GapReason, Payload};
 
 /// What is read of one partition for one page.
 pub(super) struct Range {
@@ -41,7 +21,7 @@ pub(super) struct Range {
     /// How far the partition was read.
     pub(super) position: Position,
     /// Events with the time that they are merged by.
-    pub(super) found: VecDeque<(i64, Change)>,
+    pub(super) found: VecDeque<(i64, Event)>,
     pub(super) bytes: usize,
     pub(super) done: bool,
     /// There is more between `from` and `until` than `found` holds.
@@ -76,16 +56,10 @@ impl Range {
         self.position.offset - i64::from(self.verify)
     }
 
-    pub(super) fn take(
-        &mut self,
-        change: &Change,
-        time: i64,
-        events: usize,
-        bytes: usize,
-    ) -> Taken {
-        let offset = change.next.offset - 1;
+    pub(super) fn take(&mut self, event: &Event, time: i64, events: usize, bytes: usize) -> Taken {
+        let offset = event.next.offset - 1;
         if std::mem::take(&mut self.verify) && offset < self.from.offset {
-            if !self.from.agrees(change.next) {
+            if !self.from.agrees(event.next) {
                 return Taken::OtherLog;
             }
             self.done = self.from.offset >= self.until.offset;
@@ -98,9 +72,9 @@ impl Range {
             self.done = true;
             return Taken::Yes;
         }
-        self.bytes += change.weight();
-        self.position = change.next;
-        self.found.push_back((time, change.clone()));
+        self.bytes += event.weight();
+        self.position = event.next;
+        self.found.push_back((time, event.clone()));
         self.done = offset + 1 >= self.until.offset;
         let full = |range: &Self| {
             range.found.len() > events || (range.bytes > bytes && range.found.len() > 1)
@@ -119,18 +93,17 @@ impl Range {
     }
 
     /// The gap to tell when the log that is read backward is not the one of which the page's cursor speaks.
-    pub(super) fn other_log(&self, &(_, high, until): &(i64, i64, Position)) -> Option<Change> {
+    pub(super) fn other_log(&self, &(_, high, until): &(i64, i64, Position)) -> Option<Event> {
         let last = self
             .found
             .back()
-            .filter(|(_, change)| change.next.offset == until.offset);
-        let other =
-            until.offset > high || last.is_some_and(|(_, change)| !until.agrees(change.next));
-        let gap = Gap::of(Reason::Recreated, self.partition, until.offset, None);
-        other.then_some(Change {
+            .filter(|(_, event)| event.next.offset == until.offset);
+        let other = until.offset > high || last.is_some_and(|(_, event)| !until.agrees(event.next));
+        let gap = Gap::of(GapReason::Recreated, self.partition, until.offset, None);
+        other.then_some(Event {
             partition: self.partition,
             next: until,
-            what: What::Gap(gap),
+            payload: Payload::Gap(gap),
         })
     }
 
@@ -139,10 +112,10 @@ impl Range {
         // Before whatever follows it: a gap is told as soon as it is known.
         self.found.push_back((
             i64::MIN,
-            Change {
+            Event {
                 partition: self.partition,
                 next: to,
-                what: What::Gap(gap),
+                payload: Payload::Gap(gap),
             },
         ));
     }
@@ -156,7 +129,7 @@ pub(super) fn merge_forward(from: Vector, mut ranges: Vec<Range>, limit: Limit) 
         ..Page::default()
     };
     let mut bytes = 0;
-    while page.changes.len() < limit.events && bytes < limit.bytes {
+    while page.events.len() < limit.events && bytes < limit.bytes {
         if ranges
             .iter()
             .any(|range| range.trimmed && range.found.is_empty())
@@ -167,12 +140,12 @@ pub(super) fn merge_forward(from: Vector, mut ranges: Vec<Range>, limit: Limit) 
             .iter_mut()
             .filter(|range| !range.found.is_empty())
             .min_by_key(|range| (range.found[0].0, range.partition));
-        let Some((_, change)) = oldest.and_then(|range| range.found.pop_front()) else {
+        let Some((_, event)) = oldest.and_then(|range| range.found.pop_front()) else {
             break;
         };
-        bytes += change.weight();
-        page.after.set(change.partition, change.next);
-        page.changes.push(change);
+        bytes += event.weight();
+        page.after.set(event.partition, event.next);
+        page.events.push(event);
     }
     page.complete = ranges
         .iter()
@@ -200,11 +173,11 @@ pub(super) fn merge_backward(before: Vector, mut ranges: Vec<Range>, limit: Limi
         let seen = range
             .found
             .back()
-            .map_or(Position::at(range.start), |(_, change)| change.next);
+            .map_or(Position::at(range.start), |(_, event)| event.next);
         page.before.set(range.partition, seen);
     }
     let mut bytes = 0;
-    while page.changes.len() < limit.events && bytes < limit.bytes {
+    while page.events.len() < limit.events && bytes < limit.bytes {
         if ranges
             .iter()
             .any(|range| range.found.is_empty() && (range.trimmed || range.start > range.low))
@@ -215,22 +188,20 @@ pub(super) fn merge_backward(before: Vector, mut ranges: Vec<Range>, limit: Limi
             .iter_mut()
             .filter(|range| !range.found.is_empty())
             .max_by_key(|range| (range.found.back().map(|(time, _)| *time), range.partition));
-        let Some((range, (_, change))) =
-            newest.and_then(|range| range.found.pop_back().map(|change| (range, change)))
+        let Some((range, (_, event))) =
+            newest.and_then(|range| range.found.pop_back().map(|event| (range, event)))
         else {
             break;
         };
-        bytes += change.weight();
+        bytes += event.weight();
         let previous = range
             .found
             .back()
-            .map_or(Position::at(change.next.offset - 1), |(_, change)| {
-                change.next
-            });
-        page.before.set(change.partition, previous);
-        page.changes.push(change);
+            .map_or(Position::at(event.next.offset - 1), |(_, event)| event.next);
+        page.before.set(event.partition, previous);
+        page.events.push(event);
     }
-    page.changes.reverse();
+    page.events.reverse();
     page.from_start = ranges
         .iter()
         .all(|range| range.found.is_empty() && !range.trimmed && range.start <= range.low);
@@ -253,7 +224,7 @@ mod tests {
     }
 
     /// The records of a partition with the times that they are merged by.
-    fn records(partition: usize, holes: &[(i64, i64)]) -> Vec<(i64, Change)> {
+    fn records(partition: usize, holes: &[(i64, i64)]) -> Vec<(i64, Event)> {
         let mut offset = -1;
         let record = |&(hole, time): &(i64, i64)| {
             offset += 1 + hole;
@@ -265,13 +236,13 @@ mod tests {
                 value: Value::Null,
             };
             let next = Position::after(offset, Some(time), None);
-            let what = What::Message(message);
+            let payload = Payload::Message(message);
             (
                 time,
-                Change {
+                Event {
                     partition,
                     next,
-                    what,
+                    payload,
                 },
             )
         };
@@ -281,7 +252,7 @@ mod tests {
     fn ends(topic: &Topic) -> Vector {
         let end = |(partition, holes): (usize, &Vec<_>)| {
             let last = records(partition, holes).pop();
-            last.map_or(Position::default(), |(_, change)| change.next)
+            last.map_or(Position::default(), |(_, event)| event.next)
         };
         Vector(topic.iter().enumerate().map(end).collect())
     }
@@ -289,10 +260,10 @@ mod tests {
     /// What Kafka hands out for a range, until the range has enough.
     fn read(mut range: Range, topic: &Topic, limit: Limit) -> Range {
         range.done = range.from.offset >= range.until.offset && !range.verify;
-        for (time, change) in records(range.partition, &topic[range.partition]) {
-            if !range.done && change.next.offset > range.next_fetch() {
+        for (time, event) in records(range.partition, &topic[range.partition]) {
+            if !range.done && event.next.offset > range.next_fetch() {
                 assert_eq!(
-                    range.take(&change, time, limit.events, limit.bytes),
+                    range.take(&event, time, limit.events, limit.bytes),
                     Taken::Yes
                 );
             }
@@ -329,26 +300,26 @@ mod tests {
         merge_backward(before.clone(), ranges, limit)
     }
 
-    fn places(changes: &[Change]) -> Vec<(usize, i64)> {
-        changes
+    fn places(events: &[Event]) -> Vec<(usize, i64)> {
+        events
             .iter()
-            .map(|change| (change.partition, change.next.offset))
+            .map(|event| (event.partition, event.next.offset))
             .collect()
     }
 
     /// Whether each record of each partition was seen once, in the order of the partition.
     fn is_whole(seen: &[(usize, i64)], topic: &Topic) -> Result<(), TestCaseError> {
         for (partition, holes) in topic.iter().enumerate() {
-            let changes: Vec<_> = records(partition, holes)
+            let events: Vec<_> = records(partition, holes)
                 .into_iter()
-                .map(|(_, change)| change)
+                .map(|(_, event)| event)
                 .collect();
             let of: Vec<_> = seen
                 .iter()
                 .copied()
                 .filter(|(of, _)| *of == partition)
                 .collect();
-            prop_assert_eq!(of, places(&changes));
+            prop_assert_eq!(of, places(&events));
         }
         Ok(())
     }
@@ -363,9 +334,9 @@ mod tests {
             let mut seen = Vec::new();
             loop {
                 let page = forward(&from, &topic, limit);
-                prop_assert!(page.changes.len() <= events);
+                prop_assert!(page.events.len() <= events);
                 prop_assert!(page.complete || page.after != from, "every page gets on");
-                seen.extend(places(&page.changes));
+                seen.extend(places(&page.events));
                 from = page.after;
                 if page.complete {
                     break;
@@ -383,7 +354,7 @@ mod tests {
                 let page = backward(&before, &topic, limit);
                 prop_assert!(page.from_start || page.before != before, "every page gets on");
                 prop_assert_eq!(&page.after, &before);
-                seen.splice(0..0, places(&page.changes));
+                seen.splice(0..0, places(&page.events));
                 before = page.before;
                 if page.from_start {
                     break;
@@ -396,9 +367,9 @@ mod tests {
         fn where_time_ascends_a_page_is_sorted_by_time_then_partition(mut topic in topic()) {
             topic.iter_mut().for_each(|records| records.sort_by_key(|(_, time)| *time));
             let limit = Limit { events: 1000, bytes: usize::MAX };
-            let times = |page: &Page| page.changes.iter().map(|change| match &change.what {
-                What::Message(message) => (message.timestamp, change.partition),
-                What::Gap(_) => unreachable!("nothing is missing"),
+            let times = |page: &Page| page.events.iter().map(|event| match &event.payload {
+                Payload::Message(message) => (message.timestamp, event.partition),
+                Payload::Gap(_) => unreachable!("nothing is missing"),
             }).collect::<Vec<_>>();
             let from = Vector(vec![Position::default(); topic.len()]);
             let ahead = times(&forward(&from, &topic, limit));
@@ -409,14 +380,14 @@ mod tests {
 
     #[test]
     fn a_record_that_is_not_the_one_of_the_cursor_is_of_another_log() {
-        let [(time, change)] = &records(0, &[(4, 7)])[..] else {
+        let [(time, event)] = &records(0, &[(4, 7)])[..] else {
             unreachable!()
         };
         let from = Position::after(4, Some(8), None);
         let mut range = Range::new(0, from, Position::at(9), true);
-        assert_eq!(range.take(change, *time, 10, 1000), Taken::OtherLog);
-        let mut range = Range::new(0, change.next, Position::at(9), true);
-        assert_eq!(range.take(change, *time, 10, 1000), Taken::Yes);
+        assert_eq!(range.take(event, *time, 10, 1000), Taken::OtherLog);
+        let mut range = Range::new(0, event.next, Position::at(9), true);
+        assert_eq!(range.take(event, *time, 10, 1000), Taken::Yes);
         assert!(range.found.is_empty(), "it was delivered before");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -12,16 +12,19 @@ use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::metrics::Metrics;
-
 /// Connections over the cap that are answered rather than left waiting.
-const TURNED_AWAY: i64 = 256;
+const ANSWERED_OVER_CAP: usize = 256;
+
+/// A reader that keeps a write waiting must take so many bytes in each window, or it is slow.
+const LEAST_BYTES: u32 = 32 << 10;
+const LEAST_WINDOW: Duration = Duration::from_secs(30);
 
 /// What a connection may do and hold.
 #[derive(Clone, Debug)]
@@ -39,39 +42,102 @@ pub struct Limits {
 }
 
 impl Limits {
-    pub fn new(connections: usize) -> Self {
+    /// `idle` is how long a connection without a request is kept.
+    pub fn new(connections: usize, idle: Duration) -> Self {
         Self {
             connections,
             header: Duration::from_secs(10),
-            idle: Duration::from_secs(75),
+            idle,
             stalled: Duration::from_secs(10),
             send_buffer: 32 << 10,
         }
     }
 }
 
-/// A TCP connection, as the doors see it: they may cut it, and learn why it was cut.
+/// What is counted of connections.
+#[derive(Clone, Debug)]
+pub struct ServerMetrics {
+    connections: IntGauge,
+    rejected: IntCounterVec,
+}
+
+impl ServerMetrics {
+    /// # Errors
+    ///
+    /// When the registry has metrics of these names already.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let connections = IntGauge::new("herald_connections", "TCP connections open now")?;
+        let rejected = IntCounterVec::new(
+            Opts::new(
+                "herald_connections_refused_total",
+                "connections and requests rejected, by reason",
+            ),
+            &["reason"],
+        )?;
+        registry.register(Box::new(connections.clone()))?;
+        registry.register(Box::new(rejected.clone()))?;
+        Ok(Self {
+            connections,
+            rejected,
+        })
+    }
+
+    /// Counts a connection or a request that was rejected.
+    pub fn rejected(&self, reason: &str) {
+        self.rejected.with_label_values(&[reason]).inc();
+    }
+}
+
+/// A TCP connection, as its requests see it: they may cut it, and ask why it was cut. It does not hold the socket, so that
+/// whoever keeps it (a session that goes on over other connections) keeps no descriptor.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
+    socket: Weak<Socket>,
     /// Whether it is over the cap.
     pub overload: bool,
     accepted: Instant,
     /// A request has arrived whole.
     requested: AtomicBool,
-    /// In tenths of a second after `accepted`; `blocked` is 0 while writes succeed.
+    /// In tenths of a second after `accepted`.
     active: AtomicU32,
+    /// Since when a write takes nothing, likewise; 0 while writes succeed.
     blocked: AtomicU32,
+    /// Since when a write has been waiting without all bytes being taken, likewise; 0 when nothing waits.
+    behind: AtomicU32,
+    /// Bytes taken since `behind`.
+    taken: AtomicU32,
     cut: OnceLock<&'static str>,
-    open: prometheus::IntGauge,
+}
+
+/// The socket of a connection. It closes, and is no longer counted, when this is dropped.
+#[derive(Debug)]
+struct Socket {
+    stream: TcpStream,
+    open: Arc<Open>,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.open.count.fetch_sub(1, Ordering::Relaxed);
+        self.open.gauge.dec();
+    }
+}
+
+/// How many connections are open: counted for the cap, and shown as a metric.
+#[derive(Debug)]
+struct Open {
+    count: AtomicUsize,
+    gauge: IntGauge,
 }
 
 impl Connection {
-    /// Ends the connection in both directions, at once; whoever reads or writes it notices.
+    /// Ends the connection in both directions, at once; reads and writes of it end.
     pub fn cut(&self, reason: &'static str) {
         _ = self.cut.set(reason);
-        // It fails only when the connection is gone already.
-        _ = SockRef::from(&self.stream).shutdown(std::net::Shutdown::Both);
+        if let Some(socket) = self.socket.upgrade() {
+            // It fails only when the peer is gone already.
+            _ = SockRef::from(&socket.stream).shutdown(std::net::Shutdown::Both);
+        }
     }
 
     /// Why it was cut, if it was.
@@ -87,9 +153,16 @@ impl Connection {
     fn check(&self, limits: &Limits) {
         let tenths = |duration: Duration| (duration.as_millis() / 100) as u32;
         let now = self.now();
-        let blocked = self.blocked.load(Ordering::Relaxed);
-        if blocked > 0 && now.saturating_sub(blocked) >= tenths(limits.stalled) {
+        let passed =
+            |since: u32, limit: Duration| since > 0 && now.saturating_sub(since) >= tenths(limit);
+        let behind = self.behind.load(Ordering::Relaxed);
+        if passed(self.blocked.load(Ordering::Relaxed), limits.stalled) {
             self.cut("slow");
+        } else if passed(behind, LEAST_WINDOW) {
+            if self.taken.swap(0, Ordering::Relaxed) < LEAST_BYTES {
+                self.cut("slow");
+            }
+            self.behind.store(now, Ordering::Relaxed);
         } else if !self.requested.load(Ordering::Relaxed) && now > tenths(limits.header) {
             self.cut("header");
         } else if now.saturating_sub(self.active.load(Ordering::Relaxed)) > tenths(limits.idle) {
@@ -98,18 +171,12 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.open.dec();
-    }
-}
-
 /// The connections that are open.
 #[derive(Clone, Default)]
 pub struct Connections(Arc<Mutex<Vec<Weak<Connection>>>>);
 
 impl Connections {
-    /// Ends whatever is left, such as kept-alive connections without a request.
+    /// Ends whatever is left, such as a request whose body never ends.
     pub fn cut_all(&self, reason: &'static str) {
         for connection in self.lock().iter().filter_map(Weak::upgrade) {
             connection.cut(reason);
@@ -122,25 +189,31 @@ impl Connections {
 }
 
 /// Accepts connections until `shutdown` is cancelled; each request is given its [`Connection`] as an extension and answered
-/// by `answer`. Connections go on after that, in `tasks`.
+/// by `answer`. They go on in `tasks`; once `closing` is cancelled, those without a request close, and the others after their
+/// answer.
 pub async fn serve<F, B>(
     listener: TcpListener,
     limits: Limits,
-    open: Connections,
-    metrics: Metrics,
+    connections: Connections,
+    metrics: ServerMetrics,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     tasks: TaskTracker,
     shutdown: CancellationToken,
+    closing: CancellationToken,
 ) where
     F: Future<Output = Result<hyper::Response<B>, std::convert::Infallible>> + Send + 'static,
     B: Body + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let open = Arc::new(Open {
+        count: AtomicUsize::new(0),
+        gauge: metrics.connections.clone(),
+    });
     tasks.spawn(watch(
-        open.clone(),
+        connections.clone(),
         limits.clone(),
-        metrics.connections.clone(),
+        open.clone(),
         shutdown.clone(),
     ));
     // Segments on the loopback are as large as the send buffer: after each the kernel would wait 40 ms for an acknowledgement.
@@ -148,10 +221,9 @@ pub async fn serve<F, B>(
     {
         _ = SockRef::from(&listener).set_tcp_mss(8 << 10);
     }
-    let cap = limits.connections as i64;
     loop {
         let room = async {
-            while metrics.connections.get() >= cap + TURNED_AWAY {
+            while open.count.load(Ordering::Relaxed) >= limits.connections + ANSWERED_OVER_CAP {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             listener.accept().await
@@ -169,19 +241,26 @@ pub async fn serve<F, B>(
             },
         };
         prepare(&stream, &limits);
-        metrics.connections.inc();
-        let connection = Arc::new(Connection {
+        let count = open.count.fetch_add(1, Ordering::Relaxed) + 1;
+        open.gauge.inc();
+        let socket = Arc::new(Socket {
             stream,
-            overload: metrics.connections.get() > cap,
+            open: open.clone(),
+        });
+        let connection = Arc::new(Connection {
+            socket: Arc::downgrade(&socket),
+            overload: count > limits.connections,
             accepted: Instant::now(),
             requested: AtomicBool::new(false),
             active: AtomicU32::new(1),
             blocked: AtomicU32::new(0),
+            behind: AtomicU32::new(0),
+            taken: AtomicU32::new(0),
             cut: OnceLock::new(),
-            open: metrics.connections.clone(),
         });
-        open.lock().push(Arc::downgrade(&connection));
-        let (answer, idle, refused) = (answer.clone(), limits.idle, metrics.clone());
+        connections.lock().push(Arc::downgrade(&connection));
+        let (answer, idle, metrics) = (answer.clone(), limits.idle, metrics.clone());
+        let closing = closing.clone();
         tasks.spawn(async move {
             let of = connection.clone();
             let service = service_fn(move |mut request: Request<Incoming>| {
@@ -190,19 +269,30 @@ pub async fn serve<F, B>(
                 // Boxed, since hyper keeps room for it while the response's body is written.
                 Box::pin(answer(request))
             });
+            let io = TokioIo::new(Io {
+                socket,
+                connection: connection.clone(),
+            });
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 // For hyper an idle connection is one that has not sent its next header; `check` has the first one's deadline.
                 .header_read_timeout(idle)
                 .max_buf_size(16 << 10)
-                .serve_connection(TokioIo::new(Io(connection.clone())), service)
-                .with_upgrades()
-                .await;
+                .serve_connection(io, service)
+                .with_upgrades();
+            let mut served = std::pin::pin!(served);
+            let served = tokio::select! {
+                served = &mut served => served,
+                () = closing.cancelled() => {
+                    served.as_mut().graceful_shutdown();
+                    served.await
+                }
+            };
             if let Err(error) = served {
                 tracing::trace!(%error, cut = connection.cut_reason(), "connection ended");
             }
             if let Some(reason @ ("header" | "idle")) = connection.cut_reason() {
-                refused.refused(reason);
+                metrics.rejected(reason);
             }
         });
     }
@@ -210,22 +300,24 @@ pub async fn serve<F, B>(
 
 /// Looks after the deadlines of all connections, with one timer.
 async fn watch(
-    open: Connections,
+    connections: Connections,
     limits: Limits,
-    gauge: prometheus::IntGauge,
+    open: Arc<Open>,
     shutdown: CancellationToken,
 ) {
     let mut tick = tokio::time::interval(Duration::from_millis(500));
     // Those that drain have their deadlines too.
-    while !shutdown.is_cancelled() || gauge.get() > 0 {
+    while !shutdown.is_cancelled() || open.count.load(Ordering::Relaxed) > 0 {
         tick.tick().await;
-        open.lock().retain(|connection| match connection.upgrade() {
-            Some(connection) => {
-                connection.check(&limits);
-                true
-            }
-            None => false,
-        });
+        connections
+            .lock()
+            .retain(|connection| match connection.upgrade() {
+                Some(connection) if connection.socket.strong_count() > 0 => {
+                    connection.check(&limits);
+                    true
+                }
+                _ => false,
+            });
     }
 }
 
@@ -242,14 +334,35 @@ fn prepare(stream: &TcpStream, limits: &Limits) {
 }
 
 /// The bytes of a connection, with notes on when they moved.
-struct Io(Arc<Connection>);
+struct Io {
+    socket: Arc<Socket>,
+    connection: Arc<Connection>,
+}
 
 impl Io {
-    fn wrote(&self, result: &io::Result<usize>) {
-        if result.is_ok() {
-            self.0.active.store(self.0.now(), Ordering::Relaxed);
-            if self.0.blocked.load(Ordering::Relaxed) > 0 {
-                self.0.blocked.store(0, Ordering::Relaxed);
+    fn wrote(&self, taken: usize, length: usize) {
+        let connection = &self.connection;
+        connection.active.store(connection.now(), Ordering::Relaxed);
+        if connection.blocked.load(Ordering::Relaxed) > 0 {
+            connection.blocked.store(0, Ordering::Relaxed);
+        }
+        if connection.behind.load(Ordering::Relaxed) > 0 {
+            if taken == length {
+                connection.behind.store(0, Ordering::Relaxed);
+            }
+            connection.taken.fetch_add(taken as u32, Ordering::Relaxed);
+        }
+    }
+
+    /// The kernel takes nothing now.
+    fn waits(&self) {
+        let connection = &self.connection;
+        for since in [&connection.blocked, &connection.behind] {
+            if since.load(Ordering::Relaxed) == 0 {
+                since.store(connection.now(), Ordering::Relaxed);
+                if std::ptr::eq(since, &connection.behind) {
+                    connection.taken.store(0, Ordering::Relaxed);
+                }
             }
         }
     }
@@ -257,23 +370,24 @@ impl Io {
     fn poll_write_with(
         &self,
         cx: &mut Context<'_>,
+        length: usize,
         write: impl Fn(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            match self.0.stream.poll_write_ready(cx) {
+            match self.socket.stream.poll_write_ready(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
-                    if self.0.blocked.load(Ordering::Relaxed) == 0 {
-                        self.0.blocked.store(self.0.now(), Ordering::Relaxed);
-                    }
+                    self.waits();
                     return Poll::Pending;
                 }
             }
-            match write(&self.0.stream) {
+            match write(&self.socket.stream) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => {
-                    self.wrote(&result);
+                    if let Ok(taken) = result {
+                        self.wrote(taken, length);
+                    }
                     return Poll::Ready(result);
                 }
             }
@@ -288,13 +402,15 @@ impl AsyncRead for Io {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.0.stream.poll_read_ready(cx))?;
+            ready!(self.socket.stream.poll_read_ready(cx))?;
             // Not `initialize_unfilled`: zeros would make the kernel find memory for room that is hardly ever used.
-            match self.0.stream.try_read_buf(buffer) {
+            match self.socket.stream.try_read_buf(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
                 Ok(_) => {
-                    self.0.active.store(self.0.now(), Ordering::Relaxed);
+                    self.connection
+                        .active
+                        .store(self.connection.now(), Ordering::Relaxed);
                     return Poll::Ready(Ok(()));
                 }
             }
@@ -308,7 +424,7 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, |stream| stream.try_write(bytes))
+        self.poll_write_with(cx, bytes.len(), |stream| stream.try_write(bytes))
     }
 
     fn poll_write_vectored(
@@ -316,7 +432,8 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, |stream| stream.try_write_vectored(slices))
+        let length = slices.iter().map(|slice| slice.len()).sum();
+        self.poll_write_with(cx, length, |stream| stream.try_write_vectored(slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -328,6 +445,6 @@ impl AsyncWrite for Io {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(SockRef::from(&self.0.stream).shutdown(std::net::Shutdown::Write))
+        Poll::Ready(SockRef::from(&self.socket.stream).shutdown(std::net::Shutdown::Write))
     }
 }

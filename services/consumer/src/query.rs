@@ -1,13 +1,12 @@
-//! Where a stream starts, as a client asks for it on any door.
+//! Where a stream starts, as a client asks for it on any transport.
 
 use serde::Deserialize;
 
-/// The most messages that `last` and `limit` may ask for.
-pub const MOST: usize = 500;
+use crate::page::MAX_MESSAGES;
 
 /// The parameters of a stream: the query of a URL, or `auth` on Socket.IO.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct Asked {
+pub struct StreamQuery {
     pub topic: Option<String>,
     pub after: Option<String>,
     pub from: Option<String>,
@@ -26,7 +25,7 @@ pub enum Start {
     Last(usize),
 }
 
-impl Asked {
+impl StreamQuery {
     /// Where to start: `Last-Event-ID` wins over `after`, that over `from`, that over `last`. A browser that comes back
     /// sends its header to the same URL, so what loses is not even looked at.
     ///
@@ -80,12 +79,12 @@ pub fn start_from(from: &str) -> Result<Start, String> {
     }
 }
 
-/// Reads a number of messages between `least` and [`MOST`].
+/// Reads a number of messages between `least` and [`MAX_MESSAGES`].
 pub fn number(name: &str, value: &str, least: usize) -> Result<usize, String> {
     match value.parse() {
-        Ok(number) if (least..=MOST).contains(&number) => Ok(number),
+        Ok(number) if (least..=MAX_MESSAGES).contains(&number) => Ok(number),
         _ => Err(format!(
-            "{name} is {value:?}; it must be a number from {least} to {MOST}"
+            "{name} is {value:?}; it must be a number from {least} to {MAX_MESSAGES}"
         )),
     }
 }
@@ -111,32 +110,32 @@ fn choice(
 mod tests {
     use super::*;
 
-    fn asked(after: &str, from: &str, last: &str) -> Asked {
+    fn query(after: &str, from: &str, last: &str) -> StreamQuery {
         let given = |value: &str| (!value.is_empty()).then(|| value.to_owned());
-        Asked {
+        StreamQuery {
             after: given(after),
             from: given(from),
             last: given(last),
-            ..Asked::default()
+            ..StreamQuery::default()
         }
     }
 
     #[test]
     fn the_header_wins_over_after_that_over_from_that_over_last() {
         assert_eq!(
-            asked("b", "earliest", "3").start(Some("a")),
+            query("b", "earliest", "3").start(Some("a")),
             Ok(Start::After("a".into()))
         );
         assert_eq!(
-            asked("b", "nonsense", "3").start(None),
+            query("b", "nonsense", "3").start(None),
             Ok(Start::After("b".into()))
         );
         assert_eq!(
-            asked("", "earliest", "900").start(Some("")),
+            query("", "earliest", "900").start(Some("")),
             Ok(Start::Earliest)
         );
-        assert_eq!(asked("", "", "3").start(None), Ok(Start::Last(3)));
-        assert_eq!(asked("", "", "").start(None), Ok(Start::Live));
+        assert_eq!(query("", "", "3").start(None), Ok(Start::Last(3)));
+        assert_eq!(query("", "", "").start(None), Ok(Start::Live));
     }
 
     #[test]
@@ -155,10 +154,10 @@ mod tests {
 
     #[test]
     fn last_is_at_most_500() {
-        assert_eq!(asked("", "", "500").start(None), Ok(Start::Last(500)));
+        assert_eq!(query("", "", "500").start(None), Ok(Start::Last(500)));
         for wrong in ["501", "-1", "x", "1.5"] {
             assert!(
-                asked("", "", wrong)
+                query("", "", wrong)
                     .start(None)
                     .is_err_and(|error| error.contains(wrong)),
                 "{wrong}"

@@ -7,20 +7,19 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
+use herald_runtime::http::drain::retry;
+use herald_runtime::http::{Connection, Permit, failure};
 use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
 use tokio::time::{Sleep, sleep};
 use warp::Reply;
 use warp::reply::Response;
 
-use crate::access::Permit;
-use crate::drain::retry;
-use crate::encode::{Door, Form};
+use crate::app::{App, Refused};
+use crate::encode::{Encoding, Format};
 use crate::feed::Batch;
-use crate::http::{App, failure};
 use crate::metrics::{Metrics, Open};
-use crate::server::Connection;
-use crate::start::Asked;
+use crate::query::StreamQuery;
 use crate::stream::{End, Stream};
 
 /// A comment after so much silence: proxies and browsers see that the line is alive, we see when it is not.
@@ -29,33 +28,36 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Answers `GET /events`.
 pub fn answer(
     app: &App,
-    asked: &Asked,
+    query: &StreamQuery,
     headers: &HeaderMap,
-    permit: Permit,
     connection: Option<Arc<Connection>>,
 ) -> Response {
-    let topic = match app.topic(asked.topic.as_deref()) {
-        Ok(topic) => topic,
-        Err(sentence) => return failure(StatusCode::NOT_FOUND, &sentence),
+    let (topic, permit) = match app.topic(query.topic.as_deref(), headers) {
+        Ok(found) => found,
+        Err(refused) => return self::refused(refused),
     };
     // What is not text in this header is no cursor of ours: garbled, not refused, since a 400 ends an EventSource for good.
     let last_event_id = headers
         .get("last-event-id")
         .map(|id| id.to_str().unwrap_or("?"));
-    let read = || Ok::<_, String>((asked.start(last_event_id)?, asked.json()?, asked.binary()?));
+    let read = || Ok::<_, String>((query.start(last_event_id)?, query.json()?, query.binary()?));
     let (start, json, binary) = match read() {
         Ok(read) => read,
         Err(sentence) => return failure(StatusCode::BAD_REQUEST, &sentence),
     };
-    let form = Form {
-        door: if json { Door::SseJson } else { Door::SseText },
+    let encoding = Encoding {
+        format: if json {
+            Format::SseJson
+        } else {
+            Format::SseText
+        },
         binary,
     };
     let writer = Writer {
-        stream: Stream::new(topic, start, form),
-        form,
+        stream: Stream::new(topic, start, encoding),
+        encoding,
         batch: Batch::default(),
-        open: app.metrics.open(form.door),
+        open: app.metrics.open(encoding.format),
         metrics: app.metrics.clone(),
         connection,
         permit,
@@ -65,7 +67,7 @@ pub fn answer(
         written: false,
         ended: false,
     };
-    let turn = Box::pin(app.drain.turn());
+    let turn = Box::pin(app.drain.deadline());
     event_stream(warp::reply::stream(stream::unfold(
         (writer, turn),
         |(mut writer, mut turn)| async move {
@@ -75,13 +77,21 @@ pub fn answer(
     )))
 }
 
+fn refused(refused: Refused) -> Response {
+    let status = match refused {
+        Refused::Unknown(_) => StatusCode::NOT_FOUND,
+        Refused::Forbidden(_) => StatusCode::FORBIDDEN,
+    };
+    failure(status, &refused.sentence())
+}
+
 /// An answer of one `bye`: an `EventSource` comes back after 200 and its own `retry`, and after nothing else.
-pub fn turn_away(end: &End) -> Response {
-    let form = Form {
-        door: Door::SseText,
+pub fn reject(end: &End) -> Response {
+    let encoding = Encoding {
+        format: Format::SseText,
         binary: false,
     };
-    event_stream(bye(end, "", form).to_vec())
+    event_stream(bye(end, "", encoding).to_vec())
 }
 
 fn event_stream(reply: impl Reply) -> Response {
@@ -101,16 +111,16 @@ fn event_stream(reply: impl Reply) -> Response {
     response
 }
 
-fn bye(end: &End, cursor: &str, form: Form) -> Bytes {
+fn bye(end: &End, cursor: &str, encoding: Encoding) -> Bytes {
     let retry = retry();
     let mut block = BytesMut::from(format!("retry: {retry}\n").as_bytes());
-    block.extend_from_slice(&end.frame(cursor, retry, form).bytes);
+    block.extend_from_slice(&end.frame(cursor, retry, encoding).bytes);
     block.freeze()
 }
 
 struct Writer {
     stream: Stream,
-    form: Form,
+    encoding: Encoding,
     batch: Batch,
     open: Open,
     metrics: Metrics,
@@ -133,7 +143,7 @@ impl Writer {
         }
         // What was handed out before is at the socket by now, or close to it: the body is asked for more only then.
         if std::mem::take(&mut self.written) {
-            self.metrics.delivered(self.form.door, &self.batch);
+            self.metrics.delivered(self.encoding.format, &self.batch);
             self.batch.clear();
         }
         if !std::mem::replace(&mut self.begun, true) {
@@ -167,7 +177,7 @@ impl Writer {
         };
         self.ended = true;
         self.open.reason = end.reason();
-        Some(bye(&end, &self.stream.cursor(), self.form))
+        Some(bye(&end, &self.stream.cursor(), self.encoding))
     }
 }
 

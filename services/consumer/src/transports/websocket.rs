@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use herald_runtime::http::drain::{Drain, retry};
+use herald_runtime::http::{Connection, Permit, failure};
 use hyper::header::{
     CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
     UPGRADE,
@@ -21,14 +23,11 @@ use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 use warp::Reply;
 use warp::reply::Response;
 
-use crate::access::Permit;
-use crate::drain::{Drain, retry};
-use crate::encode::{Door, Form};
+use crate::app::{App, Refused};
+use crate::encode::{Encoding, Format};
 use crate::feed::Batch;
-use crate::http::{App, failure};
 use crate::metrics::{Metrics, Open};
-use crate::server::Connection;
-use crate::start::Asked;
+use crate::query::StreamQuery;
 use crate::stream::{End, Stream};
 
 /// Between two pings. A peer that answers none for two of them is gone.
@@ -43,12 +42,11 @@ type Socket = WebSocketStream<TokioIo<Upgraded>>;
 /// handshake.
 pub fn answer(
     app: &App,
-    asked: &Asked,
+    query: &StreamQuery,
     headers: &HeaderMap,
-    permit: Permit,
     upgrade: Option<OnUpgrade>,
     connection: Option<Arc<Connection>>,
-    turned_away: Option<End>,
+    rejected: Option<End>,
 ) -> Response {
     let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| {
         headers
@@ -80,9 +78,9 @@ pub fn answer(
         .headers_mut()
         .insert(UPGRADE, HeaderValue::from_static("websocket"));
 
-    let opened = match turned_away {
+    let opened = match rejected {
         Some(end) => Err(end),
-        None => open(app, asked).map_err(End::Invalid),
+        None => open(app, query, headers).map_err(End::Invalid),
     };
     let (metrics, drain) = (app.metrics.clone(), app.drain.clone());
     app.tasks.spawn(async move {
@@ -96,17 +94,17 @@ pub fn answer(
         let mut socket =
             WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config))
                 .await;
-        let form = Form {
-            door: Door::WebSocket,
+        let encoding = Encoding {
+            format: Format::WebSocket,
             binary: false,
         };
         match opened {
-            Err(end) => close(&mut socket, &end, "", form).await,
-            Ok((stream, form)) => {
+            Err(end) => close(&mut socket, &end, "", encoding).await,
+            Ok((stream, encoding, permit)) => {
                 let mut writer = Writer {
                     stream,
-                    form,
-                    open: metrics.open(form.door),
+                    encoding,
+                    open: metrics.open(encoding.format),
                     metrics,
                     permit,
                 };
@@ -120,20 +118,25 @@ pub fn answer(
     response
 }
 
-fn open(app: &App, asked: &Asked) -> Result<(Stream, Form), String> {
-    let form = Form {
-        door: Door::WebSocket,
-        binary: asked.binary()?,
+fn open(
+    app: &App,
+    query: &StreamQuery,
+    headers: &HeaderMap,
+) -> Result<(Stream, Encoding, Permit), String> {
+    let encoding = Encoding {
+        format: Format::WebSocket,
+        binary: query.binary()?,
     };
-    Ok((
-        Stream::new(app.topic(asked.topic.as_deref())?, asked.start(None)?, form),
-        form,
-    ))
+    let (topic, permit) = app
+        .topic(query.topic.as_deref(), headers)
+        .map_err(Refused::sentence)?;
+    let stream = Stream::new(topic, query.start(None)?, encoding);
+    Ok((stream, encoding, permit))
 }
 
 struct Writer {
     stream: Stream,
-    form: Form,
+    encoding: Encoding,
     open: Open,
     metrics: Metrics,
     permit: Permit,
@@ -141,7 +144,7 @@ struct Writer {
 
 impl Writer {
     async fn run(&mut self, socket: &mut Socket, drain: Drain) {
-        let mut turn = std::pin::pin!(drain.turn());
+        let mut turn = std::pin::pin!(drain.deadline());
         let mut expired = std::pin::pin!(self.permit.expired());
         let mut batch = Batch::default();
         let mut ping = std::pin::pin!(sleep_until((Instant::now() + PING).into()));
@@ -166,7 +169,7 @@ impl Writer {
                 },
                 taken = self.stream.next(&mut batch) => match taken {
                     Ok(()) => {
-                        if write(socket, &mut batch, self.form, &self.metrics).await.is_err() {
+                        if write(socket, &mut batch, self.encoding, &self.metrics).await.is_err() {
                             return;
                         }
                     }
@@ -186,7 +189,7 @@ impl Writer {
             }
         };
         self.open.reason = end.reason();
-        close(socket, &end, &self.stream.cursor(), self.form).await;
+        close(socket, &end, &self.stream.cursor(), self.encoding).await;
     }
 
     async fn too_big(&mut self, socket: &mut Socket) {
@@ -203,25 +206,25 @@ impl Writer {
 async fn write(
     socket: &mut Socket,
     batch: &mut Batch,
-    form: Form,
+    encoding: Encoding,
     metrics: &Metrics,
 ) -> Result<(), Error> {
     // Nothing of tungstenite's own, such as half a pong, may be left over: the frames go past it.
     socket.flush().await?;
     socket.get_mut().write_all(&batch.block()).await?;
-    metrics.delivered(form.door, batch);
+    metrics.delivered(encoding.format, batch);
     batch.clear();
     Ok(())
 }
 
 /// Says why, as far as the socket takes it, and closes.
-async fn close(socket: &mut Socket, end: &End, cursor: &str, form: Form) {
+async fn close(socket: &mut Socket, end: &End, cursor: &str, encoding: Encoding) {
     let frame = CloseFrame {
         code: code(end),
         reason: Utf8Bytes::from_static(end.reason()),
     };
     _ = tokio::time::timeout(CLOSING, async {
-        let bye = end.frame(cursor, retry(), form).bytes;
+        let bye = end.frame(cursor, retry(), encoding).bytes;
         socket.flush().await?;
         socket.get_mut().write_all(&bye).await?;
         socket.close(Some(frame)).await?;

@@ -1,30 +1,11 @@
-//! Who may read: the one function that every door asks before a stream or an answer starts.
+//! Which pages may ask: a guard against other sites' pages (CSRF, DNS rebinding), not a login.
 
-use std::time::Instant;
-
-use hyper::HeaderMap;
 use hyper::header::{HOST, HeaderValue, ORIGIN};
+use hyper::{HeaderMap, Uri};
 
-/// The origins of pages that may read, beside the consumer's own.
+/// The origins of pages that may ask, beside the service's own.
 #[derive(Clone, Debug, Default)]
 pub struct Origins(Vec<String>);
-
-/// What a client may do, and until when.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Permit {
-    /// At this time its streams end with `expired`; `None` is never.
-    pub until: Option<Instant>,
-}
-
-impl Permit {
-    /// Waits until the permission ends.
-    pub async fn expired(self) {
-        match self.until {
-            Some(until) => tokio::time::sleep_until(until.into()).await,
-            None => std::future::pending().await,
-        }
-    }
-}
 
 impl Origins {
     /// Reads a list such as `https://a.example,https://b.example`, or `*`.
@@ -54,17 +35,23 @@ impl Origins {
         Ok(Self(entries))
     }
 
-    /// Whether a client may read. One without an `Origin` is no page of another site: a tool, a server, or a page of ours.
+    /// Whether a page may ask. A request without an `Origin` comes from a tool, a server or a page of the service's own;
+    /// or from an element of another site's page, such as an image, which the browser marks.
     ///
     /// # Errors
     ///
     /// One sentence for the client.
-    pub fn may_read(&self, headers: &HeaderMap) -> Result<Permit, String> {
+    pub fn check(&self, headers: &HeaderMap) -> Result<(), String> {
         let Some(origin) = headers.get(ORIGIN) else {
-            return Ok(Permit::default());
+            let is = |name: &str, value: &str| headers.get(name).is_some_and(|sent| sent == value);
+            // A link from another site may open the page; nothing but a page of ours may embed what is served here.
+            if is("sec-fetch-site", "cross-site") && !is("sec-fetch-mode", "navigate") {
+                return Err("pages of other sites may not embed this; --allowed-origins names those that may read".into());
+            }
+            return Ok(());
         };
         if same_host(origin, headers.get(HOST)) || self.lists(origin) {
-            return Ok(Permit::default());
+            return Ok(());
         }
         Err(format!(
             "pages of {:?} may not read here; --allowed-origins names those that may",
@@ -88,6 +75,46 @@ impl Origins {
         self.0
             .iter()
             .any(|entry| entry == "*" || entry.as_bytes().eq_ignore_ascii_case(origin.as_bytes()))
+    }
+}
+
+/// The names under which a service may be called. Without any, every name is taken: then a page that rebinds its own name to
+/// this address (DNS rebinding) counts as a page of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hosts(Vec<String>);
+
+impl Hosts {
+    /// Reads a list such as `localhost,127.0.0.1,[::1],herald.example`, without ports.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that names the entry that is not a host.
+    pub fn parse(list: &str) -> Result<Self, String> {
+        let entries: Vec<String> = list
+            .split(',')
+            .map(|entry| entry.trim().to_ascii_lowercase())
+            .filter(|entry| !entry.is_empty())
+            .collect();
+        for entry in &entries {
+            // What is read back as the same host, and as nothing else.
+            let host = entry.parse::<Uri>().ok();
+            if host.as_ref().and_then(Uri::host) != Some(entry) {
+                return Err(format!(
+                    "{entry:?} is not a host name; write one such as herald.example, without scheme and port"
+                ));
+            }
+        }
+        Ok(Self(entries))
+    }
+
+    /// Whether a request was sent to one of these names, whatever the port.
+    pub fn contain(&self, host: Option<&HeaderValue>) -> bool {
+        if self.0.is_empty() {
+            return true;
+        }
+        let uri = host.and_then(|host| Uri::try_from(host.as_bytes()).ok());
+        let name = uri.as_ref().and_then(Uri::host).unwrap_or_default();
+        self.0.iter().any(|entry| entry.eq_ignore_ascii_case(name))
     }
 }
 
@@ -125,15 +152,15 @@ mod tests {
         let nobody = Origins::default();
         assert!(
             nobody
-                .may_read(&headers("http://localhost:8001", "localhost:8001"))
+                .check(&headers("http://localhost:8001", "localhost:8001"))
                 .is_ok()
         );
         assert!(
             nobody
-                .may_read(&headers("https://a.example", "a.example"))
+                .check(&headers("https://a.example", "a.example"))
                 .is_ok()
         );
-        assert!(nobody.may_read(&headers("", "localhost:8001")).is_ok());
+        assert!(nobody.check(&headers("", "localhost:8001")).is_ok());
         for foreign in [
             "http://evil.example",
             "http://localhost:8002",
@@ -141,10 +168,49 @@ mod tests {
             "file://",
         ] {
             assert!(
-                nobody
-                    .may_read(&headers(foreign, "localhost:8001"))
-                    .is_err(),
+                nobody.check(&headers(foreign, "localhost:8001")).is_err(),
                 "{foreign}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_image_in_a_page_of_another_site_may_not_hold_a_stream_and_a_link_may_open_the_page() {
+        let sent = |mode: &str| {
+            let mut headers = headers("", "localhost:8001");
+            headers.insert("sec-fetch-site", "cross-site".parse().unwrap());
+            headers.insert("sec-fetch-mode", mode.parse().unwrap());
+            Origins::default().check(&headers)
+        };
+        assert!(sent("no-cors").is_err());
+        assert!(sent("navigate").is_ok());
+    }
+
+    #[test]
+    fn a_name_that_was_rebound_to_this_address_is_not_ours() {
+        let local = Hosts::parse("localhost, 127.0.0.1,[::1]").unwrap();
+        let contain = |host: &str| local.contain(Some(&host.parse().unwrap()));
+        for ours in [
+            "localhost:8001",
+            "LOCALHOST",
+            "127.0.0.1:8001",
+            "[::1]:8001",
+        ] {
+            assert!(contain(ours), "{ours}");
+        }
+        for foreign in ["evil.example:8001", "localhost.evil.example", "", "a b"] {
+            assert!(!contain(foreign), "{foreign}");
+        }
+        assert!(!local.contain(None));
+        assert!(Hosts::default().contain(None));
+    }
+
+    #[test]
+    fn an_entry_that_is_not_a_host_is_refused_by_name() {
+        for wrong in ["http://a.example", "a.example:80", "a b", "a/b", "*"] {
+            assert!(
+                Hosts::parse(wrong).is_err_and(|error| error.contains(wrong)),
+                "{wrong}"
             );
         }
     }
@@ -153,7 +219,7 @@ mod tests {
     fn a_listed_origin_may_read_and_is_named_in_the_answer() {
         let origins = Origins::parse("https://a.example, https://B.example").unwrap();
         let request = headers("https://b.example", "herald");
-        assert!(origins.may_read(&request).is_ok());
+        assert!(origins.check(&request).is_ok());
         assert_eq!(origins.allow_header(&request).unwrap(), "https://b.example");
         assert_eq!(
             origins.allow_header(&headers("https://c.example", "herald")),

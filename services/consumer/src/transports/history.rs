@@ -1,28 +1,23 @@
 //! Pages of what is older, as far back as Kafka keeps.
 
-use hyper::StatusCode;
-use hyper::header::RETRY_AFTER;
+use herald_runtime::http::{failure, unavailable};
+use hyper::header::{CACHE_CONTROL, HeaderValue};
+use hyper::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use warp::Reply;
 use warp::reply::Response;
 
+use crate::app::{App, Refused};
 use crate::cursor::{Position, Vector};
-use crate::encode::{self, Door, Form, Kind};
-use crate::http::{App, failure};
-use crate::kafka::{Limit, Page};
-use crate::record::{Gap, Reason, What};
-use crate::start::{MOST, Start, number, start_from};
-use crate::stream::Topic;
-
-/// The bounds of any page.
-pub const PAGE: Limit = Limit {
-    events: MOST,
-    bytes: 1 << 20,
-};
+use crate::encode::{self, Encoding, Format, Kind};
+use crate::page::{Limit, MAX_PAGE, Page};
+use crate::query::{Start, StreamQuery, number, start_from};
+use crate::record::{Gap, GapReason, Payload};
+use crate::topic::Topic;
 
 #[derive(Debug, Default, Deserialize)]
-pub struct Asked {
+pub struct PageQuery {
     topic: Option<String>,
     after: Option<String>,
     before: Option<String>,
@@ -31,8 +26,8 @@ pub struct Asked {
     binary: Option<String>,
 }
 
-/// Where a page lies.
-enum Where {
+/// PageStart a page lies.
+enum PageStart {
     Newest,
     After(String),
     Before(String),
@@ -40,22 +35,23 @@ enum Where {
 }
 
 /// Answers `GET /messages`.
-pub async fn answer(app: &App, asked: Asked) -> Response {
-    let topic = match app.topic(asked.topic.as_deref()) {
-        Ok(topic) => topic,
-        Err(sentence) => return failure(StatusCode::NOT_FOUND, &sentence),
+pub async fn answer(app: &App, query: PageQuery, headers: &HeaderMap) -> Response {
+    let topic = match app.topic(query.topic.as_deref(), headers) {
+        Ok((topic, _)) => topic,
+        Err(Refused::Unknown(sentence)) => return failure(StatusCode::NOT_FOUND, &sentence),
+        Err(Refused::Forbidden(sentence)) => return failure(StatusCode::FORBIDDEN, &sentence),
     };
-    let (place, limit, binary) = match asked.read() {
+    let (place, limit, binary) = match query.read() {
         Ok(read) => read,
         Err(sentence) => return failure(StatusCode::BAD_REQUEST, &sentence),
     };
     if *topic.feed.watch().borrow() == 0 {
-        return unavailable("the consumer has not read the topic yet");
+        return unavailable("the consumer has not read the topic yet", 1);
     }
     // Waiting for Kafka would take the browser's patience, and end the same.
-    let away = "Kafka does not answer; older messages are to be had again when it does";
-    if topic.is_down() && !matches!(place, Where::Newest) {
-        return unavailable(away);
+    let away = "Kafka does not answer; older messages will be available again when it does";
+    if topic.is_down() && !matches!(place, PageStart::Newest) {
+        return unavailable(away, 1);
     }
     let mut gaps = Vec::new();
     match read(&topic, place, limit, &mut gaps).await {
@@ -66,19 +62,19 @@ pub async fn answer(app: &App, asked: Asked) -> Response {
                 error = format!("{error:#}"),
                 "cannot read a page of history"
             );
-            unavailable(away)
+            unavailable(away, 1)
         }
     }
 }
 
-impl Asked {
-    fn read(self) -> Result<(Where, Limit, bool), String> {
+impl PageQuery {
+    fn read(self) -> Result<(PageStart, Limit, bool), String> {
         let given = |value: Option<String>| value.filter(|value| !value.is_empty());
         let place = match (given(self.after), given(self.before), given(self.from)) {
-            (None, None, None) => Where::Newest,
-            (Some(cursor), None, None) => Where::After(cursor),
-            (None, Some(cursor), None) => Where::Before(cursor),
-            (None, None, Some(from)) => Where::From(start_from(&from)?),
+            (None, None, None) => PageStart::Newest,
+            (Some(cursor), None, None) => PageStart::After(cursor),
+            (None, Some(cursor), None) => PageStart::Before(cursor),
+            (None, None, Some(from)) => PageStart::From(start_from(&from)?),
             _ => {
                 return Err(
                     "after, before and from exclude each other; give at most one of them".into(),
@@ -86,18 +82,18 @@ impl Asked {
             }
         };
         let events = given(self.limit).map_or(Ok(50), |limit| number("limit", &limit, 1))?;
-        let binary = crate::start::Asked {
+        let binary = StreamQuery {
             binary: self.binary,
             ..Default::default()
         }
         .binary()?;
-        Ok((place, Limit { events, ..PAGE }, binary))
+        Ok((place, Limit { events, ..MAX_PAGE }, binary))
     }
 }
 
 async fn read(
     topic: &Topic,
-    place: Where,
+    place: PageStart,
     limit: Limit,
     gaps: &mut Vec<Gap>,
 ) -> anyhow::Result<Page> {
@@ -109,14 +105,14 @@ async fn read(
         let vector = Vector::decode(token, name);
         if vector.is_none() {
             gaps.push(Gap {
-                reason: Reason::UnknownCursor,
+                reason: GapReason::UnknownCursor,
                 ranges: vec![],
             });
         }
         vector
     };
     match place {
-        Where::After(token) => match cursor(&token) {
+        PageStart::After(token) => match cursor(&token) {
             Some(vector) => log.forward(vector, head, limit).await,
             // As on a stream: what is said is said, and from here it goes on live.
             None => Ok(Page {
@@ -125,11 +121,11 @@ async fn read(
                 ..Page::default()
             }),
         },
-        Where::From(Start::Time(time)) => {
+        PageStart::From(Start::Time(time)) => {
             log.forward(log.at_time(time, head.clone()).await?, head, limit)
                 .await
         }
-        Where::From(_) => {
+        PageStart::From(_) => {
             let starts = log
                 .ends(head.0.len())
                 .await?
@@ -142,11 +138,11 @@ async fn read(
                 ..page
             })
         }
-        Where::Before(token) => match cursor(&token) {
+        PageStart::Before(token) => match cursor(&token) {
             Some(vector) => log.backward(vector, limit).await,
             None => newest(topic, limit).await,
         },
-        Where::Newest => newest(topic, limit).await,
+        PageStart::Newest => newest(topic, limit).await,
     }
 }
 
@@ -158,7 +154,7 @@ async fn newest(topic: &Topic, limit: Limit) -> anyhow::Result<Page> {
     }
     match topic.log.backward(topic.feed.head(), limit).await {
         // While Kafka is away, less than was asked for is better than nothing; `before` asks for the rest.
-        Err(_) if !page.changes.is_empty() => Ok(page),
+        Err(_) if !page.events.is_empty() => Ok(page),
         result => result,
     }
 }
@@ -172,20 +168,21 @@ struct Body<'a> {
 }
 
 fn reply(topic: &str, page: Page, mut gaps: Vec<Gap>, binary: bool) -> Response {
-    let form = Form {
-        door: Door::Json,
+    let encoding = Encoding {
+        format: Format::Json,
         binary,
     };
     let mut vector = page.before.clone();
-    let mut messages: Vec<Box<RawValue>> = Vec::with_capacity(page.changes.len());
-    for change in &page.changes {
-        vector.set(change.partition, change.next);
-        let frame = encode::change(change, &vector.encode(topic), form);
+    let mut messages: Vec<Box<RawValue>> = Vec::with_capacity(page.events.len());
+    for event in &page.events {
+        vector.set(event.partition, event.next);
+        let frame = encode::event(event, &vector.encode(topic), encoding);
         if frame.kind == Kind::Message {
             let text = String::from_utf8(frame.bytes.to_vec()).expect("JSON is UTF-8");
-            messages
-                .push(RawValue::from_string(text).expect("a frame of this door is one JSON value"));
-        } else if let What::Gap(gap) = encode::seen(change, binary).as_ref() {
+            messages.push(
+                RawValue::from_string(text).expect("a frame of this format is one JSON value"),
+            );
+        } else if let Payload::Gap(gap) = encode::as_seen_by(event, binary).as_ref() {
             gaps.push(gap.clone());
         }
     }
@@ -196,11 +193,10 @@ fn reply(topic: &str, page: Page, mut gaps: Vec<Gap>, binary: bool) -> Response 
         before: (!page.from_start).then_some(&before),
         after: &after,
     };
-    warp::reply::json(&body).into_response()
-}
-
-fn unavailable(sentence: &str) -> Response {
-    let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, sentence);
-    response.headers_mut().insert(RETRY_AFTER, 1.into());
+    let mut response = warp::reply::json(&body).into_response();
+    // The newest page changes with every message, and any other one when its log is recreated.
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

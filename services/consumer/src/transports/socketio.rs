@@ -1,24 +1,29 @@
 //! Socket.IO, by socketioxide: the contract's events, and ours beside them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use herald_runtime::http::drain::retry;
+use herald_runtime::http::{Connection, Permit, failure};
+use hyper::body::Incoming;
+use hyper::header::{HeaderName, HeaderValue, UPGRADE};
+use hyper::{HeaderMap, Method, Request, Response as HttpResponse, StatusCode};
 use serde_json::{Value as Json, json};
 use socketioxide::extract::{SocketRef, TryData};
 use socketioxide::handler::ConnectHandler as _;
 use socketioxide::layer::SocketIoLayer;
 use socketioxide::{SendError, SocketError, SocketIo, TransportType};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tower::{Service, ServiceExt as _};
+use warp::Reply;
+use warp::reply::Response;
 
-use crate::access::Permit;
-use crate::drain::retry;
-use crate::encode::{Door, Form, Frame};
+use crate::app::{App, Refused};
+use crate::encode::{Encoding, Format, Frame};
 use crate::feed::Batch;
-use crate::http::App;
-use crate::server::Connection;
-use crate::start::{Asked, Start};
+use crate::query::{Start, StreamQuery};
+use crate::sessions::{LAST_WORD, Sessions};
 use crate::stream::{End, Stream};
 
 /// Where the library answers.
@@ -34,10 +39,7 @@ const POLL_PACKETS: usize = 7;
 /// A reader that takes nothing for so long is ended.
 const STALLED: Duration = Duration::from_secs(10);
 
-/// What the library's task needs to hand a `bye` to the kernel, before the transport is cut.
-const LAST_WORD: Duration = Duration::from_millis(100);
-
-/// The layer around the other doors.
+/// The layer around the other endpoints.
 pub fn layer(app: Arc<App>) -> SocketIoLayer {
     let (layer, io) = SocketIo::builder()
         .ping_interval(Duration::from_secs(25))
@@ -67,6 +69,100 @@ pub fn layer(app: Arc<App>) -> SocketIoLayer {
     layer
 }
 
+/// Whether Engine.IO's library would take this path: its own, and everything below it.
+pub fn is_path(path: &str) -> bool {
+    path.strip_prefix(PATH)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The answer to a request that the library is not to take.
+pub fn reject(app: &App, request: &Request<Incoming>, end: Option<End>) -> Option<Response> {
+    if request.uri().path().len() > PATH.len() + 1 {
+        let sentence = "there is nothing at this address; Socket.IO is at /socket.io/";
+        return Some(failure(StatusCode::NOT_FOUND, sentence));
+    }
+    let Some(sid) = session(request) else {
+        let full = app.sessions.len() >= app.max_connections;
+        let end = end.or(full.then_some(End::Overload));
+        return end.map(|end| app.refusal(&end));
+    };
+    // A poll may still carry the `bye`.
+    (!is_poll(request) && app.sessions.has_ended(&sid)).then(unknown_session)
+}
+
+/// Lets the library answer, unless the session is ended by us while it does.
+pub async fn answer<S, B>(
+    app: &App,
+    service: S,
+    mut request: Request<Incoming>,
+) -> Result<Result<HttpResponse<B>, Response>, S::Error>
+where
+    S: Service<Request<Incoming>, Response = HttpResponse<B>>,
+{
+    let sid = session(&request);
+    let polls = is_poll(&request);
+    let connection = request.extensions().get::<Arc<Connection>>().cloned();
+    detach(&mut request);
+    let over = async {
+        match &sid {
+            Some(sid) if polls => app.sessions.poll_is_over(sid).await,
+            _ => std::future::pending().await,
+        }
+    };
+    let response = tokio::select! {
+        biased;
+        response = service.oneshot(request) => response?,
+        () = over => return Ok(Err(unknown_session())),
+    };
+    match (sid, connection) {
+        (Some(sid), Some(connection)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            app.sessions.upgraded(&sid, &connection);
+        }
+        (Some(sid), _) if polls && response.status() == StatusCode::OK => app.sessions.polled(&sid),
+        _ => {}
+    }
+    Ok(Ok(response))
+}
+
+/// Copies the head of a request. Socket.IO keeps it with the session, and as hyper gives it, it holds the buffer it was read into.
+fn detach(request: &mut Request<Incoming>) {
+    let mut headers = HeaderMap::with_capacity(request.headers().len());
+    for (name, value) in request.headers() {
+        let name = HeaderName::from_bytes(name.as_str().as_bytes()).expect("it was one");
+        headers.append(
+            name,
+            HeaderValue::from_bytes(value.as_bytes()).expect("it was one"),
+        );
+    }
+    *request.headers_mut() = headers;
+    let uri = request.uri().to_string();
+    *request.uri_mut() = uri.parse().expect("it was one");
+}
+
+/// Whether a request of Socket.IO polls, rather than sends or goes on as a WebSocket.
+fn is_poll(request: &Request<Incoming>) -> bool {
+    request.method() == Method::GET && !request.headers().contains_key(UPGRADE)
+}
+
+/// Engine.IO's own answer to a session it does not know; the client then opens a new one.
+fn unknown_session() -> Response {
+    warp::reply::with_status(
+        warp::reply::json(&json!({ "code": 1, "message": "Session ID unknown" })),
+        StatusCode::BAD_REQUEST,
+    )
+    .into_response()
+}
+
+/// The Engine.IO session that a request belongs to.
+fn session(request: &Request<Incoming>) -> Option<String> {
+    let query = request.uri().query()?;
+    let query: Vec<(String, String)> = serde_urlencoded::from_str(query).ok()?;
+    query
+        .into_iter()
+        .find(|(name, _)| name == "sid")
+        .map(|(_, sid)| sid)
+}
+
 /// Reads what a client asks for: `auth` on the client, or the query of the URL where `auth` is silent.
 ///
 /// # Errors
@@ -76,7 +172,7 @@ fn open(
     app: &App,
     socket: &SocketRef,
     auth: Option<Json>,
-) -> Result<(Stream, Form, String), String> {
+) -> Result<(Stream, Encoding, Permit, String), String> {
     let query = socket.req_parts().uri.query().unwrap_or_default();
     let query: HashMap<String, String> = serde_urlencoded::from_str(query).unwrap_or_default();
     let given = |name: &str| match auth.as_ref().map(|auth| &auth[name]) {
@@ -84,7 +180,7 @@ fn open(
         Some(Json::Number(number)) => Some(number.to_string()),
         _ => query.get(name).cloned(),
     };
-    let asked = Asked {
+    let wanted = StreamQuery {
         topic: given("topic"),
         after: given("after"),
         from: given("from"),
@@ -92,27 +188,24 @@ fn open(
         binary: given("binary"),
         format: None,
     };
-    let topic = app.topic(asked.topic.as_deref())?;
-    let start: Start = asked.start(None)?;
-    let form = Form {
-        door: Door::SocketIo,
-        binary: asked.binary()?,
+    let headers = &socket.req_parts().headers;
+    let (topic, permit) = app
+        .topic(wanted.topic.as_deref(), headers)
+        .map_err(Refused::sentence)?;
+    let start: Start = wanted.start(None)?;
+    let encoding = Encoding {
+        format: Format::SocketIo,
+        binary: wanted.binary()?,
     };
     let name = topic.name.clone();
-    Ok((Stream::new(topic, start, form), form, name))
+    Ok((Stream::new(topic, start, encoding), encoding, permit, name))
 }
 
 async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     // The middleware has let it in with the same words.
-    let Ok((mut stream, form, topic)) = open(&app, &socket, auth) else {
+    let Ok((mut stream, encoding, permit, topic)) = open(&app, &socket, auth) else {
         return;
     };
-    let permit = socket
-        .req_parts()
-        .extensions
-        .get::<Permit>()
-        .copied()
-        .unwrap_or_default();
     app.sessions.join(socket.id.as_str());
     let gone = CancellationToken::new();
     let (of, sid, told) = (app.clone(), socket.id.to_string(), gone.clone());
@@ -125,14 +218,14 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
         // It left before there was anyone to be told.
         return app.sessions.forget(socket.id.as_str());
     }
-    let mut open = app.metrics.open(form.door);
+    let mut open = app.metrics.open(encoding.format);
     // To this client alone, at every connect: the page of the contract's original shows them.
     for (event, data) in [("env", &topic), ("custom_header", &app.custom_header)] {
         if socket.emit(event, &json!({ "data": data })).is_err() {
             return;
         }
     }
-    let mut turn = std::pin::pin!(app.drain.turn());
+    let mut turn = std::pin::pin!(app.drain.deadline());
     let mut expired = std::pin::pin!(permit.expired());
     let mut emitter = Emitter {
         socket: socket.clone(),
@@ -155,7 +248,7 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
                 if let Err(end) = written {
                     break end;
                 }
-                app.metrics.delivered(form.door, &batch);
+                app.metrics.delivered(encoding.format, &batch);
                 batch.clear();
             }
         }
@@ -168,7 +261,7 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
         } else {
             String::new()
         };
-        let bye = end.frame(&cursor, retry(), form);
+        let bye = end.frame(&cursor, retry(), encoding);
         _ = emitter.emit_all(&[bye], Instant::now() + LAST_WORD).await;
         tokio::time::sleep(LAST_WORD).await;
         app.sessions.cut(&socket, end.reason());
@@ -206,7 +299,7 @@ impl Emitter<'_> {
             let payload = frame
                 .value
                 .as_deref()
-                .expect("frames of this door have one");
+                .expect("frames of this format have one");
             let mut pause = FULL;
             loop {
                 let emitted = match self.has_room() {
@@ -245,117 +338,5 @@ impl Emitter<'_> {
             self.packets = 0;
         }
         polled || !self.socket.connected()
-    }
-}
-
-/// What the library does not tell: over which connection a session goes, how often it polled, and which ones we have ended.
-#[derive(Default)]
-pub struct Sessions(Mutex<HashMap<String, Session>>);
-
-#[derive(Default)]
-struct Session {
-    /// The WebSocket that a polling session was upgraded to.
-    upgraded: Weak<Connection>,
-    /// How many polls were answered, and who waits for the next one.
-    polls: u64,
-    answered: Arc<Notify>,
-    joined: bool,
-    /// Cancelled when we have ended it.
-    cut: CancellationToken,
-}
-
-impl Sessions {
-    /// A session was upgraded to this connection.
-    pub fn upgraded(&self, sid: &str, connection: &Arc<Connection>) {
-        let mut sessions = self.lock();
-        // It may not have joined yet, and the library upgrades ids too that it does not know: it closes those connections, and
-        // what has neither joined nor a connection is forgotten from time to time.
-        if sessions.len() >= 1024 && sessions.len().is_multiple_of(256) {
-            sessions.retain(|_, session| session.joined || session.upgraded.strong_count() > 0);
-        }
-        sessions.entry(sid.to_owned()).or_default().upgraded = Arc::downgrade(connection);
-    }
-
-    /// Whether a session was ended by us: the client is to open a new one.
-    pub fn has_ended(&self, sid: &str) -> bool {
-        let sessions = self.lock();
-        sessions
-            .get(sid)
-            .is_some_and(|session| session.cut.is_cancelled())
-    }
-
-    /// Waits until a poll has nothing more to wait for, because its session was ended by us. One that comes or waits after
-    /// the end has a moment to carry the `bye`.
-    pub async fn poll_is_over(&self, sid: &str) {
-        let cut = self.lock().get(sid).map(|session| session.cut.clone());
-        let Some(cut) = cut else {
-            return std::future::pending().await;
-        };
-        cut.cancelled().await;
-        tokio::time::sleep(LAST_WORD).await;
-    }
-
-    /// A poll was answered.
-    pub fn polled(&self, sid: &str) {
-        if let Some(session) = self.lock().get_mut(sid) {
-            session.polls += 1;
-            session.answered.notify_one();
-        }
-    }
-
-    /// A session has joined; it is known until it is forgotten, when the library lets go of it.
-    fn join(&self, sid: &str) {
-        self.lock().entry(sid.to_owned()).or_default().joined = true;
-    }
-
-    fn forget(&self, sid: &str) {
-        self.lock().remove(sid);
-    }
-
-    /// How many polls of a session were answered.
-    fn polls(&self, sid: &str) -> u64 {
-        self.lock().get(sid).map_or(0, |session| session.polls)
-    }
-
-    /// Tells when a poll of a session was answered.
-    fn answered(&self, sid: &str) -> Arc<Notify> {
-        let sessions = self.lock();
-        sessions
-            .get(sid)
-            .map_or_else(Arc::default, |session| session.answered.clone())
-    }
-
-    /// Ends a session by cutting its transport. The library's own `disconnect` would tell the client not to come back.
-    fn cut(&self, socket: &SocketRef, reason: &'static str) {
-        match self.connection(socket) {
-            Some(connection) => connection.cut(reason),
-            None => {
-                if let Some(session) = self.lock().get(socket.id.as_str()) {
-                    session.cut.cancel();
-                }
-            }
-        }
-    }
-
-    /// The connection of a session that goes over a WebSocket.
-    fn connection(&self, socket: &SocketRef) -> Option<Arc<Connection>> {
-        if socket.transport_type() != TransportType::Websocket {
-            return None;
-        }
-        let sessions = self.lock();
-        let upgraded = sessions
-            .get(socket.id.as_str())
-            .and_then(|session| session.upgraded.upgrade());
-        upgraded.or_else(|| {
-            socket
-                .req_parts()
-                .extensions
-                .get::<Arc<Connection>>()
-                .cloned()
-        })
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Session>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

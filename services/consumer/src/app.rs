@@ -1,0 +1,95 @@
+//! What the endpoints share.
+
+use std::sync::Arc;
+
+use herald_runtime::http::server::ServerMetrics;
+use herald_runtime::http::{Action, Drain, Hosts, Origins, Permit, authorize, unavailable};
+use hyper::HeaderMap;
+use hyper::header::{CONNECTION, HeaderValue};
+use tokio_util::task::TaskTracker;
+use warp::reply::Response;
+
+use crate::metrics::Metrics;
+use crate::sessions::Sessions;
+use crate::stream::End;
+use crate::topic::Topic;
+
+/// One per process.
+pub struct App {
+    /// The first is the default.
+    pub topics: Vec<Arc<Topic>>,
+    pub custom_header: String,
+    pub origins: Origins,
+    pub hosts: Hosts,
+    pub drain: Drain,
+    pub metrics: Metrics,
+    pub server_metrics: ServerMetrics,
+    /// Streams and sessions that Socket.IO may open, whatever the connections they share.
+    pub max_connections: usize,
+    pub sessions: Sessions,
+    /// Streams that outlive their request.
+    pub tasks: TaskTracker,
+}
+
+/// Why a topic is not served to a client.
+#[derive(Debug)]
+pub enum Refused {
+    Unknown(String),
+    Forbidden(String),
+}
+
+impl Refused {
+    /// One sentence for the client.
+    pub fn sentence(self) -> String {
+        match self {
+            Self::Unknown(sentence) | Self::Forbidden(sentence) => sentence,
+        }
+    }
+}
+
+impl App {
+    /// The topic of this name, or the default, and how long the client that sent these headers may read it.
+    pub fn topic(
+        &self,
+        name: Option<&str>,
+        headers: &HeaderMap,
+    ) -> Result<(Arc<Topic>, Permit), Refused> {
+        let topic = match name.filter(|name| !name.is_empty()) {
+            None => self.topics.first(),
+            Some(name) => self.topics.iter().find(|topic| topic.name == name),
+        };
+        let Some(topic) = topic else {
+            let names: Vec<&str> = self
+                .readable(headers)
+                .map(|topic| topic.name.as_str())
+                .collect();
+            return Err(Refused::Unknown(format!(
+                "topic {:?} is not served here; these are: {}",
+                name.unwrap_or_default(),
+                names.join(", ")
+            )));
+        };
+        let permit = authorize(headers, Action::Read, &topic.name).map_err(Refused::Forbidden)?;
+        Ok((topic.clone(), permit))
+    }
+
+    /// The topics that the client that sent these headers may read.
+    pub fn readable<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = &'a Arc<Topic>> {
+        let may_read = |topic: &&Arc<Topic>| authorize(headers, Action::Read, &topic.name).is_ok();
+        self.topics.iter().filter(may_read)
+    }
+
+    /// 503 with the reason and `Connection: close`.
+    pub fn refusal(&self, end: &End) -> Response {
+        self.server_metrics.rejected(end.reason());
+        let sentence = match end {
+            End::Overload => "this replica is full; come back in a moment",
+            _ => "this replica is leaving; come back in a moment",
+        };
+        let mut response = unavailable(sentence, 2);
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+        response
+    }
+}

@@ -1,0 +1,15 @@
+//! What serves browsers, for every service that has a public port.
+
+pub mod drain;
+mod failure;
+mod origin;
+mod permit;
+mod request_id;
+pub mod server;
+
+pub use drain::Drain;
+pub use failure::{failure, unavailable};
+pub use origin::{Hosts, Origins};
+pub use permit::{Action, Permit, authorize};
+pub use request_id::{REQUEST_ID, RequestId};
+pub use server::{Connection, Connections};

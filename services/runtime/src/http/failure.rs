@@ -1,0 +1,26 @@
+//! Failures as JSON: one sentence that says what to do.
+
+use hyper::StatusCode;
+use hyper::header::{CACHE_CONTROL, HeaderValue, RETRY_AFTER};
+use serde_json::json;
+use warp::Reply;
+use warp::reply::Response;
+
+/// `{"error": "<sentence>"}` with a status. No cache may keep it.
+pub fn failure(status: StatusCode, sentence: &str) -> Response {
+    let body = warp::reply::json(&json!({ "error": sentence }));
+    let mut response = warp::reply::with_status(body, status).into_response();
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// 503 with `Retry-After`, in seconds.
+pub fn unavailable(sentence: &str, retry_after: u32) -> Response {
+    let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, sentence);
+    response
+        .headers_mut()
+        .insert(RETRY_AFTER, retry_after.into());
+    response
+}
