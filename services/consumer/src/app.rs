@@ -9,10 +9,10 @@ use hyper::header::{CONNECTION, HeaderValue};
 use tokio_util::task::TaskTracker;
 use warp::reply::Response;
 
+use crate::kafka::Topic;
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
 use crate::stream::End;
-use crate::topic::Topic;
 
 /// One per process.
 pub struct App {

@@ -53,19 +53,23 @@ pub struct Config {
     #[arg(long, env, default_value_t = 10_000, value_parser = at_least_one)]
     pub max_connections: usize,
 
-    /// Values over this many bytes are announced as a gap, not delivered.
+    /// Messages over this many bytes (value, key and headers together) are announced as a gap, not delivered.
     #[arg(long, env, default_value_t = 1 << 20, value_parser = at_least_one)]
     pub max_message_bytes: usize,
 
-    /// Messages of a topic that are kept in memory. Older ones come from Kafka.
+    /// Messages of a topic that are kept in memory whatever their age. Older ones come from Kafka.
     #[arg(long, env, default_value_t = 10_000, value_parser = at_least_one)]
     pub ring_messages: usize,
 
-    /// Bytes of a topic that are kept in memory, with what the transports make of them.
+    /// Messages that were read within this time are kept beyond that number: clients that come back after a rollout find them.
+    #[arg(long, env, default_value = "60s", value_parser = duration)]
+    pub ring_time: Duration,
+
+    /// Bytes of a topic that are kept in memory at most, with what the transports make of them.
     #[arg(long, env, default_value_t = 64 << 20, value_parser = at_least_one)]
     pub ring_bytes: usize,
 
-    /// Reads of older messages from Kafka at the same time, for each topic.
+    /// Reads of older messages from Kafka at the same time, for all topics together. Pages of history take at most half of them.
     #[arg(long, env, default_value_t = 4, value_parser = at_least_one)]
     pub replay_readers: usize,
 
@@ -92,13 +96,22 @@ impl Config {
     pub fn kafka_client(&self) -> anyhow::Result<ClientConfig> {
         // Nothing is ever committed; librdkafka refuses an assignment without a group all the same. An offset that is not
         // there any more must be seen, not skipped.
-        const RELIED_ON: [(&str, &str); 3] = [
+        const RELIED_ON: [(&str, &str); 4] = [
             ("group.id", "herald-consumer"),
             ("enable.auto.commit", "false"),
             ("auto.offset.reset", "error"),
+            // A batch with a wrong checksum is a gap, not records with wrong contents.
+            ("check.crcs", "true"),
         ];
-        // The next fetch of a full queue would wait a second.
-        const DEFAULTS: [(&str, &str); 1] = [("fetch.queue.backoff.ms", "10")];
+        const DEFAULTS: [(&str, &str); 4] = [
+            // The next fetch of a full queue would wait a second.
+            ("fetch.queue.backoff.ms", "10"),
+            // What waits in memory to be read, for each partition; and what one answer of Kafka may bring.
+            ("queued.max.messages.kbytes", "1024"),
+            ("fetch.max.bytes", "8388608"),
+            // The largest batch, packed; for zstd also unpacked.
+            ("receive.message.max.bytes", "67108864"),
+        ];
         let reserved: Vec<&str> = RELIED_ON
             .iter()
             .map(|(key, _)| *key)

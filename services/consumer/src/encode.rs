@@ -57,6 +57,8 @@ pub enum Kind {
     Message,
     Start,
     Gap,
+    /// Nothing for this client up to here: its cursor moves.
+    Position,
     Status,
     Bye,
 }
@@ -67,6 +69,7 @@ impl Kind {
             Self::Message => "message",
             Self::Start => "start",
             Self::Gap => "gap",
+            Self::Position => "position",
             Self::Status => "status",
             Self::Bye => "bye",
         }
@@ -148,6 +151,12 @@ pub fn control(kind: Kind, cursor: &str, fields: Map<String, Json>, format: Form
 }
 
 impl Frame {
+    /// The bytes that the frame holds beside its slot.
+    pub fn weight(&self) -> usize {
+        // `Bytes` counts its owners in a block of its own.
+        self.bytes.len() + 64
+    }
+
     fn new(kind: Kind, text: Vec<u8>, format: Format) -> Self {
         let (bytes, value) = match format {
             Format::WebSocket => (websocket_frame(&text), None),
@@ -291,6 +300,10 @@ fn head(kind: Kind, format: Format) -> Head {
             "id: ",
             Some("\nevent: gap\ndata: {\"type\":\"gap\",\"cursor\":\""),
         ),
+        (Format::SseText | Format::SseJson, Kind::Position) => (
+            "id: ",
+            Some("\nevent: position\ndata: {\"type\":\"position\",\"cursor\":\""),
+        ),
         (Format::SseText | Format::SseJson, Kind::Status) => (
             "id: ",
             Some("\nevent: status\ndata: {\"type\":\"status\",\"cursor\":\""),
@@ -303,6 +316,7 @@ fn head(kind: Kind, format: Format) -> Head {
         (_, Kind::Message) => ("{\"type\":\"message\",\"cursor\":\"", None),
         (_, Kind::Start) => ("{\"type\":\"start\",\"cursor\":\"", None),
         (_, Kind::Gap) => ("{\"type\":\"gap\",\"cursor\":\"", None),
+        (_, Kind::Position) => ("{\"type\":\"position\",\"cursor\":\"", None),
         (_, Kind::Status) => ("{\"type\":\"status\",\"cursor\":\"", None),
         (_, Kind::Bye) => ("{\"type\":\"bye\",\"cursor\":\"", None),
     }

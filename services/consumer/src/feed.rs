@@ -1,19 +1,27 @@
-//! The ring: the newest events of a topic, each turned into bytes once for each transport, and a position in it for each connection.
+//! The feed of a topic: a ring of its newest events, each turned into bytes once for each encoding, shared by all connections.
 
-use std::collections::VecDeque;
+mod batch;
+mod reader;
+mod ring;
+
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::watch;
 
-use crate::cursor::{Position, Vector};
+pub use self::batch::Batch;
+pub use self::reader::RingReader;
+pub use self::ring::Limits;
+use self::ring::{Entry, Ring};
+use crate::cursor::{Position, TopicId, Vector};
 use crate::encode::{self, Encoding, Format, Frame, Kind};
 use crate::page::{Limit, Page};
-use crate::record::{Event, Gap, GapReason, Payload};
+use crate::record::Event;
 
-/// At most so much is taken for one write, so that a backlog does not become one huge buffer.
-const BATCH_BYTES: usize = 128 << 10;
+/// At most so much is taken for one write: a slow reader holds it until the socket has taken all of it.
+const BATCH_BYTES: usize = 32 << 10;
 
 /// The newest events of one topic.
 pub struct Feed {
@@ -28,95 +36,22 @@ pub struct Feed {
     head: watch::Sender<u64>,
 }
 
-/// How much of a topic is kept at hand.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub events: usize,
-    /// Records and frames together.
-    pub bytes: usize,
-    /// Events that are taken for one write.
-    pub write_events: usize,
-}
-
-struct Ring {
-    entries: VecDeque<Entry>,
-    /// The number of the first entry. Numbers begin at 1.
-    first: u64,
-    /// Where clients may join by a cursor: behind the last `recreated`, before which offsets mean another log.
-    joinable: u64,
-    /// The vector before the entry `joinable`.
-    tail: Vector,
-    /// The vector after the last entry, and its token.
-    head: Vector,
-    head_cursor: Arc<str>,
-    /// Nothing is older than the first entry.
-    begins_log: bool,
-    record_bytes: usize,
-}
-
-struct Entry {
-    event: Event,
-    /// The token of the ring's vector after this change.
-    cursor: Arc<str>,
-    frames: [OnceLock<Frame>; Encoding::COUNT],
-}
-
 struct Joined {
     from: u64,
     to: u64,
     bytes: Bytes,
 }
 
-/// Where a connection is in the ring.
-#[derive(Debug)]
-pub struct RingReader {
-    /// The number of the next event.
-    position: u64,
-    /// The token of what the client has. It is kept, since the ring may forget it before the client is told to come back.
-    cursor: Arc<str>,
-    /// Events from here on are news, not backlog.
-    live_from: u64,
-    /// Set until the connection's vector equals the ring's: another replica may have seen the partitions in another order.
-    divergence: Option<Box<Divergence>>,
-}
-
-#[derive(Debug)]
-struct Divergence {
-    vector: Vector,
-    /// Partitions of which the client has more than the ring before `position`.
-    ahead: Vec<usize>,
-}
-
-/// What one write carries.
-#[derive(Debug, Default)]
-pub struct Batch {
-    pub frames: Vec<Frame>,
-    pub messages: usize,
-    /// Kafka's timestamps of the messages that are news, in ms.
-    pub stamps: Vec<i64>,
-    pub gaps: Vec<GapReason>,
-}
-
-/// The position has left the ring: the reader is slower than the topic.
+/// The position has left the ring: the connection is slower than the topic.
 #[derive(Debug)]
 pub struct Lagged;
 
 impl Feed {
     pub fn new(topic: String, limits: Limits) -> Self {
-        let ring = Ring {
-            entries: VecDeque::new(),
-            first: 1,
-            joinable: 1,
-            tail: Vector::default(),
-            head: Vector::default(),
-            head_cursor: "".into(),
-            begins_log: false,
-            record_bytes: 0,
-        };
         Self {
+            ring: RwLock::new(Ring::new(topic.clone())),
             topic,
             limits,
-            ring: RwLock::new(ring),
             frame_bytes: AtomicUsize::new(0),
             joined: Default::default(),
             head: watch::Sender::new(0),
@@ -128,84 +63,57 @@ impl Feed {
         self.head.subscribe()
     }
 
+    /// Whether the ring was filled.
+    pub fn is_filled(&self) -> bool {
+        *self.head.borrow() > 0
+    }
+
     /// Wakes all connections, though there is nothing new: they look at the state of Kafka too.
     pub fn wake(&self) {
         self.head.send_modify(|_| {});
     }
 
-    /// Sets where the ring begins, with the history before the first new event. Once, before any `push`.
+    /// Sets where the ring begins, with the history before the first live event. Once, before any `push`.
     pub fn fill(&self, page: Page) {
-        let start = page.before;
-        {
-            let mut ring = self.write();
-            ring.head_cursor = start.encode(&self.topic).into();
-            ring.begins_log = page.from_start;
-            ring.tail = start.clone();
-            ring.head = start;
-        }
-        self.push(page.events);
+        let mut ring = self.write();
+        ring.begin(page.before, page.from_start);
+        self.append(ring, page.events);
     }
 
     /// Names partitions that were added while the topic was read.
     pub fn grow(&self, partitions: usize) {
-        let mut ring = self.write();
-        if let Some(last) = partitions
-            .checked_sub(1)
-            .filter(|last| ring.head.0.len() <= *last)
-        {
-            ring.head.set(last, Position::default());
-            ring.tail.set(last, Position::default());
-            ring.head_cursor = ring.head.encode(&self.topic).into();
-        }
+        self.write().grow(partitions);
     }
 
-    /// Forgets partitions that the topic has no more, after their end was told.
+    /// Forgets partitions that the topic no longer has, after their end was announced.
     pub fn shrink(&self, partitions: usize) {
-        let mut ring = self.write();
-        ring.head.0.truncate(partitions);
-        ring.tail.0.truncate(partitions);
-        ring.head_cursor = ring.head.encode(&self.topic).into();
+        self.write().shrink(partitions);
     }
 
     /// Appends events and wakes the connections once.
     pub fn push(&self, events: Vec<Event>) {
+        self.append(self.write(), events.into_iter().map(Arc::new).collect());
+    }
+
+    /// Appends the events that end the log of one topic, and goes on with another of the same name.
+    pub fn restart(&self, mut events: Vec<Event>, topic_id: TopicId) {
         let mut ring = self.write();
+        // Until the last of them, some partitions are still of the old log: a cursor with the new id would hide that.
+        let last = events.pop();
         for event in events {
-            ring.head.set(event.partition, event.next);
-            ring.head_cursor = ring.head.encode(&self.topic).into();
-            ring.record_bytes += event.weight();
-            let recreated = event.resets();
-            let cursor = ring.head_cursor.clone();
-            ring.entries.push_back(Entry {
-                event,
-                cursor,
-                frames: Default::default(),
-            });
-            if recreated {
-                ring.begins_log = false;
-                ring.joinable = ring.end();
-                ring.tail = ring.head.clone();
-            }
+            ring.push(Arc::new(event));
         }
-        while ring.entries.len() > self.limits.events
-            || (ring.record_bytes + self.frame_bytes.load(Ordering::Relaxed) > self.limits.bytes
-                && ring.entries.len() > 1)
+        ring.identify(topic_id);
+        self.append(ring, last.into_iter().map(Arc::new).collect());
+    }
+
+    fn append(&self, mut ring: RwLockWriteGuard<'_, Ring>, events: Vec<Arc<Event>>) {
+        for event in events {
+            ring.push(event);
+        }
+        while let Some(frames) = ring.evict(&self.limits, self.frame_bytes.load(Ordering::Relaxed))
         {
-            let entry = ring.entries.pop_front().expect("the ring is not empty");
-            let frames: usize = entry
-                .frames
-                .iter()
-                .filter_map(OnceLock::get)
-                .map(|frame| frame.bytes.len())
-                .sum();
             self.frame_bytes.fetch_sub(frames, Ordering::Relaxed);
-            ring.record_bytes -= entry.event.weight();
-            ring.begins_log = false;
-            if ring.first == ring.joinable {
-                ring.joinable += 1;
-                ring.tail.set(entry.event.partition, entry.event.next);
-            }
-            ring.first += 1;
         }
         let end = ring.end();
         drop(ring);
@@ -217,130 +125,54 @@ impl Feed {
         self.read().head.clone()
     }
 
+    /// The position after the newest event of a partition.
+    pub fn position(&self, partition: usize) -> Position {
+        self.read().head.get(partition)
+    }
+
+    /// How many partitions are read.
+    pub fn partitions(&self) -> usize {
+        self.read().head.len()
+    }
+
+    /// The positions of one partition that the ring knows, ascending.
+    pub fn positions(&self, partition: usize) -> Vec<Position> {
+        self.read().positions(partition)
+    }
+
     /// Events and bytes (records and frames) held now.
     pub fn size(&self) -> (usize, usize) {
         let ring = self.read();
-        (
-            ring.entries.len(),
-            ring.record_bytes + self.frame_bytes.load(Ordering::Relaxed),
-        )
+        let frames = self.frame_bytes.load(Ordering::Relaxed);
+        (ring.len(), ring.record_bytes + frames)
     }
 
-    /// The place of a client that wants news only.
+    /// Where a client that wants live events only begins.
     pub fn live(&self) -> RingReader {
-        let ring = self.read();
-        let end = ring.end();
-        RingReader {
-            position: end,
-            cursor: ring.head_cursor.clone(),
-            live_from: end,
-            divergence: None,
-        }
+        self.read().live()
     }
 
-    /// The place before the newest `count` messages. When the ring holds fewer, the place before all of them if `fewer` will
-    /// do, else `None`.
+    /// Before the newest `count` messages; see [`Ring::newest`].
     pub fn newest(&self, count: usize, fewer: bool) -> Option<RingReader> {
-        let ring = self.read();
-        let mut position = ring.end();
-        let mut left = count;
-        while left > 0 {
-            if position == ring.joinable {
-                if fewer || ring.begins_log {
-                    break;
-                }
-                return None;
-            }
-            position -= 1;
-            left -= usize::from(matches!(
-                ring.entry(position).event.payload,
-                Payload::Message(_)
-            ));
-        }
-        Some(RingReader {
-            position,
-            cursor: ring.cursor_before(position, &self.topic),
-            live_from: ring.end(),
-            divergence: None,
-        })
+        self.read().newest(count, fewer)
     }
 
-    /// The place of a client that has read as far as `vector`; `None` when the ring cannot continue it without a hole, or
-    /// cannot tell that it is of the same log. `verified` says that Kafka was asked: what the ring has not yet read then waits.
+    /// Where a client that has read as far as `vector` goes on; see [`Ring::locate`].
     pub fn locate(&self, vector: &Vector, verified: bool) -> Option<RingReader> {
-        let ring = self.read();
-        let partitions = ring.head.0.len();
-        if vector
-            .0
-            .iter()
-            .skip(partitions)
-            .any(|position| position.offset > 0)
-        {
-            return None;
-        }
-        let mut ahead = Vec::new();
-        for partition in 0..partitions {
-            let (mine, oldest, newest) = (
-                vector.get(partition),
-                ring.tail.get(partition),
-                ring.head.get(partition),
-            );
-            if mine.offset < oldest.offset || (mine.offset > newest.offset && !verified) {
-                return None;
-            }
-            if (mine.offset == oldest.offset && !mine.agrees(oldest))
-                || (mine.offset == newest.offset && !mine.agrees(newest))
-            {
-                return None;
-            }
-            if mine.offset > newest.offset {
-                ahead.push(partition);
-            }
-        }
-        // Backwards until, in every partition, an event that the client has; within one, offsets ascend.
-        let mut settled: Vec<bool> = (0..partitions)
-            .map(|p| vector.get(p).offset >= ring.head.get(p).offset)
-            .collect();
-        let mut position = ring.end();
-        let mut number = ring.end();
-        while number > ring.joinable && settled.contains(&false) {
-            number -= 1;
-            let &Event {
-                partition, next, ..
-            } = &ring.entry(number).event;
-            let mine = vector.get(partition);
-            if next.offset > mine.offset {
-                position = number;
-                continue;
-            }
-            if next.offset == mine.offset && !mine.agrees(next) {
-                return None;
-            }
-            settled[partition] = true;
-        }
-        for number in position..ring.end() {
-            let &Event {
-                partition, next, ..
-            } = &ring.entry(number).event;
-            if next.offset <= vector.get(partition).offset && !ahead.contains(&partition) {
-                ahead.push(partition);
-            }
-        }
-        let divergence = (!ahead.is_empty()).then(|| {
-            Box::new(Divergence {
-                vector: vector.clone(),
-                ahead,
-            })
-        });
-        Some(RingReader {
-            position,
-            cursor: vector.encode(&self.topic).into(),
-            live_from: ring.end(),
-            divergence,
-        })
+        self.read().locate(vector, verified)
     }
 
-    /// The token of a place.
+    /// The newest page, and whether the ring holds as much as was asked for.
+    pub fn newest_page(&self, limit: Limit) -> (Page, bool) {
+        self.read().newest_page(limit)
+    }
+
+    /// The page after a vector; `None` when the ring cannot continue it.
+    pub fn page_after(&self, vector: &Vector, limit: Limit) -> Option<Page> {
+        self.read().page_after(vector, limit)
+    }
+
+    /// The token of what a connection has.
     pub fn cursor(&self, reader: &RingReader) -> String {
         match &reader.divergence {
             Some(divergence) => divergence.vector.encode(&self.topic),
@@ -348,37 +180,11 @@ impl Feed {
         }
     }
 
-    /// The newest page, and whether the ring holds as much as was asked for.
-    pub fn newest_page(&self, limit: Limit) -> (Page, bool) {
-        let ring = self.read();
-        let (mut position, mut messages, mut bytes) = (ring.end(), 0, 0);
-        while position > ring.joinable && messages < limit.events && bytes < limit.bytes {
-            position -= 1;
-            let event = &ring.entry(position).event;
-            messages += usize::from(matches!(event.payload, Payload::Message(_)));
-            bytes += event.weight();
-        }
-        let events = (position..ring.end())
-            .map(|number| ring.entry(number).event.clone())
-            .collect();
-        let before = Vector::decode(&ring.cursor_before(position, &self.topic), &self.topic)
-            .expect("the ring's own token");
-        let page = Page {
-            events,
-            before,
-            after: ring.head.clone(),
-            complete: true,
-            from_start: ring.begins_log && position == ring.joinable,
-        };
-        let whole = messages == limit.events || bytes >= limit.bytes || page.from_start;
-        (page, whole)
-    }
-
-    /// Takes everything between a place and the head, up to the size of one write, and moves the place behind it.
+    /// Takes everything between a connection's position and the head, up to the size of one write, and moves it on.
     ///
     /// # Errors
     ///
-    /// [`Lagged`] when the place has left the ring.
+    /// [`Lagged`] when the position has left the ring.
     pub fn take(
         &self,
         reader: &mut RingReader,
@@ -390,145 +196,94 @@ impl Feed {
             return Err(Lagged);
         }
         let mut bytes = 0;
-        let mut next = reader.position;
-        while reader.divergence.is_some()
-            && next < ring.end()
-            && batch.frames.len() < self.limits.write_events
-            && bytes < BATCH_BYTES
+        let begin = reader.position;
+        let has_room = |next: u64, bytes: usize| {
+            next < ring.end() && next - begin < self.limits.batch_events && bytes < BATCH_BYTES
+        };
+        while let Some(divergence) = &mut reader.divergence
+            && has_room(reader.position, bytes)
         {
-            bytes += self.take_diverged(ring.entry(next), reader, encoding, batch);
-            next += 1;
+            let entry = ring.entry(reader.position);
+            reader.position += 1;
+            let frame = || self.frame(&ring, entry, encoding).into_owned();
+            let taken = divergence.take(&entry.event, &entry.cursor, &self.topic, encoding, frame);
+            if let Some(frame) = taken {
+                batch.count(&entry.event, false, encoding.binary);
+                bytes += frame.bytes.len();
+                batch.frames.push(frame);
+            }
+            if divergence.ahead.is_empty() {
+                reader.cursor = divergence.vector.encode(&self.topic).into();
+                reader.divergence = None;
+            }
         }
-        reader.position = next;
+        if reader.divergence.is_some() {
+            return Ok(());
+        }
         // Only a connection whose vector is the ring's may have the ring's cursors.
-        while reader.divergence.is_none()
-            && next < ring.end()
-            && (next - reader.position) < self.limits.write_events as u64
-            && bytes < BATCH_BYTES
-        {
+        let from = reader.position;
+        let mut next = from;
+        while has_room(next, bytes) {
             let entry = ring.entry(next);
-            bytes += self.frame(entry, encoding).bytes.len();
+            bytes += self.frame(&ring, entry, encoding).bytes.len();
             batch.count(&entry.event, next >= reader.live_from, encoding.binary);
             next += 1;
         }
-        let range = reader.position..next;
-        if !range.is_empty() {
-            reader.cursor = ring.entry(next - 1).cursor.clone();
+        if next == from {
+            return Ok(());
         }
+        reader.cursor = ring.entry(next - 1).cursor.clone();
         reader.position = next;
-        let one_piece = encoding.format != Format::SocketIo;
-        if one_piece && range.end - range.start > 1 {
+        if encoding.format != Format::SocketIo && next - from > 1 {
             batch.frames.push(Frame {
                 kind: Kind::Message,
-                bytes: self.join(&ring, range.start, range.end, encoding),
+                bytes: self.join(&ring, from, next, encoding),
                 value: None,
             });
         } else {
-            batch
-                .frames
-                .extend(range.map(|number| self.frame(ring.entry(number), encoding)));
+            let frames = (from..next)
+                .map(|number| self.frame(&ring, ring.entry(number), encoding).into_owned());
+            batch.frames.extend(frames);
         }
         Ok(())
     }
 
-    /// Takes one event for a connection whose vector is not yet the ring's. Returns the bytes taken.
-    fn take_diverged(
-        &self,
-        entry: &Entry,
-        reader: &mut RingReader,
-        encoding: Encoding,
-        batch: &mut Batch,
-    ) -> usize {
-        let Some(divergence) = &mut reader.divergence else {
-            return 0;
-        };
-        let &Event {
-            partition, next, ..
-        } = &entry.event;
-        let mine = divergence.vector.get(partition);
-        let reset = entry.event.resets();
-        if next.offset >= mine.offset || reset {
-            divergence.ahead.retain(|ahead| *ahead != partition);
-        }
-        let mut taken = 0;
-        if next.offset > mine.offset || reset {
-            divergence.vector.set(partition, next);
-            let cursor = divergence.vector.encode(&self.topic);
-            let frame = match &entry.event.payload {
-                // The ring's gap begins where the ring was; this client's where it is.
-                Payload::Gap(gap) if gap.ranges.iter().any(|range| range.from != mine.offset) => {
-                    let to = gap.ranges.first().and_then(|range| range.to);
-                    let gap = Gap::of(
-                        gap.reason,
-                        partition,
-                        if reset {
-                            mine.offset
-                        } else {
-                            mine.offset.max(gap.ranges[0].from)
-                        },
-                        to,
-                    );
-                    encode::event(
-                        &Event {
-                            payload: Payload::Gap(gap),
-                            ..entry.event
-                        },
-                        &cursor,
-                        encoding,
-                    )
-                }
-                _ => encode::with_cursor(
-                    &self.frame(entry, encoding),
-                    &entry.cursor,
-                    &cursor,
-                    encoding.format,
-                ),
-            };
-            batch.count(&entry.event, false, encoding.binary);
-            taken = frame.bytes.len();
-            batch.frames.push(frame);
-        }
-        if divergence.ahead.is_empty() {
-            reader.cursor = divergence.vector.encode(&self.topic).into();
-            reader.divergence = None;
-        }
-        taken
-    }
-
     /// The frame of an event, made when it is first asked for.
-    fn frame(&self, entry: &Entry, encoding: Encoding) -> Frame {
+    fn frame<'a>(&self, ring: &Ring, entry: &'a Entry, encoding: Encoding) -> Cow<'a, Frame> {
         let slot = &entry.frames[encoding.index()];
         if let Some(frame) = slot.get() {
-            return frame.clone();
+            return Cow::Borrowed(frame);
         }
         let frame = encode::event(&entry.event, &entry.cursor, encoding);
-        // Where backlogs are read in every form, the frames alone could fill the ring's share of memory.
-        if self.frame_bytes.load(Ordering::Relaxed) < self.limits.bytes
-            && slot.set(frame.clone()).is_ok()
-        {
+        // Where backlogs are read in every encoding, the frames alone could fill the ring's share of memory.
+        let held = ring.record_bytes + self.frame_bytes.load(Ordering::Relaxed);
+        if held < self.limits.bytes && slot.set(frame.clone()).is_ok() {
             self.frame_bytes
-                .fetch_add(frame.bytes.len(), Ordering::Relaxed);
+                .fetch_add(frame.weight(), Ordering::Relaxed);
         }
-        frame
+        Cow::Owned(frame)
     }
 
     /// The frames of a range in one piece.
     fn join(&self, ring: &Ring, from: u64, to: u64, encoding: Encoding) -> Bytes {
-        let mut joined = self.joined[encoding.index()]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(joined) = joined
-            .as_ref()
-            .filter(|joined| joined.from == from && joined.to == to)
-        {
+        let slot = || {
+            let slot = &self.joined[encoding.index()];
+            slot.lock().unwrap_or_else(PoisonError::into_inner)
+        };
+        let known = |joined: &&Joined| joined.from == from && joined.to == to;
+        if let Some(joined) = slot().as_ref().filter(known) {
             return joined.bytes.clone();
         }
-        let mut bytes = BytesMut::new();
-        for number in from..to {
-            bytes.extend_from_slice(&self.frame(ring.entry(number), encoding).bytes);
+        // Copied without the lock, which all connections of this encoding need.
+        let frames: Vec<_> = (from..to)
+            .map(|number| self.frame(ring, ring.entry(number), encoding))
+            .collect();
+        let mut bytes = BytesMut::with_capacity(frames.iter().map(|frame| frame.bytes.len()).sum());
+        for frame in frames {
+            bytes.extend_from_slice(&frame.bytes);
         }
         let bytes = bytes.freeze();
-        *joined = Some(Joined {
+        *slot() = Some(Joined {
             from,
             to,
             bytes: bytes.clone(),
@@ -540,76 +295,19 @@ impl Feed {
         self.ring.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Ring> {
+    fn write(&self) -> RwLockWriteGuard<'_, Ring> {
         self.ring.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Ring {
-    /// The number of the next event.
-    fn end(&self) -> u64 {
-        self.first + self.entries.len() as u64
-    }
-
-    fn entry(&self, number: u64) -> &Entry {
-        &self.entries[(number - self.first) as usize]
-    }
-
-    /// The token of the vector before an event.
-    fn cursor_before(&self, number: u64, topic: &str) -> Arc<str> {
-        if number == self.end() {
-            self.head_cursor.clone()
-        } else if number <= self.joinable {
-            self.tail.encode(topic).into()
-        } else {
-            self.entry(number - 1).cursor.clone()
-        }
-    }
-}
-
-impl Batch {
-    /// Everything that was taken, in one piece.
-    pub fn block(&self) -> Bytes {
-        match &*self.frames {
-            [frame] => frame.bytes.clone(),
-            frames => {
-                let length = frames.iter().map(|frame| frame.bytes.len()).sum();
-                let mut block = BytesMut::with_capacity(length);
-                frames
-                    .iter()
-                    .for_each(|frame| block.extend_from_slice(&frame.bytes));
-                block.freeze()
-            }
-        }
-    }
-
-    /// Forgets what was written. A connection keeps no more room than a quiet topic needs.
-    pub fn clear(&mut self) {
-        self.frames.clear();
-        self.stamps.clear();
-        self.gaps.clear();
-        self.frames.shrink_to(4);
-        self.stamps.shrink_to(4);
-        self.messages = 0;
-    }
-
-    pub fn count(&mut self, event: &Event, live: bool, binary: bool) {
-        match encode::as_seen_by(event, binary).as_ref() {
-            Payload::Gap(gap) => self.gaps.push(gap.reason),
-            Payload::Message(message) => {
-                self.messages += 1;
-                self.stamps.extend(message.timestamp.filter(|_| live));
-            }
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
-    use crate::record::{Message, Value};
+    use crate::record::{Gap, GapReason, Message, Payload, Value};
 
     const TOPIC: &str = "my-topic";
     /// The transport whose events come one by one.
@@ -641,11 +339,12 @@ mod tests {
             TOPIC.to_owned(),
             Limits {
                 events,
+                age: Duration::ZERO,
                 bytes: usize::MAX,
-                write_events: 3,
+                batch_events: 3,
             },
         );
-        let before = Vector(vec![Position::default(); partitions]);
+        let before = Vector::new(vec![Position::default(); partitions]);
         feed.fill(Page {
             before,
             ..Page::default()
@@ -779,7 +478,7 @@ mod tests {
             let mut replicas = [picks, rotated].map(|picks| order(&picks, partitions)).into_iter().zip(sizes).map(|(order, size)| {
                 Replica { feed: feed(size, partitions), order, read: 0 }
             }).collect::<Vec<_>>();
-            let start = Vector(vec![Position::default(); partitions]);
+            let start = Vector::new(vec![Position::default(); partitions]);
             let mut client = Client { cursor: start.encode(TOPIC), next: vec![0; partitions], reader: None };
             let mut at = 0;
             client.resume(&replicas[at]);
@@ -814,7 +513,7 @@ mod tests {
                 .is_err()
         );
         let has = Vector::decode(&feed.cursor(&reader), TOPIC);
-        assert_eq!(has, Some(Vector(vec![record(0, 0).next])));
+        assert_eq!(has, Some(Vector::new(vec![record(0, 0).next])));
     }
 
     #[test]
@@ -830,7 +529,7 @@ mod tests {
             let mut batch = Batch::default();
             feed.take(reader, encoding, &mut batch).unwrap();
             assert_eq!(
-                (batch.frames.len(), batch.messages, batch.stamps.len()),
+                (batch.frames.len(), batch.messages, batch.timestamps.len()),
                 (1, 3, 3)
             );
             batch.frames.remove(0).bytes
@@ -842,10 +541,10 @@ mod tests {
     fn a_cursor_of_a_log_that_was_made_anew_does_not_fit() {
         let feed = feed(10, 1);
         feed.push((0..4).map(|offset| record(0, offset)).collect());
-        let other = Vector(vec![Position::after(1, Some(77), Some(b"of another log"))]);
+        let other = Vector::new(vec![Position::after(1, Some(77), Some(b"of another log"))]);
         assert!(feed.locate(&other, true).is_none());
         assert!(
-            feed.locate(&Vector(vec![record(0, 1).next]), false)
+            feed.locate(&Vector::new(vec![record(0, 1).next]), false)
                 .is_some()
         );
     }
@@ -863,7 +562,7 @@ mod tests {
         }]);
         feed.push(vec![record(0, 0)]);
         assert!(
-            feed.locate(&Vector(vec![record(0, 3).next]), false)
+            feed.locate(&Vector::new(vec![record(0, 3).next]), false)
                 .is_none()
         );
         assert!(
@@ -884,8 +583,9 @@ mod tests {
             TOPIC.to_owned(),
             Limits {
                 events: 1000,
-                bytes: 10_000,
-                write_events: 512,
+                age: Duration::ZERO,
+                bytes: 100_000,
+                batch_events: 512,
             },
         );
         feed.fill(Page::default());
@@ -896,8 +596,8 @@ mod tests {
                 .unwrap();
         }
         let (events, bytes) = feed.size();
-        assert!(events > 5 && events < 100, "{events}");
+        assert!(events > 50 && events < 200, "{events}");
         // The last frame was made after the last look at the limit.
-        assert!(bytes < 11_000, "{bytes}");
+        assert!(bytes < 102_000, "{bytes}");
     }
 }

@@ -17,28 +17,25 @@ mod read_one;
 mod record;
 mod sessions;
 mod stream;
-mod topic;
 mod transports;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use herald_runtime::http::server::{self, Limits, ServerMetrics};
 use herald_runtime::http::{Connections, Drain};
 use herald_runtime::{Readiness, admin};
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::App;
 pub use crate::config::Config;
-use crate::kafka::Live;
+use crate::kafka::{Reader, Topic};
 use crate::metrics::Metrics;
 pub use crate::read_one::read_one;
-use crate::topic::Topic;
 
 /// The sockets of a consumer.
 pub struct Listeners {
@@ -68,29 +65,10 @@ pub async fn run(
     // The threads and the admin server go on while the streams drain.
     let reading = CancellationToken::new();
     let _stop_reading = reading.clone().drop_guard();
-    let mut readers = JoinSet::new();
-    let mut topics = Vec::new();
-    let waiting = Arc::new(std::sync::atomic::AtomicUsize::new(
-        config.kafka_topic.names().len(),
-    ));
-    for name in config.kafka_topic.names() {
-        let live = Arc::new(Live::new(&config, name, metrics.clone())?);
-        topics.push(Arc::new(Topic {
-            name: name.clone(),
-            feed: live.feed.clone(),
-            log: live.log.clone(),
-            source: live.source(),
-            recheck: live.recheck.clone(),
-        }));
-        let (readiness, waiting) = (readiness.clone(), waiting.clone());
-        let caught_up = move || {
-            if waiting.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1 {
-                tracing::info!("caught up with Kafka; ready");
-                readiness.ready();
-            }
-        };
-        readers.spawn(live.run(caught_up, reading.clone()));
-    }
+    let reader = Reader::new(&config, metrics.clone())?;
+    let topics = reader.topics();
+    let mut reader = tokio::spawn(reader.run(reading.clone()));
+    let ready = tokio::spawn(become_ready(topics.clone(), readiness.clone()));
     tokio::spawn(admin::serve(
         listeners.admin,
         readiness.clone(),
@@ -133,8 +111,8 @@ pub async fn run(
 
     tokio::select! {
         () = shutdown.cancelled() => {}
-        // A reader ends by itself only when its topic cannot be served.
-        Some(ended) = readers.join_next() => return ended.context("a reader panicked")?,
+        ended = &mut reader => return ended.context("the reader of Kafka panicked")?,
+        Err(panicked) = ready => return Err(panicked).context("the watch over the topics panicked"),
     }
     // Endpoints and balancers learn late that this replica leaves: until they have, it answers, and says where it stands.
     readiness.not_ready("draining");
@@ -157,8 +135,32 @@ pub async fn run(
     let all = timeout(second, tasks.wait()).await.is_ok();
     tracing::info!(all, "drained");
     reading.cancel();
-    while let Some(ended) = readers.join_next().await {
-        ended.context("a reader panicked")??;
+    reader.await.context("the reader of Kafka panicked")?
+}
+
+/// A topic that still cannot be read after this time does not keep the others from being served.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Ready is when all topics have been read up to what was their end at the start; or some of them, and it is known of the
+/// others why not.
+async fn become_ready(topics: Vec<Arc<Topic>>, readiness: Readiness) {
+    let begun = Instant::now();
+    let mut tick = tokio::time::interval(Duration::from_millis(100));
+    loop {
+        tick.tick().await;
+        let (filled, missing): (Vec<_>, Vec<_>) =
+            topics.iter().partition(|topic| topic.feed.is_filled());
+        let known = missing.iter().all(|topic| topic.problem().is_some());
+        if missing.is_empty() || (!filled.is_empty() && known && begun.elapsed() > PATIENCE) {
+            let missing: Vec<_> = missing.iter().map(|topic| &topic.name).collect();
+            tracing::info!(?missing, "caught up with Kafka; ready");
+            return readiness.ready();
+        }
+        if let Some((topic, problem)) = missing
+            .iter()
+            .find_map(|topic| Some((topic, topic.problem()?)))
+        {
+            readiness.not_ready(format!("starting; topic {:?}: {problem}", topic.name));
+        }
     }
-    Ok(())
 }

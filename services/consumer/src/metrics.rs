@@ -4,8 +4,10 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use herald_runtime::kafka::Source;
+use herald_runtime::kafka::source::Partition;
 use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry};
 
+use crate::cursor::MAX_PARTITIONS;
 use crate::encode::Format;
 use crate::feed::Batch;
 use crate::record::{Event, Payload};
@@ -35,6 +37,7 @@ pub struct Inner {
     ring_bytes: IntGaugeVec,
     lag: IntGaugeVec,
     end_offset: IntGaugeVec,
+    withheld: IntGaugeVec,
     source_up: IntGaugeVec,
     delivery_delay: Histogram,
 }
@@ -100,7 +103,7 @@ impl Metrics {
             )?,
             lag: gauges(
                 "herald_lag_messages",
-                "offsets between what was read and the end of the log",
+                "offsets between what was read and the end of the log; absent when that is not known",
                 &["topic", "partition"],
             )?,
             end_offset: gauges(
@@ -108,9 +111,14 @@ impl Metrics {
                 "end of the log: the offset of the next committed record",
                 &["topic", "partition"],
             )?,
+            withheld: gauges(
+                "herald_withheld_messages",
+                "offsets that open transactions withhold: high watermark minus last stable offset",
+                &["topic", "partition"],
+            )?,
             source_up: gauges(
                 "herald_source_up",
-                "1 when Kafka can be read, 0 when not",
+                "1 when the topic can be read, 0 when not",
                 &["topic"],
             )?,
             delivery_delay,
@@ -137,11 +145,11 @@ impl Metrics {
                 .with_label_values(&[transport(format)])
                 .inc_by(batch.messages as u64);
         }
-        if !batch.stamps.is_empty() {
+        if !batch.timestamps.is_empty() {
             let now = jiff::Timestamp::now().as_millisecond();
-            for stamp in &batch.stamps {
+            for timestamp in &batch.timestamps {
                 self.delivery_delay
-                    .observe((now - stamp).max(0) as f64 / 1000.0);
+                    .observe(now.saturating_sub(*timestamp).max(0) as f64 / 1000.0);
             }
         }
         for gap in &batch.gaps {
@@ -158,17 +166,41 @@ impl Metrics {
             .set(bytes as i64);
     }
 
-    /// How far the log of a partition goes, and how many of its offsets have not been read yet.
-    pub fn log(&self, topic: &str, partition: i32, end: i64, unread: i64) {
-        let labels = [topic, &partition.to_string()];
-        self.end_offset.with_label_values(&labels).set(end);
-        self.lag.with_label_values(&labels).set(unread);
+    /// How far the log of a partition goes, how many of its offsets have not been read yet, and how many an open transaction
+    /// withholds. While the topic cannot be read, the lag is not known.
+    pub fn log(&self, topic: &str, number: usize, partition: &Partition, source: Source) {
+        let labels = [topic, &number.to_string()];
+        // Negative offsets are unknown ones. The position is behind markers too.
+        let known = partition.ls_offset >= 0 && partition.next_offset >= 0;
+        if !known || source != Source::Up {
+            _ = self.lag.remove_label_values(&labels);
+        } else {
+            let unread = (partition.ls_offset - partition.next_offset).max(0);
+            let lag = unread + partition.fetchq_cnt;
+            self.lag.with_label_values(&labels).set(lag);
+        }
+        if partition.ls_offset >= 0 {
+            self.end_offset
+                .with_label_values(&labels)
+                .set(partition.ls_offset);
+            let withheld = (partition.hi_offset - partition.ls_offset).max(0);
+            self.withheld.with_label_values(&labels).set(withheld);
+        }
+    }
+
+    /// Forgets partitions that a topic no longer has: `count` are left.
+    pub fn partitions(&self, topic: &str, count: usize) {
+        for number in count..MAX_PARTITIONS {
+            let labels = [topic, &number.to_string()];
+            for metric in [&self.lag, &self.end_offset, &self.withheld] {
+                _ = metric.remove_label_values(&labels);
+            }
+        }
     }
 
     pub fn source(&self, topic: &str, source: Source) {
-        self.source_up
-            .with_label_values(&[topic])
-            .set(i64::from(source == Source::Up));
+        let up = i64::from(source == Source::Up);
+        self.source_up.with_label_values(&[topic]).set(up);
     }
 
     /// Streams open now, over all transports.
@@ -212,7 +244,8 @@ impl Drop for Open {
 fn transport(format: Format) -> &'static str {
     match format {
         Format::SseText | Format::SseJson => "sse",
-        Format::Json | Format::WebSocket => "websocket",
+        Format::WebSocket => "websocket",
+        Format::Json => "history",
         Format::SocketIo => "socketio",
     }
 }

@@ -1,5 +1,7 @@
 //! A piece of the log, as `kafka` returns it and `feed` takes it.
 
+use std::sync::Arc;
+
 use crate::cursor::Vector;
 use crate::record::Event;
 
@@ -22,7 +24,7 @@ pub struct Limit {
 /// Events merged by timestamp, then partition; each partition's order is kept.
 #[derive(Debug, Default)]
 pub struct Page {
-    pub events: Vec<Event>,
+    pub events: Vec<Arc<Event>>,
     /// The vector before the first event.
     pub before: Vector,
     /// The vector after the last one.
@@ -31,4 +33,23 @@ pub struct Page {
     pub complete: bool,
     /// Nothing is left before `before`.
     pub from_start: bool,
+}
+
+impl Page {
+    /// Visits each event with the vector after it.
+    pub fn walk(&self, mut visit: impl FnMut(&Event, &Vector)) {
+        let mut vector = self.before.clone();
+        // Until the last of them, some partitions are still of the log before: a cursor with the new id would hide that.
+        let last_reset = self.events.iter().rposition(|event| event.resets());
+        if last_reset.is_none() {
+            vector.topic_id = self.after.topic_id;
+        }
+        for (index, event) in self.events.iter().enumerate() {
+            vector.set(event.partition, event.next);
+            if last_reset == Some(index) {
+                vector.topic_id = self.after.topic_id;
+            }
+            visit(event, &vector);
+        }
+    }
 }

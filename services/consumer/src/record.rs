@@ -94,6 +94,10 @@ pub enum GapReason {
     Retention,
     /// The topic was deleted and recreated.
     Recreated,
+    /// The topic lost the end of its log; offsets go on from `from` again.
+    Truncated,
+    /// A batch that cannot be unpacked, or whose checksum is wrong.
+    Unreadable,
     /// The cursor is garbled, or of another topic.
     UnknownCursor,
     /// The value is over the limit.
@@ -103,11 +107,25 @@ pub enum GapReason {
 }
 
 impl GapReason {
+    /// All of them, for tables.
+    #[cfg(test)]
+    pub const ALL: [Self; 7] = [
+        Self::Retention,
+        Self::Recreated,
+        Self::Truncated,
+        Self::Unreadable,
+        Self::UnknownCursor,
+        Self::TooLarge,
+        Self::NotUtf8,
+    ];
+
     /// The name on the wire and in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Retention => "retention",
             Self::Recreated => "recreated",
+            Self::Truncated => "truncated",
+            Self::Unreadable => "unreadable",
             Self::UnknownCursor => "unknown-cursor",
             Self::TooLarge => "too-large",
             Self::NotUtf8 => "not-utf8",
@@ -116,9 +134,44 @@ impl GapReason {
 }
 
 impl Event {
-    /// Whether offsets begin anew with this change: the topic was deleted and made again.
+    /// What will not come of one partition; reading goes on at `next`.
+    pub fn gap(
+        reason: GapReason,
+        partition: usize,
+        from: i64,
+        to: Option<i64>,
+        next: Position,
+    ) -> Self {
+        Self {
+            partition,
+            next,
+            payload: Payload::Gap(Gap::of(reason, partition, from, to)),
+        }
+    }
+
+    /// Why something will not come, if that is what the event says.
+    pub fn gap_reason(&self) -> Option<GapReason> {
+        match &self.payload {
+            Payload::Gap(gap) => Some(gap.reason),
+            Payload::Message(_) => None,
+        }
+    }
+
+    /// Whether offsets begin again with this event: nothing before it can be compared with what comes after.
     pub fn resets(&self) -> bool {
-        matches!(&self.payload, Payload::Gap(gap) if gap.reason == GapReason::Recreated)
+        let reason = self.gap_reason();
+        matches!(reason, Some(GapReason::Recreated | GapReason::Truncated))
+    }
+
+    /// The first offset that the event speaks of.
+    pub fn first_offset(&self) -> i64 {
+        match &self.payload {
+            Payload::Message(message) => message.offset,
+            Payload::Gap(gap) => gap
+                .ranges
+                .first()
+                .map_or(self.next.offset - 1, |range| range.from),
+        }
     }
 
     /// The bytes that the record holds in memory, near enough to bound a buffer by.
@@ -136,5 +189,31 @@ impl Event {
             }
         };
         content + size_of::<Self>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_gap_reason_is_named_the_same_on_the_wire_in_metrics_in_the_docs_and_on_the_page() {
+        let protocol = include_str!("../../../docs/protocol.md");
+        let openapi = include_str!("openapi.json");
+        let page = include_str!("page/words.js");
+        for reason in GapReason::ALL {
+            let name = reason.name();
+            assert_eq!(serde_json::to_string(&reason).unwrap(), format!("{name:?}"));
+            assert!(
+                protocol.contains(&format!("| `{name}` |")),
+                "protocol.md: {name}"
+            );
+            assert!(
+                openapi.contains(&format!("\"{name}\"")),
+                "openapi.json: {name}"
+            );
+            let key = [format!("  {name}:"), format!("  \"{name}\":")];
+            assert!(key.iter().any(|key| page.contains(key)), "words.js: {name}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! One client's stream, the same on every transport: its start, its backlog, then the news.
+//! One client's stream, the same on every transport: its start, its backlog, then live events.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,12 +10,11 @@ use tokio::sync::watch;
 
 use crate::cursor::{Position, Vector};
 use crate::encode::{self, Encoding, Frame, Kind, fields};
-use crate::feed::{Batch, RingReader};
-use crate::kafka::Log;
+use crate::feed::{Batch, Lagged, RingReader};
+use crate::kafka::{Log, Purpose, Topic};
 use crate::page::{Limit, MAX_PAGE, Page};
 use crate::query::Start;
 use crate::record::{Event, Gap, GapReason};
-use crate::topic::Topic;
 
 /// How much of a backlog is read from Kafka for one write.
 const REPLAY: Limit = Limit {
@@ -66,10 +65,11 @@ type Reading<T> = Pin<Box<dyn Future<Output = anyhow::Result<T>> + Send + Sync>>
 pub struct Stream {
     topic: Arc<Topic>,
     encoding: Encoding,
-    at: State,
+    state: State,
     head: watch::Receiver<u64>,
     source: watch::Receiver<Source>,
-    reported_down: bool,
+    /// The reason that the client was sent, while the topic cannot be read.
+    reported_down: Option<&'static str>,
 }
 
 /// What to do when there was nothing to write.
@@ -92,9 +92,26 @@ enum State {
     Replay {
         vector: Box<Vector>,
         verified: bool,
-        reading: Option<Reading<Page>>,
+        reading: Option<Reading<Replayed>>,
     },
     Ring(RingReader),
+}
+
+/// What Kafka answered.
+enum Replayed {
+    /// The number of partitions, for a client that has read more of them than this replica.
+    Partitions(usize),
+    Page(Page),
+}
+
+impl State {
+    fn replay(vector: Vector) -> Self {
+        Self::Replay {
+            vector: Box::new(vector),
+            verified: false,
+            reading: None,
+        }
+    }
 }
 
 impl Stream {
@@ -106,19 +123,19 @@ impl Stream {
         Self {
             topic,
             encoding,
-            at: State::Begin {
+            state: State::Begin {
                 start,
                 finding: None,
             },
             head,
             source,
-            reported_down: false,
+            reported_down: None,
         }
     }
 
     /// The newest cursor: what the client has, once it has what was taken. Empty before the first.
     pub fn cursor(&self) -> String {
-        match &self.at {
+        match &self.state {
             State::Begin {
                 start: Start::After(cursor),
                 ..
@@ -133,25 +150,30 @@ impl Stream {
     ///
     /// # Errors
     ///
-    /// [`End::Slow`] when the news have left the ring before the client took them.
+    /// When the server ends the stream.
     pub async fn next(&mut self, batch: &mut Batch) -> Result<(), End> {
         loop {
             self.report_source(batch);
             if !batch.frames.is_empty() {
-                // State once: what comes next may have to wait for Kafka.
+                // At once: what comes next may have to wait for Kafka.
                 return Ok(());
             }
-            let step = match &mut self.at {
+            let step = match &mut self.state {
                 State::Begin { .. } if *self.head.borrow_and_update() == 0 => Step::News,
                 State::Begin { .. } => self.begin(batch).await,
                 State::Replay { .. } => self.replay(batch).await,
                 State::Ring(reader) => {
                     self.head.mark_unchanged();
-                    self.topic
-                        .feed
-                        .take(reader, self.encoding, batch)
-                        .map_err(|_| End::Slow)?;
-                    Step::News
+                    match self.topic.feed.take(reader, self.encoding, batch) {
+                        Ok(()) => Step::News,
+                        // Slower than the topic: what the ring has dropped comes from Kafka.
+                        Err(Lagged) => {
+                            let cursor = self.topic.feed.cursor(reader);
+                            let vector = Vector::decode(&cursor, &self.topic.name);
+                            self.state = State::replay(vector.expect("the ring's own token"));
+                            Step::Next
+                        }
+                    }
                 }
             };
             if !batch.frames.is_empty() {
@@ -168,7 +190,7 @@ impl Stream {
 
     /// Finds the place where the client wants to start.
     async fn begin(&mut self, batch: &mut Batch) -> Step {
-        let State::Begin { start, finding } = &mut self.at else {
+        let State::Begin { start, finding } = &mut self.state else {
             return Step::Next;
         };
         let Topic {
@@ -230,20 +252,16 @@ impl Stream {
     /// Starts after what this vector has.
     fn enter_at(&mut self, vector: Vector, batch: &mut Batch) {
         let cursor = vector.encode(&self.topic.name);
-        self.at = match self.topic.feed.locate(&vector, false) {
+        self.state = match self.topic.feed.locate(&vector, false) {
             // The token is the client's own, not the ring's at that place: it names what the client has.
             Some(reader) => State::Ring(reader),
-            None => State::Replay {
-                vector: Box::new(vector),
-                verified: false,
-                reading: None,
-            },
+            None => State::replay(vector),
         };
         self.send_start(&cursor, batch);
     }
 
     fn enter(&mut self, reader: RingReader, batch: &mut Batch) {
-        self.at = State::Ring(reader);
+        self.state = State::Ring(reader);
         self.send_start(&self.cursor(), batch);
     }
 
@@ -263,7 +281,7 @@ impl Stream {
             vector,
             verified,
             reading,
-        } = &mut self.at
+        } = &mut self.state
         else {
             return Step::Next;
         };
@@ -271,103 +289,95 @@ impl Stream {
             name, feed, log, ..
         } = &*self.topic;
         if let Some(reader) = feed.locate(vector, *verified) {
-            self.at = State::Ring(reader);
+            self.state = State::Ring(reader);
             return Step::Next;
         }
-        // Asked for in this order, the ring's head is never older than what was found out about the topic.
-        let head = feed.head();
-        if vector.0.len() > head.0.len() {
-            match log.partitions().await {
-                Ok(partitions) if partitions < vector.0.len() => {
-                    for partition in partitions..vector.0.len() {
-                        let gap = Gap::of(
-                            GapReason::Recreated,
-                            partition,
-                            vector.get(partition).offset,
-                            None,
-                        );
-                        if vector.get(partition).offset > 0 {
-                            vector.set(partition, Default::default());
-                            batch.gaps.push(gap.reason);
-                            batch.frames.push(encode::control(
-                                Kind::Gap,
-                                &vector.encode(name),
-                                encode::gap_fields(&gap),
-                                self.encoding.format,
-                            ));
-                        }
-                    }
-                    vector.0.truncate(partitions);
-                    return Step::Next;
-                }
-                // Another replica has seen partitions that this one is about to see.
-                Ok(_) => {
-                    self.topic.recheck.notify_one();
-                    return Step::Later;
-                }
-                Err(error) => {
-                    tracing::debug!(
-                        topic = name,
-                        error = format!("{error:#}"),
-                        "cannot look at the topic"
-                    );
-                    return Step::Later;
-                }
-            }
-        }
         let request = reading.get_or_insert_with(|| {
+            // In this order, the ring's head is never older than what is found out about the topic.
+            let head = feed.head();
             let (log, from) = (log.clone(), (**vector).clone());
-            Box::pin(async move { log.forward(from, head, REPLAY).await })
+            Box::pin(async move {
+                if from.len() > head.len() {
+                    return Ok(Replayed::Partitions(log.partitions(Purpose::Replay).await?));
+                }
+                Ok(Replayed::Page(
+                    log.forward(from, head, REPLAY, Purpose::Replay).await?,
+                ))
+            })
         });
-        let read = request.await;
+        let replayed = request.await;
         *reading = None;
-        match read {
-            Ok(page) => {
+        match replayed {
+            Ok(Replayed::Page(page)) => {
                 // Complete, and nothing came of it, twice: the ring is of another log than Kafka has now, or lags.
                 let stuck = *verified && page.complete && page.events.is_empty();
-                for event in &page.events {
-                    vector.set(event.partition, event.next);
+                page.walk(|event, vector| {
                     batch.count(event, false, self.encoding.binary);
-                    batch
-                        .frames
-                        .push(encode::event(event, &vector.encode(name), self.encoding));
+                    let frame = encode::event(event, &vector.encode(name), self.encoding);
+                    batch.frames.push(frame);
+                });
+                if page.events.is_empty() && page.after != **vector {
+                    let cursor = page.after.encode(name);
+                    let frame =
+                        encode::control(Kind::Position, &cursor, Map::new(), self.encoding.format);
+                    batch.frames.push(frame);
                 }
-                **vector = page.after;
-                *verified = page.complete;
-                if stuck || page.events.iter().any(Event::resets) {
+                if stuck || page.events.iter().any(|event| event.resets()) {
                     self.topic.recheck.notify_one();
                 }
+                *verified = page.complete;
+                **vector = page.after;
                 if stuck { Step::Later } else { Step::Next }
             }
+            Ok(Replayed::Partitions(partitions)) if partitions < vector.len() => {
+                for partition in partitions..vector.len() {
+                    let from = vector.get(partition).offset;
+                    if from > 0 {
+                        vector.set(partition, Position::default());
+                        let event = Event::gap(
+                            GapReason::Recreated,
+                            partition,
+                            from,
+                            None,
+                            Position::default(),
+                        );
+                        batch.count(&event, false, self.encoding.binary);
+                        let frame = encode::event(&event, &vector.encode(name), self.encoding);
+                        batch.frames.push(frame);
+                    }
+                }
+                vector.positions.truncate(partitions);
+                Step::Next
+            }
+            // Another replica has seen partitions that this one is about to see.
+            Ok(Replayed::Partitions(_)) => {
+                self.topic.recheck.notify_one();
+                Step::Later
+            }
             Err(error) => {
-                tracing::debug!(
-                    topic = name,
-                    error = format!("{error:#}"),
-                    "cannot read what a client missed"
-                );
+                let error = format!("{error:#}");
+                tracing::debug!(topic = name, error, "cannot read what a client missed");
                 Step::Later
             }
         }
     }
 
-    /// Says that Kafka went away, or came back to those who were told that it had.
+    /// Reports that the topic cannot be read, and to clients that were sent that, that it can be again.
     fn report_source(&mut self, batch: &mut Batch) {
         if !self.source.has_changed().unwrap_or(false) {
             return;
         }
-        let (down, since) = match *self.source.borrow_and_update() {
-            Source::Down { since } => (true, since),
-            Source::Up => (false, SystemTime::now()),
+        let source = *self.source.borrow_and_update();
+        let down = match source {
+            Source::Down { reason, .. } => Some(reason),
+            Source::Up => None,
             Source::Unknown => return,
         };
         if std::mem::replace(&mut self.reported_down, down) != down {
-            let about = status_fields(down, since);
-            batch.frames.push(encode::control(
-                Kind::Status,
-                &self.cursor(),
-                about,
-                self.encoding.format,
-            ));
+            let cursor = self.cursor();
+            let fields = status_fields(source);
+            let frame = encode::control(Kind::Status, &cursor, fields, self.encoding.format);
+            batch.frames.push(frame);
         }
     }
 }
@@ -378,12 +388,12 @@ fn find(start: Start, head: Vector, log: Arc<Log>) -> Reading<Vector> {
         match start {
             Start::Last(events) => {
                 let limit = Limit { events, ..MAX_PAGE };
-                Ok(log.backward(head, limit).await?.before)
+                Ok(log.backward(head, limit, Purpose::Replay).await?.before)
             }
-            Start::Time(time) => log.at_time(time, head).await,
+            Start::Time(time) => log.at_time(time, head, Purpose::Replay).await,
             _ => {
-                let ends = log.ends(head.0.len()).await?;
-                Ok(Vector(
+                let ends = log.ends(head.len(), Purpose::Replay).await?;
+                Ok(Vector::new(
                     ends.iter().map(|&(low, _)| Position::at(low)).collect(),
                 ))
             }
@@ -391,10 +401,16 @@ fn find(start: Start, head: Vector, log: Arc<Log>) -> Reading<Vector> {
     })
 }
 
-fn status_fields(down: bool, since: SystemTime) -> Map<String, Json> {
-    let since = jiff::Timestamp::try_from(since)
-        .unwrap_or_default()
-        .round(jiff::Unit::Millisecond)
-        .unwrap_or_default();
-    fields(json!({ "source": if down { "down" } else { "up" }, "since": since.to_string() }))
+fn status_fields(source: Source) -> Map<String, Json> {
+    let text = |time: SystemTime| {
+        let time = jiff::Timestamp::try_from(time).unwrap_or_default();
+        let rounded = time.round(jiff::Unit::Millisecond);
+        rounded.unwrap_or_default().to_string()
+    };
+    fields(match source {
+        Source::Down { since, reason } => {
+            json!({ "source": "down", "since": text(since), "reason": reason })
+        }
+        _ => json!({ "source": "up", "since": text(SystemTime::now()) }),
+    })
 }

@@ -3,7 +3,7 @@
 mod args;
 mod context;
 mod properties;
-mod source;
+pub mod source;
 
 pub use args::{KafkaArgs, addresses, create};
 pub use context::Context;

@@ -32,6 +32,25 @@ pub fn init(common: &CommonArgs) {
     }
 }
 
+/// A text as one line of a log: at most so many characters, control characters escaped. Content must not forge log lines.
+pub fn shortened(text: &str, characters: usize) -> String {
+    let mut line = String::new();
+    for (index, character) in text.chars().enumerate() {
+        if index == characters {
+            return format!("{line}… ({} bytes)", text.len());
+        }
+        // The contract's messages have a tab in them.
+        if character.is_control() && character != '\t'
+            || matches!(character, '\u{2028}' | '\u{2029}')
+        {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
+}
+
 /// Lets a few lines a second through, for events that may come by the thousand.
 #[derive(Debug)]
 pub struct Sampler {
@@ -85,6 +104,16 @@ impl Sampler {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_in_the_log_is_one_line_of_bounded_length() {
+        assert_eq!(shortened("a\tb", 10), "a\tb");
+        assert_eq!(
+            shortened("a\r\nlevel=ERROR\u{1b}[0m\u{2028}", 99),
+            "a\\r\\nlevel=ERROR\\u{1b}[0m\\u{2028}"
+        );
+        assert_eq!(shortened(&"ä".repeat(300), 3), "äää… (600 bytes)");
+    }
 
     #[test]
     fn a_sampler_admits_a_few_a_second_and_counts_the_rest() {

@@ -46,10 +46,6 @@ pub fn event(message: &BorrowedMessage<'_>, max_bytes: usize) -> Event {
 
 /// The topic is another one under the same name: its log begins again at `low`.
 pub fn recreated(partition: usize, position: Position, low: i64) -> Event {
-    let gap = Gap::of(GapReason::Recreated, partition, position.offset, None);
-    Event {
-        partition,
-        next: Position::at(low),
-        payload: Payload::Gap(gap),
-    }
+    let next = Position::at(low);
+    Event::gap(GapReason::Recreated, partition, position.offset, None, next)
 }

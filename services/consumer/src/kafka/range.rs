@@ -1,41 +1,50 @@
 //! Ranges of partitions, and how they become one page: pure, so that it is tested without Kafka.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::cursor::{Position, Vector};
 use crate::page::{Limit, Page};
-use crate::record::{Event, Gap, GapReason, Payload};
+use crate::record::{Event, GapReason};
 
 /// What is read of one partition for one page.
-pub(super) struct Range {
-    pub(super) partition: usize,
-    pub(super) from: Position,
-    pub(super) until: Position,
+pub struct Range {
+    pub partition: usize,
+    pub from: Position,
+    pub until: Position,
     /// The record before `from` is to be compared with its fingerprint.
-    pub(super) verify: bool,
+    pub verify: bool,
     /// Where reading began, and the first offset of the log: for reading backward.
-    pub(super) start: i64,
-    pub(super) low: i64,
+    pub start: i64,
+    pub low: i64,
     /// Full means that the oldest are dropped, not that reading stops.
-    pub(super) keep_newest: bool,
+    pub keep_newest: bool,
     /// How far the partition was read.
-    pub(super) position: Position,
-    /// Events with the time that they are merged by.
-    pub(super) found: VecDeque<(i64, Event)>,
-    pub(super) bytes: usize,
-    pub(super) done: bool,
+    pub position: Position,
+    pub found: VecDeque<Found>,
+    pub bytes: usize,
+    pub done: bool,
     /// There is more between `from` and `until` than `found` holds.
-    pub(super) trimmed: bool,
+    pub trimmed: bool,
 }
 
+/// An event with the time that it is merged by, in ms since 1970.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    pub time: i64,
+    pub event: Event,
+}
+
+/// What came of a record.
 #[derive(Debug, PartialEq)]
-pub(super) enum Taken {
+pub enum Taken {
     Yes,
+    /// The record before the range is not the one that its fingerprint tells of.
     OtherLog,
 }
 
 impl Range {
-    pub(super) fn new(partition: usize, from: Position, until: Position, verify: bool) -> Self {
+    pub fn new(partition: usize, from: Position, until: Position, verify: bool) -> Self {
         Self {
             partition,
             from,
@@ -52,11 +61,17 @@ impl Range {
         }
     }
 
-    pub(super) fn next_fetch(&self) -> i64 {
+    /// Whether there is nothing to be read.
+    pub fn is_empty(&self) -> bool {
+        self.position.offset >= self.until.offset && !self.verify
+    }
+
+    pub fn next_fetch(&self) -> i64 {
         self.position.offset - i64::from(self.verify)
     }
 
-    pub(super) fn take(&mut self, event: &Event, time: i64, events: usize, bytes: usize) -> Taken {
+    /// Takes a record, up to so many events and bytes.
+    pub fn take(&mut self, event: Event, time: i64, events: usize, bytes: usize) -> Taken {
         let offset = event.next.offset - 1;
         if std::mem::take(&mut self.verify) && offset < self.from.offset {
             if !self.from.agrees(event.next) {
@@ -74,15 +89,15 @@ impl Range {
         }
         self.bytes += event.weight();
         self.position = event.next;
-        self.found.push_back((time, event.clone()));
+        self.found.push_back(Found { time, event });
         self.done = offset + 1 >= self.until.offset;
         let full = |range: &Self| {
             range.found.len() > events || (range.bytes > bytes && range.found.len() > 1)
         };
         if self.keep_newest {
             while full(self) {
-                let (_, dropped) = self.found.pop_front().expect("a full range is not empty");
-                self.bytes -= dropped.weight();
+                let dropped = self.found.pop_front().expect("a full range is not empty");
+                self.bytes -= dropped.event.weight();
                 self.trimmed = true;
             }
         } else if !self.done && full(self) {
@@ -92,37 +107,44 @@ impl Range {
         Taken::Yes
     }
 
-    /// The gap to tell when the log that is read backward is not the one of which the page's cursor speaks.
-    pub(super) fn other_log(&self, &(_, high, until): &(i64, i64, Position)) -> Option<Event> {
-        let last = self
-            .found
-            .back()
-            .filter(|(_, event)| event.next.offset == until.offset);
-        let other = until.offset > high || last.is_some_and(|(_, event)| !until.agrees(event.next));
-        let gap = Gap::of(GapReason::Recreated, self.partition, until.offset, None);
-        other.then_some(Event {
-            partition: self.partition,
-            next: until,
-            payload: Payload::Gap(gap),
+    /// What the log before this window holds, read after it, in front of what was found.
+    pub fn prepend(&mut self, mut older: Self) {
+        self.start = older.start;
+        self.trimmed |= older.trimmed;
+        self.bytes += older.bytes;
+        older.found.append(&mut self.found);
+        self.found = older.found;
+    }
+
+    /// The gap to announce when the log that is read backward is not the one of which the page's cursor speaks; `high` is
+    /// the end of the log.
+    pub fn other_log(&self, high: i64, until: Position) -> Option<Event> {
+        let last = self.found.back().map(|found| found.event.next);
+        let last = last.filter(|next| next.offset == until.offset);
+        let other = until.offset > high || last.is_some_and(|next| !until.agrees(next));
+        other.then(|| {
+            Event::gap(
+                GapReason::Recreated,
+                self.partition,
+                until.offset,
+                None,
+                until,
+            )
         })
     }
 
-    pub(super) fn jump(&mut self, gap: Gap, to: Position) {
-        self.position = to;
-        // Before whatever follows it: a gap is told as soon as it is known.
-        self.found.push_back((
-            i64::MIN,
-            Event {
-                partition: self.partition,
-                next: to,
-                payload: Payload::Gap(gap),
-            },
-        ));
+    /// Goes on elsewhere, after a gap.
+    pub fn jump(&mut self, reason: GapReason, from: i64, to: Option<i64>, next: Position) {
+        self.position = next;
+        // Before whatever follows it: a gap is announced as soon as it is known. Within its partition it keeps its place.
+        let time = self.found.back().map_or(i64::MIN, |found| found.time);
+        let event = Event::gap(reason, self.partition, from, to, next);
+        self.found.push_back(Found { time, event });
     }
 }
 
 /// Takes the oldest event of all partitions, again and again, as long as it is certain which one that is.
-pub(super) fn merge_forward(from: Vector, mut ranges: Vec<Range>, limit: Limit) -> Page {
+pub fn merge_forward(from: Vector, mut ranges: Vec<Range>, limit: Limit) -> Page {
     let mut page = Page {
         after: from.clone(),
         before: from,
@@ -139,13 +161,13 @@ pub(super) fn merge_forward(from: Vector, mut ranges: Vec<Range>, limit: Limit) 
         let oldest = ranges
             .iter_mut()
             .filter(|range| !range.found.is_empty())
-            .min_by_key(|range| (range.found[0].0, range.partition));
-        let Some((_, event)) = oldest.and_then(|range| range.found.pop_front()) else {
+            .min_by_key(|range| (range.found[0].time, range.partition));
+        let Some(Found { event, .. }) = oldest.and_then(|range| range.found.pop_front()) else {
             break;
         };
         bytes += event.weight();
         page.after.set(event.partition, event.next);
-        page.events.push(event);
+        page.events.push(Arc::new(event));
     }
     page.complete = ranges
         .iter()
@@ -163,17 +185,15 @@ pub(super) fn merge_forward(from: Vector, mut ranges: Vec<Range>, limit: Limit) 
 }
 
 /// Takes the newest event of all partitions, again and again, as long as it is certain which one that is.
-pub(super) fn merge_backward(before: Vector, mut ranges: Vec<Range>, limit: Limit) -> Page {
+pub fn merge_backward(before: Vector, mut ranges: Vec<Range>, limit: Limit) -> Page {
     let mut page = Page {
         before: before.clone(),
         after: before,
         ..Page::default()
     };
     for range in &ranges {
-        let seen = range
-            .found
-            .back()
-            .map_or(Position::at(range.start), |(_, event)| event.next);
+        let last = range.found.back();
+        let seen = last.map_or(Position::at(range.start), |found| found.event.next);
         page.before.set(range.partition, seen);
     }
     let mut bytes = 0;
@@ -187,19 +207,23 @@ pub(super) fn merge_backward(before: Vector, mut ranges: Vec<Range>, limit: Limi
         let newest = ranges
             .iter_mut()
             .filter(|range| !range.found.is_empty())
-            .max_by_key(|range| (range.found.back().map(|(time, _)| *time), range.partition));
-        let Some((range, (_, event))) =
-            newest.and_then(|range| range.found.pop_back().map(|event| (range, event)))
-        else {
+            .max_by_key(|range| {
+                let last = range.found.back();
+                (last.map(|found| found.time), range.partition)
+            });
+        let Some((range, event)) = newest.and_then(|range| {
+            let found = range.found.pop_back()?;
+            Some((range, found.event))
+        }) else {
             break;
         };
         bytes += event.weight();
-        let previous = range
-            .found
-            .back()
-            .map_or(Position::at(event.next.offset - 1), |(_, event)| event.next);
+        let previous = match (range.found.back(), event.first_offset()) {
+            (Some(found), _) => found.event.next,
+            (None, first) => Position::at(first),
+        };
         page.before.set(event.partition, previous);
-        page.events.push(event);
+        page.events.push(Arc::new(event));
     }
     page.events.reverse();
     page.from_start = ranges
@@ -213,7 +237,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::record::{Message, Value};
+    use crate::record::{Message, Payload, Value};
 
     /// Partitions of records: the hole before each one, and its time.
     type Topic = Vec<Vec<(i64, i64)>>;
@@ -254,7 +278,7 @@ mod tests {
             let last = records(partition, holes).pop();
             last.map_or(Position::default(), |(_, event)| event.next)
         };
-        Vector(topic.iter().enumerate().map(end).collect())
+        Vector::new(topic.iter().enumerate().map(end).collect())
     }
 
     /// What Kafka hands out for a range, until the range has enough.
@@ -263,7 +287,7 @@ mod tests {
         for (time, event) in records(range.partition, &topic[range.partition]) {
             if !range.done && event.next.offset > range.next_fetch() {
                 assert_eq!(
-                    range.take(&event, time, limit.events, limit.bytes),
+                    range.take(event, time, limit.events, limit.bytes),
                     Taken::Yes
                 );
             }
@@ -280,7 +304,12 @@ mod tests {
                 limit,
             )
         };
-        let ranges = ends(topic).0.iter().enumerate().map(range).collect();
+        let ranges = ends(topic)
+            .positions
+            .iter()
+            .enumerate()
+            .map(range)
+            .collect();
         merge_forward(from.clone(), ranges, limit)
     }
 
@@ -296,15 +325,18 @@ mod tests {
                 limit,
             )
         };
-        let ranges = before.0.iter().enumerate().map(range).collect();
+        let ranges = before.positions.iter().enumerate().map(range).collect();
         merge_backward(before.clone(), ranges, limit)
     }
 
-    fn places(events: &[Event]) -> Vec<(usize, i64)> {
-        events
-            .iter()
-            .map(|event| (event.partition, event.next.offset))
-            .collect()
+    fn places<'a>(events: impl IntoIterator<Item = &'a Event>) -> Vec<(usize, i64)> {
+        let place = |event: &Event| (event.partition, event.next.offset);
+        events.into_iter().map(place).collect()
+    }
+
+    /// The places of a page.
+    fn of(page: &Page) -> Vec<(usize, i64)> {
+        places(page.events.iter().map(|event| &**event))
     }
 
     /// Whether each record of each partition was seen once, in the order of the partition.
@@ -330,13 +362,13 @@ mod tests {
         #[test]
         fn pages_forward_have_no_hole_no_overlap_and_keep_each_partitions_order(topic in topic(), events in 1..10usize) {
             let limit = Limit { events, bytes: usize::MAX };
-            let mut from = Vector(vec![Position::default(); topic.len()]);
+            let mut from = Vector::new(vec![Position::default(); topic.len()]);
             let mut seen = Vec::new();
             loop {
                 let page = forward(&from, &topic, limit);
                 prop_assert!(page.events.len() <= events);
                 prop_assert!(page.complete || page.after != from, "every page gets on");
-                seen.extend(places(&page.events));
+                seen.extend(of(&page));
                 from = page.after;
                 if page.complete {
                     break;
@@ -354,7 +386,7 @@ mod tests {
                 let page = backward(&before, &topic, limit);
                 prop_assert!(page.from_start || page.before != before, "every page gets on");
                 prop_assert_eq!(&page.after, &before);
-                seen.splice(0..0, places(&page.events));
+                seen.splice(0..0, of(&page));
                 before = page.before;
                 if page.from_start {
                     break;
@@ -371,11 +403,55 @@ mod tests {
                 Payload::Message(message) => (message.timestamp, event.partition),
                 Payload::Gap(_) => unreachable!("nothing is missing"),
             }).collect::<Vec<_>>();
-            let from = Vector(vec![Position::default(); topic.len()]);
+            let from = Vector::new(vec![Position::default(); topic.len()]);
             let ahead = times(&forward(&from, &topic, limit));
             prop_assert!(ahead.is_sorted());
             prop_assert_eq!(times(&backward(&ends(&topic), &topic, limit)), ahead);
         }
+    }
+
+    #[test]
+    fn a_window_that_is_read_later_comes_before_what_was_found() {
+        let limit = Limit {
+            events: 10,
+            bytes: usize::MAX,
+        };
+        let window = |start: i64, until: i64| {
+            let range = Range::new(0, Position::at(start), Position::at(until), false);
+            let keep_newest = true;
+            read(
+                Range {
+                    keep_newest,
+                    ..range
+                },
+                &vec![vec![(0, 1); 9]],
+                limit,
+            )
+        };
+        let mut newest = window(6, 9);
+        newest.prepend(window(2, 6));
+        assert_eq!((newest.start, newest.found.len()), (2, 7));
+        let offsets: Vec<_> = newest
+            .found
+            .iter()
+            .map(|found| found.event.next.offset - 1)
+            .collect();
+        assert_eq!(offsets, [2, 3, 4, 5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn a_gap_in_the_middle_keeps_its_place_in_its_partition() {
+        let limit = Limit {
+            events: 10,
+            bytes: usize::MAX,
+        };
+        let [first, second] = <[_; 2]>::try_from(records(0, &[(0, 5), (3, 6)])).unwrap();
+        let mut range = Range::new(0, Position::at(0), Position::at(5), false);
+        range.take(first.1, first.0, 10, usize::MAX);
+        range.jump(GapReason::Unreadable, 1, Some(4), Position::at(4));
+        range.take(second.1, second.0, 10, usize::MAX);
+        let page = merge_forward(Vector::new(vec![Position::at(0)]), vec![range], limit);
+        assert_eq!(of(&page), [(0, 1), (0, 4), (0, 5)]);
     }
 
     #[test]
@@ -385,9 +461,9 @@ mod tests {
         };
         let from = Position::after(4, Some(8), None);
         let mut range = Range::new(0, from, Position::at(9), true);
-        assert_eq!(range.take(event, *time, 10, 1000), Taken::OtherLog);
+        assert_eq!(range.take(event.clone(), *time, 10, 1000), Taken::OtherLog);
         let mut range = Range::new(0, event.next, Position::at(9), true);
-        assert_eq!(range.take(event, *time, 10, 1000), Taken::Yes);
+        assert_eq!(range.take(event.clone(), *time, 10, 1000), Taken::Yes);
         assert!(range.found.is_empty(), "it was delivered before");
     }
 }

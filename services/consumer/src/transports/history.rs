@@ -11,10 +11,10 @@ use warp::reply::Response;
 use crate::app::{App, Refused};
 use crate::cursor::{Position, Vector};
 use crate::encode::{self, Encoding, Format, Kind};
+use crate::kafka::{Purpose, Topic};
 use crate::page::{Limit, MAX_PAGE, Page};
 use crate::query::{Start, StreamQuery, number, start_from};
 use crate::record::{Gap, GapReason, Payload};
-use crate::topic::Topic;
 
 #[derive(Debug, Default, Deserialize)]
 pub struct PageQuery {
@@ -50,7 +50,7 @@ pub async fn answer(app: &App, query: PageQuery, headers: &HeaderMap) -> Respons
     }
     // Waiting for Kafka would take the browser's patience, and end the same.
     let away = "Kafka does not answer; older messages will be available again when it does";
-    if topic.is_down() && !matches!(place, PageStart::Newest) {
+    if topic.is_down() && !matches!(place, PageStart::Newest | PageStart::After(_)) {
         return unavailable(away, 1);
     }
     let mut gaps = Vec::new();
@@ -113,7 +113,11 @@ async fn read(
     };
     match place {
         PageStart::After(token) => match cursor(&token) {
-            Some(vector) => log.forward(vector, head, limit).await,
+            // From memory where that is enough: clients that look whether they have missed anything ask for nothing new.
+            Some(vector) => match feed.page_after(&vector, limit) {
+                Some(page) => Ok(page),
+                None => log.forward(vector, head, limit, Purpose::Page).await,
+            },
             // As on a stream: what is said is said, and from here it goes on live.
             None => Ok(Page {
                 before: head.clone(),
@@ -122,24 +126,26 @@ async fn read(
             }),
         },
         PageStart::From(Start::Time(time)) => {
-            log.forward(log.at_time(time, head.clone()).await?, head, limit)
-                .await
+            let from = log.at_time(time, head.clone(), Purpose::Page).await?;
+            log.forward(from, head, limit, Purpose::Page).await
         }
         PageStart::From(_) => {
             let starts = log
-                .ends(head.0.len())
+                .ends(head.len(), Purpose::Page)
                 .await?
                 .into_iter()
                 .map(|(low, _)| Position::at(low))
                 .collect();
-            let page = log.forward(Vector(starts), head, limit).await?;
+            let page = log
+                .forward(Vector::new(starts), head, limit, Purpose::Page)
+                .await?;
             Ok(Page {
                 from_start: true,
                 ..page
             })
         }
         PageStart::Before(token) => match cursor(&token) {
-            Some(vector) => log.backward(vector, limit).await,
+            Some(vector) => log.backward(vector, limit, Purpose::Page).await,
             None => newest(topic, limit).await,
         },
         PageStart::Newest => newest(topic, limit).await,
@@ -152,7 +158,11 @@ async fn newest(topic: &Topic, limit: Limit) -> anyhow::Result<Page> {
     if whole || topic.is_down() {
         return Ok(page);
     }
-    match topic.log.backward(topic.feed.head(), limit).await {
+    match topic
+        .log
+        .backward(topic.feed.head(), limit, Purpose::Page)
+        .await
+    {
         // While Kafka is away, less than was asked for is better than nothing; `before` asks for the rest.
         Err(_) if !page.events.is_empty() => Ok(page),
         result => result,
@@ -172,20 +182,17 @@ fn reply(topic: &str, page: Page, mut gaps: Vec<Gap>, binary: bool) -> Response 
         format: Format::Json,
         binary,
     };
-    let mut vector = page.before.clone();
     let mut messages: Vec<Box<RawValue>> = Vec::with_capacity(page.events.len());
-    for event in &page.events {
-        vector.set(event.partition, event.next);
+    page.walk(|event, vector| {
         let frame = encode::event(event, &vector.encode(topic), encoding);
         if frame.kind == Kind::Message {
             let text = String::from_utf8(frame.bytes.to_vec()).expect("JSON is UTF-8");
-            messages.push(
-                RawValue::from_string(text).expect("a frame of this format is one JSON value"),
-            );
+            let message = RawValue::from_string(text);
+            messages.push(message.expect("a frame of this format is one JSON value"));
         } else if let Payload::Gap(gap) = encode::as_seen_by(event, binary).as_ref() {
             gaps.push(gap.clone());
         }
-    }
+    });
     let (before, after) = (page.before.encode(topic), page.after.encode(topic));
     let body = Body {
         messages,

@@ -47,6 +47,8 @@ async fn records_that_kafka_deleted_are_a_retention_gap_with_exact_ranges() {
         let left = places(&read_all(&kafka, &topic).await);
         let mut records = left.clone();
         records.extend((0..60).map(|offset| (1, offset)));
+        // Another replica: this one may still remember what it read for the client a moment ago.
+        let replica = Replica::start(&kafka, &topic, &["--ring-messages", "10"]).await;
         reader.read_all(replica.public, transport, &records).await;
         reader.check(&records);
         assert_eq!(
@@ -122,7 +124,7 @@ async fn made_anew(before: i64, now: i64, records: std::ops::Range<i64>) {
     let mut other = Reader::new(&topic);
     other.awaited_gaps = 2;
     other.cursor = Some(
-        consumer::cursor::Vector(vec![
+        consumer::cursor::Vector::new(vec![
             consumer::cursor::Position::after(
                 9,
                 Some(1),
@@ -174,7 +176,7 @@ async fn a_cursor_ahead_of_a_log_that_was_made_anew_is_told() {
     // Without a fingerprint, as after `from=earliest`, a gap or a page.
     let ahead = |offset| consumer::cursor::Position::at(offset);
     let mut reader = Reader::new(&topic);
-    reader.cursor = Some(consumer::cursor::Vector(vec![ahead(5000), ahead(0)]).encode(&topic));
+    reader.cursor = Some(consumer::cursor::Vector::new(vec![ahead(5000), ahead(0)]).encode(&topic));
     reader.awaited_gaps = 1;
     reader
         .read_all(replica.public, Transport::Sse, &records)

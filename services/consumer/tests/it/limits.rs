@@ -42,7 +42,14 @@ async fn a_reader_that_stops_costs_little_is_ended_and_comes_back_without_a_hole
     let replica = Replica::start(
         &kafka,
         &topic,
-        &["--ring-messages", "2000", "--ring-bytes", "8388608"],
+        &[
+            "--ring-messages",
+            "2000",
+            "--ring-time",
+            "0s",
+            "--ring-bytes",
+            "8388608",
+        ],
     )
     .await;
     let mut slow = Reader::new(&topic);

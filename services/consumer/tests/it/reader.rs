@@ -84,6 +84,13 @@ impl Reader {
                             .get_or_insert_default()
                             .set(partition, Default::default());
                     }
+                    if reason == "truncated" {
+                        // The topic lost these records: offsets go on from there again, with other records.
+                        let from = range["from"].as_i64().expect("from");
+                        self.last.insert(partition, from - 1);
+                        self.delivered
+                            .retain(|&(of, offset), _| of != partition || offset < from);
+                    }
                     self.gaps.push((
                         reason.to_owned(),
                         partition,
@@ -92,7 +99,7 @@ impl Reader {
                     ));
                 }
             }
-            "start" | "env" | "custom_header" => {}
+            "start" | "position" | "env" | "custom_header" => {}
             "status" => self
                 .heard
                 .push(event["source"].as_str().expect("a source").to_owned()),
@@ -124,7 +131,7 @@ impl Reader {
     fn in_gaps(&self, partition: usize, offset: i64) -> usize {
         let holds = |&&(ref reason, of, from, to): &&(String, usize, i64, Option<i64>)| {
             // A log that has no end any more is another log than the one that the records are of.
-            reason != "recreated"
+            !matches!(reason.as_str(), "recreated" | "truncated")
                 && of == partition
                 && from <= offset
                 && to.is_none_or(|to| offset < to)

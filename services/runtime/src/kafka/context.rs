@@ -1,4 +1,4 @@
-//! The ear that librdkafka speaks into: its log goes to tracing, its statistics become a [`Source`].
+//! The context of every Kafka client: librdkafka's log goes to tracing, its statistics become a [`Source`].
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -11,7 +11,7 @@ use rdkafka::util::Timeout;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
-use super::source::{Judge, Source, Statistics, is_healthy};
+use super::source::{HealthTracker, Source, Statistics, is_healthy};
 
 /// Facilities of librdkafka's log whose lines say less than they seem to. FAIL and ERROR come a second time, through
 /// `error`, which tells each kind once; GETPID and METADATAUPDATE are what a broker answers while it starts, and what
@@ -26,10 +26,10 @@ pub struct Context(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     source: watch::Sender<Source>,
-    judge: Mutex<Judge>,
-    /// What has been complained about since Kafka was there the last time. Each kind of error is told once; librdkafka
+    tracker: Mutex<HealthTracker>,
+    /// What has been complained about since Kafka was there the last time. Each kind of error is reported once; librdkafka
     /// repeats them for every broker, address and attempt.
-    told: Mutex<Vec<RDKafkaErrorCode>>,
+    reported: Mutex<Vec<RDKafkaErrorCode>>,
 }
 
 impl Context {
@@ -37,8 +37,8 @@ impl Context {
     pub fn new() -> Context {
         Context(Arc::new(Shared {
             source: watch::Sender::new(Source::Unknown),
-            judge: Mutex::new(Judge::new()),
-            told: Mutex::new(Vec::new()),
+            tracker: Mutex::new(HealthTracker::new()),
+            reported: Mutex::new(Vec::new()),
         }))
     }
 
@@ -47,19 +47,20 @@ impl Context {
         self.0.source.subscribe()
     }
 
-    fn observe(&self, healthy: bool) {
-        let next = lock(&self.0.judge).observe(healthy, SystemTime::now());
+    /// Takes note of what the statistics of this second say.
+    pub fn observe(&self, healthy: bool) {
+        let next = lock(&self.0.tracker).observe(healthy, SystemTime::now());
         let before = *self.0.source.borrow();
-        let mut told = lock(&self.0.told);
+        let mut reported = lock(&self.0.reported);
         match (before, next) {
-            (Source::Down { .. }, Source::Up) => info!("kafka is there again"),
-            (Source::Unknown | Source::Up, Source::Down { .. }) if told.is_empty() => {
+            (Source::Down { .. }, Source::Up) => info!("kafka answers again"),
+            (Source::Unknown | Source::Up, Source::Down { .. }) if reported.is_empty() => {
                 warn!("kafka does not answer for the topics of this client");
             }
             _ => {}
         }
         if healthy {
-            told.clear();
+            reported.clear();
         }
         if next != before {
             self.0.source.send_replace(next);
@@ -67,11 +68,11 @@ impl Context {
     }
 
     /// Whether this kind of error is new since Kafka was there the last time.
-    fn is_news(&self, code: RDKafkaErrorCode) -> bool {
-        let mut told = lock(&self.0.told);
-        let news = !told.contains(&code);
+    fn is_new(&self, code: RDKafkaErrorCode) -> bool {
+        let mut reported = lock(&self.0.reported);
+        let news = !reported.contains(&code);
         if news {
-            told.push(code);
+            reported.push(code);
         }
         news
     }
@@ -107,18 +108,15 @@ impl ClientContext for Context {
             warn!(target: "librdkafka", %error, "{reason}");
             return;
         };
-        if matches!(
-            code,
-            RDKafkaErrorCode::PartitionEOF | RDKafkaErrorCode::AutoOffsetReset
-        ) {
-            // Not about the connection; who polls gets these too, and knows what to make of them.
+        if !is_about_connection(code) {
+            // It is about a partition: whoever polls gets it too, and knows which one.
             debug!(target: "librdkafka", "{reason}");
         } else if code == RDKafkaErrorCode::AllBrokersDown {
-            lock(&self.0.judge).suspect(SystemTime::now());
+            lock(&self.0.tracker).suspect(SystemTime::now());
             debug!(target: "librdkafka", "{reason}");
         } else if code == RDKafkaErrorCode::Fatal {
             error!(target: "librdkafka", "{reason}");
-        } else if self.is_news(code) {
+        } else if self.is_new(code) {
             warn!(
                 reason,
                 "no connection to kafka, trying again until there is one"
@@ -134,6 +132,26 @@ impl ConsumerContext for Context {
     fn main_queue_min_poll_interval(&self) -> Timeout {
         Timeout::After(Duration::from_millis(250))
     }
+}
+
+/// Whether an error concerns the client as a whole, rather than one topic or partition.
+fn is_about_connection(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    !matches!(
+        code,
+        Code::PartitionEOF
+            | Code::AutoOffsetReset
+            | Code::OffsetOutOfRange
+            | Code::TopicAuthorizationFailed
+            | Code::UnknownTopic
+            | Code::UnknownPartition
+            | Code::UnknownTopicOrPartition
+            | Code::BadMessage
+            | Code::BadCompression
+            | Code::InvalidMessage
+            | Code::NotImplemented
+            | Code::MessageSizeTooLarge
+    )
 }
 
 /// None of the locks here protects an invariant that a panic could break.

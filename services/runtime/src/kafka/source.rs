@@ -16,8 +16,13 @@ pub enum Source {
     Down {
         /// When that was first seen.
         since: SystemTime,
+        /// What is wrong, for users: a clause such as `Kafka does not answer`.
+        reason: &'static str,
     },
 }
+
+/// The reason when brokers cannot be reached.
+pub const UNREACHABLE: &str = "Kafka does not answer";
 
 /// The part of librdkafka's statistics that the decision needs; the whole is a hundred times as much.
 #[derive(Deserialize, Debug, Default)]
@@ -41,7 +46,8 @@ pub struct Topic {
     pub partitions: HashMap<String, Partition>,
 }
 
-#[derive(Deserialize, Debug, Default)]
+#[derive(Clone, Copy, Deserialize, Debug)]
+#[serde(default)]
 pub struct Partition {
     /// The broker that the partition is read from or written to: its leader, or a follower nearby. -1: none.
     pub broker: i32,
@@ -50,39 +56,75 @@ pub struct Partition {
     /// Messages that wait to be sent.
     pub msgq_cnt: i64,
     pub xmit_msgq_cnt: i64,
+    /// Messages that were fetched and not polled yet.
+    pub fetchq_cnt: i64,
+    /// The offset that is fetched next; negative when unknown, as the next two.
+    pub next_offset: i64,
+    /// The offset after the last record (the high watermark).
+    pub hi_offset: i64,
+    /// The offset after the last record that no open transaction withholds (the last stable offset).
+    pub ls_offset: i64,
+}
+
+impl Default for Partition {
+    fn default() -> Self {
+        Self {
+            broker: -1,
+            desired: false,
+            msgq_cnt: 0,
+            xmit_msgq_cnt: 0,
+            fetchq_cnt: 0,
+            next_offset: -1,
+            hi_offset: -1,
+            ls_offset: -1,
+        }
+    }
 }
 
 /// Whether one broker at least is connected, and with it all those that lead a partition which this client is assigned to
 /// or has messages for. The others need no connection, and librdkafka keeps none.
 pub fn is_healthy(statistics: &Statistics) -> bool {
+    let names = statistics.topics.keys();
+    is_connected(statistics) && names.into_iter().all(|name| is_led(statistics, name))
+}
+
+/// The same for one topic alone.
+pub fn is_topic_healthy(statistics: &Statistics, topic: &str) -> bool {
+    is_connected(statistics) && is_led(statistics, topic)
+}
+
+fn connected(statistics: &Statistics) -> impl Iterator<Item = &Broker> {
     let connected = |broker: &&Broker| matches!(broker.state.as_str(), "UP" | "REAUTH");
     // "internal" is librdkafka's own queue, which is always up; "logical" is a role, on top of a real broker.
     let real = |broker: &&Broker| broker.source != "internal" && broker.source != "logical";
-    let up: Vec<i32> = statistics
-        .brokers
-        .values()
-        .filter(real)
-        .filter(connected)
-        .map(|broker| broker.nodeid)
-        .collect();
+    statistics.brokers.values().filter(real).filter(connected)
+}
 
+fn is_connected(statistics: &Statistics) -> bool {
+    connected(statistics).next().is_some()
+}
+
+fn is_led(statistics: &Statistics, topic: &str) -> bool {
     let needed = |partition: &&Partition| match statistics.client_type.as_str() {
         "producer" => partition.msgq_cnt + partition.xmit_msgq_cnt > 0,
         _ => partition.desired,
     };
-    let mut partitions = statistics
-        .topics
-        .values()
+    let leads = |partition: &Partition| {
+        connected(statistics)
+            .any(|broker| partition.broker >= 0 && broker.nodeid == partition.broker)
+    };
+    let topic = statistics.topics.get(topic);
+    let mut partitions = topic
+        .iter()
         .flat_map(|topic| topic.partitions.values())
         .filter(needed);
-    !up.is_empty()
-        && partitions.all(|partition| partition.broker >= 0 && up.contains(&partition.broker))
+    partitions.all(leads)
 }
 
 /// Turns what is seen once a second into a [`Source`], without a word about a flicker: a single failure is not yet an
 /// outage. Takes up to 2 s to notice one, and 3 s at the start.
 #[derive(Debug)]
-pub struct Judge {
+pub struct HealthTracker {
     source: Source,
     failing: Option<Failing>,
 }
@@ -93,12 +135,18 @@ struct Failing {
     seen: u32,
 }
 
-impl Judge {
-    pub fn new() -> Judge {
-        Judge {
+impl Default for HealthTracker {
+    fn default() -> HealthTracker {
+        HealthTracker {
             source: Source::Unknown,
             failing: None,
         }
+    }
+}
+
+impl HealthTracker {
+    pub fn new() -> HealthTracker {
+        HealthTracker::default()
     }
 
     /// What to believe after the statistics of this second.
@@ -117,6 +165,7 @@ impl Judge {
         if failing.seen >= patience {
             self.source = Source::Down {
                 since: failing.since,
+                reason: UNREACHABLE,
             };
         }
         self.source
@@ -152,23 +201,10 @@ mod tests {
                 },
             )
         };
-        let partitions = partitions.iter().enumerate().map(|(index, partition)| {
-            let Partition {
-                broker,
-                desired,
-                msgq_cnt,
-                xmit_msgq_cnt,
-            } = *partition;
-            (
-                index.to_string(),
-                Partition {
-                    broker,
-                    desired,
-                    msgq_cnt,
-                    xmit_msgq_cnt,
-                },
-            )
-        });
+        let partitions = partitions
+            .iter()
+            .enumerate()
+            .map(|(index, partition)| (index.to_string(), *partition));
         Statistics {
             client_type: client_type.to_owned(),
             brokers: brokers.iter().map(broker).collect(),
@@ -263,39 +299,48 @@ mod tests {
     #[test]
     fn a_flicker_is_no_outage_and_an_outage_begins_where_it_was_first_seen() {
         let second = |n| SystemTime::UNIX_EPOCH + Duration::from_secs(n);
-        let mut judge = Judge::new();
-        assert_eq!(judge.observe(true, second(1)), Source::Up);
-        assert_eq!(judge.observe(false, second(2)), Source::Up);
-        assert_eq!(judge.observe(true, second(3)), Source::Up);
-        assert_eq!(judge.observe(false, second(4)), Source::Up);
-        let down = Source::Down { since: second(4) };
-        assert_eq!(judge.observe(false, second(5)), down);
-        assert_eq!(judge.observe(false, second(6)), down);
-        assert_eq!(judge.observe(true, second(7)), Source::Up);
+        let mut tracker = HealthTracker::new();
+        assert_eq!(tracker.observe(true, second(1)), Source::Up);
+        assert_eq!(tracker.observe(false, second(2)), Source::Up);
+        assert_eq!(tracker.observe(true, second(3)), Source::Up);
+        assert_eq!(tracker.observe(false, second(4)), Source::Up);
+        let down = Source::Down {
+            since: second(4),
+            reason: UNREACHABLE,
+        };
+        assert_eq!(tracker.observe(false, second(5)), down);
+        assert_eq!(tracker.observe(false, second(6)), down);
+        assert_eq!(tracker.observe(true, second(7)), Source::Up);
     }
 
     #[test]
     fn a_client_that_never_got_through_says_so_after_three_seconds() {
         let second = |n| SystemTime::UNIX_EPOCH + Duration::from_secs(n);
-        let mut judge = Judge::new();
-        assert_eq!(judge.observe(false, second(1)), Source::Unknown);
-        assert_eq!(judge.observe(false, second(2)), Source::Unknown);
+        let mut tracker = HealthTracker::new();
+        assert_eq!(tracker.observe(false, second(1)), Source::Unknown);
+        assert_eq!(tracker.observe(false, second(2)), Source::Unknown);
         assert_eq!(
-            judge.observe(false, second(3)),
-            Source::Down { since: second(1) }
+            tracker.observe(false, second(3)),
+            Source::Down {
+                since: second(1),
+                reason: UNREACHABLE
+            }
         );
     }
 
     #[test]
     fn a_suspicion_needs_one_confirmation() {
         let second = |n| SystemTime::UNIX_EPOCH + Duration::from_secs(n);
-        let mut judge = Judge::new();
-        judge.observe(true, second(1));
-        judge.suspect(second(2));
-        judge.suspect(second(3));
+        let mut tracker = HealthTracker::new();
+        tracker.observe(true, second(1));
+        tracker.suspect(second(2));
+        tracker.suspect(second(3));
         assert_eq!(
-            judge.observe(false, second(4)),
-            Source::Down { since: second(2) }
+            tracker.observe(false, second(4)),
+            Source::Down {
+                since: second(2),
+                reason: UNREACHABLE
+            }
         );
     }
 }

@@ -1,0 +1,345 @@
+//! The newest events of a topic, in the order in which this replica read them: pure, without a lock and without a socket.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use super::reader::{Divergence, RingReader};
+use crate::cursor::{Position, TopicId, Vector};
+use crate::encode::{Encoding, Frame};
+use crate::page::{Limit, Page};
+use crate::record::{Event, Payload};
+
+/// How much of a topic is kept at hand.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Events that are kept whatever their age.
+    pub events: usize,
+    /// Younger events are kept beyond that number.
+    pub age: Duration,
+    /// Bytes of records and frames together, which are never exceeded by more than one event.
+    pub bytes: usize,
+    /// Events that are taken for one write.
+    pub batch_events: u64,
+}
+
+pub struct Ring {
+    topic: String,
+    entries: VecDeque<Entry>,
+    /// The number of the first entry. Numbers begin at 1.
+    pub first: u64,
+    /// Where clients may join by a cursor: behind the last reset, before which offsets mean another log.
+    joinable: u64,
+    /// The vector before the entry `joinable`.
+    tail: Vector,
+    /// The vector after the last entry, and its token.
+    pub head: Vector,
+    pub head_cursor: Arc<str>,
+    /// Nothing is older than the first entry.
+    begins_log: bool,
+    /// Bytes of the entries without their frames.
+    pub record_bytes: usize,
+}
+
+pub struct Entry {
+    pub event: Arc<Event>,
+    /// The token of the ring's vector after this event.
+    pub cursor: Arc<str>,
+    pub frames: [OnceLock<Frame>; Encoding::COUNT],
+    added: Instant,
+}
+
+impl Entry {
+    /// Bytes held without the frames.
+    fn weight(&self) -> usize {
+        // An `Arc` has two counters before its content.
+        self.event.weight() + self.cursor.len() + 32 + size_of::<Self>()
+    }
+
+    fn frame_bytes(&self) -> usize {
+        let frames = self.frames.iter().filter_map(OnceLock::get);
+        frames.map(Frame::weight).sum()
+    }
+}
+
+impl Ring {
+    pub fn new(topic: String) -> Self {
+        Self {
+            topic,
+            entries: VecDeque::new(),
+            first: 1,
+            joinable: 1,
+            tail: Vector::default(),
+            head: Vector::default(),
+            head_cursor: "".into(),
+            begins_log: false,
+            record_bytes: 0,
+        }
+    }
+
+    /// Sets where the ring begins.
+    pub fn begin(&mut self, start: Vector, begins_log: bool) {
+        self.head_cursor = start.encode(&self.topic).into();
+        self.begins_log = begins_log;
+        self.tail = start.clone();
+        self.head = start;
+    }
+
+    /// Names the topic's id in the cursors from here on.
+    pub fn identify(&mut self, topic_id: TopicId) {
+        self.head.topic_id = topic_id;
+        self.tail.topic_id = topic_id;
+        self.head_cursor = self.head.encode(&self.topic).into();
+    }
+
+    /// Names partitions that were added.
+    pub fn grow(&mut self, partitions: usize) {
+        if partitions > self.head.len() {
+            self.head.set(partitions - 1, Position::default());
+            self.tail.set(partitions - 1, Position::default());
+            self.head_cursor = self.head.encode(&self.topic).into();
+        }
+    }
+
+    /// Forgets partitions that the topic no longer has.
+    pub fn shrink(&mut self, partitions: usize) {
+        self.head.positions.truncate(partitions);
+        self.tail.positions.truncate(partitions);
+        self.head_cursor = self.head.encode(&self.topic).into();
+    }
+
+    /// Appends an event. `topic_id` is that of the topic it was read from.
+    pub fn push(&mut self, event: Arc<Event>) {
+        self.head.set(event.partition, event.next);
+        self.head_cursor = self.head.encode(&self.topic).into();
+        let resets = event.resets();
+        let entry = Entry {
+            event,
+            cursor: self.head_cursor.clone(),
+            frames: Default::default(),
+            added: Instant::now(),
+        };
+        self.record_bytes += entry.weight();
+        self.entries.push_back(entry);
+        if resets {
+            self.begins_log = false;
+            self.joinable = self.end();
+            self.tail = self.head.clone();
+        }
+    }
+
+    /// Drops the oldest event when the ring holds more than it may; returns the bytes of its frames. `frame_bytes` are those
+    /// of all frames.
+    pub fn evict(&mut self, limits: &Limits, frame_bytes: usize) -> Option<usize> {
+        let oldest = self.entries.front()?;
+        let many = self.entries.len() > limits.events && oldest.added.elapsed() > limits.age;
+        let large = self.record_bytes + frame_bytes > limits.bytes && self.entries.len() > 1;
+        if !many && !large {
+            return None;
+        }
+        let entry = self.entries.pop_front()?;
+        self.record_bytes -= entry.weight();
+        self.begins_log = false;
+        if self.first == self.joinable {
+            self.joinable += 1;
+            self.tail.set(entry.event.partition, entry.event.next);
+        }
+        self.first += 1;
+        Some(entry.frame_bytes())
+    }
+
+    /// The number of the next event.
+    pub fn end(&self) -> u64 {
+        self.first + self.entries.len() as u64
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn entry(&self, number: u64) -> &Entry {
+        &self.entries[(number - self.first) as usize]
+    }
+
+    /// Where a client that wants live events only begins.
+    pub fn live(&self) -> RingReader {
+        RingReader {
+            position: self.end(),
+            cursor: self.head_cursor.clone(),
+            live_from: self.end(),
+            divergence: None,
+        }
+    }
+
+    /// Before the newest `count` messages. When the ring holds fewer, before all of them if `fewer` will do, else `None`.
+    pub fn newest(&self, count: usize, fewer: bool) -> Option<RingReader> {
+        let mut position = self.end();
+        let mut missing = count;
+        while missing > 0 {
+            if position == self.joinable {
+                if fewer || self.begins_log {
+                    break;
+                }
+                return None;
+            }
+            position -= 1;
+            if matches!(self.entry(position).event.payload, Payload::Message(_)) {
+                missing -= 1;
+            }
+        }
+        Some(RingReader {
+            position,
+            cursor: self.cursor_before(position),
+            live_from: self.end(),
+            divergence: None,
+        })
+    }
+
+    /// Where a client that has read as far as `vector` goes on; `None` when the ring cannot continue it without a hole, or
+    /// cannot tell that it is of the same log. `verified` says that Kafka was asked: what the ring has not yet read then waits.
+    pub fn locate(&self, vector: &Vector, verified: bool) -> Option<RingReader> {
+        let partitions = self.head.len();
+        let mut unknown = vector.positions.iter().skip(partitions);
+        if unknown.any(|position| position.offset > 0)
+            || vector.topic_id.differs(self.head.topic_id)
+        {
+            return None;
+        }
+        let mut ahead = Vec::new();
+        for partition in 0..partitions {
+            let client = vector.get(partition);
+            let (oldest, newest) = (self.tail.get(partition), self.head.get(partition));
+            if client.offset < oldest.offset || (client.offset > newest.offset && !verified) {
+                return None;
+            }
+            if (client.offset == oldest.offset && !client.agrees(oldest))
+                || (client.offset == newest.offset && !client.agrees(newest))
+            {
+                return None;
+            }
+            if client.offset > newest.offset {
+                ahead.push(partition);
+            }
+        }
+        // Backwards until, in every partition, an event that the client has; within one, offsets ascend.
+        let mut settled: Vec<bool> = (0..partitions)
+            .map(|p| vector.get(p).offset >= self.head.get(p).offset)
+            .collect();
+        let mut unsettled = settled.iter().filter(|settled| !**settled).count();
+        let mut position = self.end();
+        let mut number = self.end();
+        while number > self.joinable && unsettled > 0 {
+            number -= 1;
+            let event = &self.entry(number).event;
+            let client = vector.get(event.partition);
+            if event.next.offset > client.offset {
+                position = number;
+                continue;
+            }
+            if event.next.offset == client.offset && !client.agrees(event.next) {
+                return None;
+            }
+            if !std::mem::replace(&mut settled[event.partition], true) {
+                unsettled -= 1;
+            }
+        }
+        for number in position..self.end() {
+            let event = &self.entry(number).event;
+            let has = event.next.offset <= vector.get(event.partition).offset;
+            if has && !ahead.contains(&event.partition) {
+                ahead.push(event.partition);
+            }
+        }
+        let divergence = (!ahead.is_empty()).then(|| {
+            let vector = vector.clone();
+            Box::new(Divergence { vector, ahead })
+        });
+        Some(RingReader {
+            position,
+            cursor: vector.encode(&self.topic).into(),
+            live_from: self.end(),
+            divergence,
+        })
+    }
+
+    /// The newest page, and whether the ring holds as much as was asked for.
+    pub fn newest_page(&self, limit: Limit) -> (Page, bool) {
+        let (mut position, mut messages, mut bytes) = (self.end(), 0, 0);
+        while position > self.joinable && messages < limit.events && bytes < limit.bytes {
+            position -= 1;
+            let event = &self.entry(position).event;
+            messages += usize::from(matches!(event.payload, Payload::Message(_)));
+            bytes += event.weight();
+        }
+        let numbers = position..self.end();
+        let page = Page {
+            events: numbers
+                .map(|number| self.entry(number).event.clone())
+                .collect(),
+            before: self.vector_before(position),
+            after: self.head.clone(),
+            complete: true,
+            from_start: self.begins_log && position == self.joinable,
+        };
+        let whole = messages == limit.events || bytes >= limit.bytes || page.from_start;
+        (page, whole)
+    }
+
+    /// The page after a vector; `None` when the ring cannot continue it.
+    pub fn page_after(&self, vector: &Vector, limit: Limit) -> Option<Page> {
+        let mut position = self.locate(vector, false)?.position;
+        let mut after = vector.clone();
+        after.topic_id = self.head.topic_id;
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        while position < self.end() && events.len() < limit.events && bytes < limit.bytes {
+            let event = &self.entry(position).event;
+            position += 1;
+            if event.next.offset > after.get(event.partition).offset {
+                bytes += event.weight();
+                after.set(event.partition, event.next);
+                events.push(event.clone());
+            }
+        }
+        Some(Page {
+            events,
+            before: vector.clone(),
+            after,
+            complete: position == self.end(),
+            from_start: false,
+        })
+    }
+
+    /// The positions of one partition that the ring knows, ascending: those of one log.
+    pub fn positions(&self, partition: usize) -> Vec<Position> {
+        let entries = (self.joinable..self.end()).map(|number| self.entry(number));
+        let events = entries
+            .map(|entry| &entry.event)
+            .filter(|event| event.partition == partition);
+        let known = std::iter::once(self.tail.get(partition)).chain(events.map(|event| event.next));
+        known
+            .filter(|position| position.fingerprint.is_some())
+            .collect()
+    }
+
+    /// The vector before an event.
+    fn vector_before(&self, number: u64) -> Vector {
+        if number == self.end() {
+            return self.head.clone();
+        }
+        if number <= self.joinable {
+            return self.tail.clone();
+        }
+        Vector::decode(&self.entry(number - 1).cursor, &self.topic).expect("the ring's own token")
+    }
+
+    /// The token of the vector before an event.
+    fn cursor_before(&self, number: u64) -> Arc<str> {
+        if number == self.end() {
+            self.head_cursor.clone()
+        } else if number <= self.joinable {
+            self.tail.encode(&self.topic).into()
+        } else {
+            self.entry(number - 1).cursor.clone()
+        }
+    }
+}

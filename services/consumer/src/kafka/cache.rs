@@ -1,0 +1,214 @@
+//! Pages that were read for a stream a moment ago: after a rollout a thousand clients miss nearly the same messages, and
+//! Kafka is asked for them once.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::cursor::Vector;
+use crate::page::Page;
+
+/// Bytes of all pages together.
+const BYTES: usize = 16 << 20;
+
+/// A page may stand for the log so long. It is long enough for a herd, and no longer than a log may change unnoticed.
+const AGE: Duration = Duration::from_secs(10);
+
+/// Recent pages of all topics.
+#[derive(Default)]
+pub struct PageCache(Mutex<Pages>);
+
+#[derive(Default)]
+struct Pages {
+    newest_last: VecDeque<Cached>,
+    bytes: usize,
+}
+
+struct Cached {
+    topic: Arc<str>,
+    page: Page,
+    bytes: usize,
+    read: Instant,
+}
+
+impl PageCache {
+    /// A page that continues a vector of this topic, if one was read; it is never `complete`, since the log has gone on.
+    pub fn get(&self, topic: &str, from: &Vector) -> Option<Page> {
+        let mut pages = self.lock();
+        pages.expire();
+        let of_topic = |cached: &&Cached| &*cached.topic == topic;
+        let found = pages.newest_last.iter().rev().filter(of_topic);
+        found
+            .map(|cached| &cached.page)
+            .find_map(|page| rest(page, from))
+    }
+
+    /// Keeps a page for the clients that come after this one.
+    pub fn put(&self, topic: &Arc<str>, page: &Page) {
+        // Behind a reset, offsets of different logs would have to be told apart.
+        if page.events.is_empty() || page.events.iter().any(|event| event.resets()) {
+            return;
+        }
+        let bytes = page.events.iter().map(|event| event.weight()).sum();
+        let page = Page {
+            events: page.events.clone(),
+            before: page.before.clone(),
+            after: page.after.clone(),
+            complete: false,
+            from_start: false,
+        };
+        let mut pages = self.lock();
+        pages.bytes += bytes;
+        pages.newest_last.push_back(Cached {
+            topic: topic.clone(),
+            page,
+            bytes,
+            read: Instant::now(),
+        });
+        pages.expire();
+    }
+
+    /// Forgets all pages of a topic, because its log has changed.
+    pub fn forget(&self, topic: &str) {
+        let mut pages = self.lock();
+        pages.newest_last.retain(|cached| &*cached.topic != topic);
+        pages.bytes = pages.newest_last.iter().map(|cached| cached.bytes).sum();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Pages> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pages {
+    fn expire(&mut self) {
+        let too_old = |cached: &Cached| cached.read.elapsed() > AGE;
+        while self.bytes > BYTES || self.newest_last.front().is_some_and(too_old) {
+            let Some(oldest) = self.newest_last.pop_front() else {
+                return;
+            };
+            self.bytes -= oldest.bytes;
+        }
+    }
+}
+
+/// What is left of a page for a client that has read as far as `from`; `None` when the page does not continue it, or cannot
+/// tell that it is of the same log.
+fn rest(page: &Page, from: &Vector) -> Option<Page> {
+    let same_log = from.topic_id == page.before.topic_id || from.topic_id.is(page.after.topic_id);
+    if !same_log || from.len() != page.before.len() || from.len() != page.after.len() {
+        return None;
+    }
+    let mut behind = false;
+    for partition in 0..from.len() {
+        let (client, first, last) = (
+            from.get(partition),
+            page.before.get(partition),
+            page.after.get(partition),
+        );
+        if client.offset < first.offset || client.offset > last.offset {
+            return None;
+        }
+        behind |= client.offset < last.offset;
+        let mut known = page
+            .events
+            .iter()
+            .filter(|event| event.partition == partition)
+            .map(|event| event.next);
+        let known = if client.offset == first.offset {
+            Some(first)
+        } else {
+            known.find(|next| next.offset == client.offset)
+        };
+        // A client whose record is not in the page is compared with Kafka.
+        if client.fingerprint.is_some() && !known.is_some_and(|known| known.agrees(client)) {
+            return None;
+        }
+    }
+    let missing =
+        |event: &&Arc<crate::record::Event>| event.next.offset > from.get(event.partition).offset;
+    behind.then(|| Page {
+        events: page.events.iter().filter(missing).cloned().collect(),
+        before: from.clone(),
+        after: page.after.clone(),
+        complete: false,
+        from_start: false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cursor::Position;
+    use crate::record::{Event, Message, Payload, Value};
+
+    fn record(partition: usize, offset: i64) -> Arc<Event> {
+        let message = Message {
+            offset,
+            timestamp: Some(offset),
+            key: None,
+            headers: vec![],
+            value: Value::Null,
+        };
+        Arc::new(Event {
+            partition,
+            next: Position::after(offset, Some(offset), None),
+            payload: Payload::Message(message),
+        })
+    }
+
+    fn cache() -> PageCache {
+        let cache = PageCache::default();
+        let events = vec![record(0, 5), record(1, 2), record(0, 6), record(1, 3)];
+        let page = Page {
+            before: Vector::new(vec![record(0, 4).next, record(1, 1).next]),
+            after: Vector::new(vec![record(0, 6).next, record(1, 3).next]),
+            events,
+            ..Page::default()
+        };
+        cache.put(&"my-topic".into(), &page);
+        cache
+    }
+
+    fn offsets(page: &Page) -> Vec<(usize, i64)> {
+        page.events
+            .iter()
+            .map(|event| (event.partition, event.next.offset - 1))
+            .collect()
+    }
+
+    #[test]
+    fn a_client_in_the_middle_of_a_page_gets_the_rest_of_it() {
+        let from = Vector::new(vec![record(0, 5).next, record(1, 1).next]);
+        let page = cache()
+            .get("my-topic", &from)
+            .expect("the page continues this client");
+        assert_eq!(offsets(&page), [(1, 2), (0, 6), (1, 3)]);
+        assert_eq!((page.before, page.after.get(1).offset), (from, 4));
+    }
+
+    #[test]
+    fn a_client_before_or_behind_a_page_or_of_another_log_is_compared_with_kafka() {
+        let at = |first: Position, second: Position| {
+            cache()
+                .get("my-topic", &Vector::new(vec![first, second]))
+                .is_some()
+        };
+        assert!(at(Position::at(5), Position::at(2)));
+        assert!(!at(Position::at(4), Position::at(2)), "before the page");
+        assert!(!at(Position::at(7), Position::at(4)), "nothing is left");
+        assert!(!at(Position::at(8), Position::at(2)), "behind the page");
+        assert!(
+            !at(Position::after(5, Some(77), None), Position::at(2)),
+            "another log"
+        );
+        assert!(
+            cache()
+                .get(
+                    "another-topic",
+                    &Vector::new(vec![Position::at(5), Position::at(2)])
+                )
+                .is_none()
+        );
+    }
+}

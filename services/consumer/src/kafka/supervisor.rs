@@ -1,0 +1,426 @@
+//! Decides where a topic is read: at start, when a position cannot be read, and when the log is another one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use herald_runtime::kafka::Source;
+use tokio::sync::{mpsc, watch};
+
+use super::Topic;
+use super::decode::recreated;
+use super::health::{Health, Scope, Truncation};
+use super::log::Denied;
+use super::pool::Purpose;
+use super::reader::{Command, Commands};
+use crate::config::Config;
+use crate::cursor::{MAX_PARTITIONS, Position, TopicId, Vector};
+use crate::feed::Feed;
+use crate::page::Limit;
+use crate::record::{Event, GapReason};
+
+/// How often the record before the position is read again and compared, and new partitions are looked for.
+const AUDIT_EVERY: Duration = Duration::from_secs(10);
+
+/// How often a topic that cannot be read is tried.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// After an attempt that failed.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// How often a topic is looked for before clients and operators are notified that it does not exist: it may come a moment
+/// after the service.
+const PATIENCE: usize = 10;
+
+const TOO_MANY_PARTITIONS: &str =
+    "the topic has more than 256 partitions, which is all that a cursor can name";
+
+/// What the reader has come upon.
+#[derive(Clone, Copy, Debug)]
+pub enum Problem {
+    /// The topic has another id.
+    Recreated,
+    /// A partition's position is not in the log.
+    OutOfRange(usize),
+    /// The batch at a partition's position cannot be read.
+    Unreadable(usize),
+    /// A partition may not be read; its health says why.
+    Denied,
+}
+
+/// Looks after one topic.
+pub struct Supervisor {
+    number: usize,
+    topic: Arc<Topic>,
+    health: Arc<Health>,
+    commands: Commands,
+    /// What the ring is filled with at start.
+    history: Limit,
+}
+
+impl Supervisor {
+    /// `number` is the topic's, in the order of the configuration.
+    pub fn new(
+        number: usize,
+        topic: Arc<Topic>,
+        health: Arc<Health>,
+        commands: Commands,
+        config: &Config,
+    ) -> Self {
+        let history = Limit {
+            events: config.ring_messages.min(1000),
+            bytes: config.ring_bytes / 4,
+        };
+        Self {
+            number,
+            topic,
+            health,
+            commands,
+            history,
+        }
+    }
+
+    pub fn source(&self) -> watch::Receiver<Source> {
+        self.health.source()
+    }
+
+    pub fn feed(&self) -> Arc<Feed> {
+        self.topic.feed.clone()
+    }
+
+    /// Fills the ring, has the topic read, and solves the problems that come up. Ends only with the reader.
+    pub async fn run(self, mut problems: mpsc::UnboundedReceiver<Problem>) -> anyhow::Result<()> {
+        self.fill().await;
+        let mut anchors = self.topic.feed.head();
+        let mut source = self.source();
+        loop {
+            // Spread, so that many topics are not compared in the same moment.
+            let wait = match self.health.failing().is_empty() {
+                true => AUDIT_EVERY.mul_f64(rand::random_range(0.9..1.1)),
+                false => RETRY_EVERY,
+            };
+            tokio::select! {
+                problem = problems.recv() => match problem {
+                    Some(problem) => self.solve(problem).await,
+                    None => return Ok(()),
+                },
+                () = tokio::time::sleep(wait) => {
+                    self.retry().await;
+                    self.audit(&mut anchors).await;
+                }
+                _ = source.changed() => self.audit(&mut anchors).await,
+                () = self.topic.recheck.notified() => self.audit(&mut anchors).await,
+            }
+        }
+    }
+
+    /// Fills the ring with the newest history, as soon as Kafka and the topic are there, and has the topic read on from it.
+    async fn fill(&self) {
+        let mut attempts = 0;
+        loop {
+            match self.try_fill().await {
+                Ok(()) => return,
+                Err(error) => {
+                    attempts += 1;
+                    let down = *self.source().borrow() != Source::Up;
+                    match error.downcast_ref() {
+                        // That Kafka itself does not answer was logged by its client.
+                        _ if down && attempts < PATIENCE => {}
+                        Some(&Denied(reason)) if attempts >= PATIENCE => {
+                            self.health.fail(Scope::Topic, reason)
+                        }
+                        _ => {}
+                    }
+                    let error = format!("{error:#}");
+                    tracing::debug!(
+                        topic = self.topic.name,
+                        error,
+                        "still waiting for the topic"
+                    );
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn try_fill(&self) -> anyhow::Result<()> {
+        let Topic {
+            name, feed, log, ..
+        } = &*self.topic;
+        let partitions = log.partitions(Purpose::Replay).await?;
+        if partitions > MAX_PARTITIONS {
+            self.health.fail(Scope::Topic, TOO_MANY_PARTITIONS);
+            anyhow::bail!("{partitions} partitions");
+        }
+        let ends = log.ends(partitions, Purpose::Replay).await?;
+        let before = Vector::new(ends.iter().map(|&(_, high)| Position::at(high)).collect());
+        let page = log.backward(before, self.history, Purpose::Replay).await?;
+        tracing::info!(
+            topic = name,
+            partitions,
+            history = page.events.len(),
+            "reading topic"
+        );
+        self.health.solve(Scope::Topic);
+        feed.fill(page);
+        self.command(vec![], None, Some(partitions), 0..partitions);
+        Ok(())
+    }
+
+    async fn solve(&self, problem: Problem) {
+        loop {
+            let solved = match problem {
+                Problem::Recreated => self.recreated().await,
+                Problem::OutOfRange(partition) => self.out_of_range(partition).await,
+                Problem::Unreadable(partition) => self.unreadable(partition).await,
+                // It is tried again once a second.
+                Problem::Denied => Ok(()),
+            };
+            let Err(error) = solved else { return };
+            if let Some(&Denied(reason)) = error.downcast_ref() {
+                self.health.fail(Scope::Topic, reason);
+            }
+            let error = format!("{error:#}");
+            tracing::debug!(
+                topic = self.topic.name,
+                ?problem,
+                error,
+                "cannot find out yet where to read on"
+            );
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// The topic was deleted and recreated: announces it, and has the new log read from its start.
+    async fn recreated(&self) -> anyhow::Result<()> {
+        let Topic {
+            name, feed, log, ..
+        } = &*self.topic;
+        let partitions = log.partitions(Purpose::Audit).await?;
+        if partitions > MAX_PARTITIONS {
+            self.health.fail(Scope::Topic, TOO_MANY_PARTITIONS);
+            anyhow::bail!("{partitions} partitions");
+        }
+        let ends = log.ends(partitions, Purpose::Audit).await?;
+        self.health.adopt_id();
+        let (head, topic_id) = (feed.head(), self.health.topic_id());
+        if head.topic_id.is(topic_id) {
+            // It was found out twice, and announced the first time.
+            self.command(vec![], None, Some(partitions), 0..partitions);
+            return Ok(());
+        }
+        tracing::warn!(
+            topic = name,
+            "the topic was deleted and recreated; reading it from its start"
+        );
+        // A client that has read nothing of a log misses nothing of it.
+        let read = (0..head.len()).filter(|&partition| head.get(partition).offset > 0);
+        let low = |partition: usize| ends.get(partition).map_or(0, |&(low, _)| low);
+        let events =
+            read.map(|partition| recreated(partition, head.get(partition), low(partition)));
+        self.health.forget_log();
+        log.forget_pages();
+        self.command(
+            events.collect(),
+            Some(topic_id),
+            Some(partitions),
+            0..partitions,
+        );
+        Ok(())
+    }
+
+    async fn out_of_range(&self, partition: usize) -> anyhow::Result<()> {
+        let Topic {
+            name, feed, log, ..
+        } = &*self.topic;
+        let (low, high) = log.end(partition).await?;
+        let position = feed.position(partition);
+        if position.offset > high {
+            return self.lost_end(partition).await;
+        }
+        let mut events = Vec::new();
+        if position.offset < low {
+            let (from, to) = (position.offset, low);
+            tracing::warn!(
+                topic = name,
+                partition,
+                from,
+                to,
+                "Kafka deleted records before they were read"
+            );
+            events.push(Event::gap(
+                GapReason::Retention,
+                partition,
+                from,
+                Some(to),
+                Position::at(to),
+            ));
+        }
+        self.command(events, None, None, [partition]);
+        Ok(())
+    }
+
+    /// The log no longer holds what was read of it. Either it is another topic's, or this one has lost its end (a leader that
+    /// was behind, a disk that lost its last writes).
+    async fn lost_end(&self, partition: usize) -> anyhow::Result<()> {
+        let Topic {
+            name, feed, log, ..
+        } = &*self.topic;
+        // Asks for the topic's id too.
+        let partitions = log.partitions(Purpose::Audit).await?;
+        if partitions <= partition || self.health.id_differs() {
+            return self.recreated().await;
+        }
+        let (low, high) = log.end(partition).await?;
+        let position = feed.position(partition);
+        let kept = log
+            .last_agreeing(partition, feed.positions(partition))
+            .await?;
+        let known = self.health.topic_id() != TopicId::default();
+        let (from, next) = match kept {
+            Some(kept) => (kept.offset, kept),
+            None if known => (low, Position::at(high.min(position.offset))),
+            None => return self.recreated().await,
+        };
+        let to = position.offset;
+        if from < to {
+            tracing::warn!(
+                topic = name,
+                partition,
+                from,
+                to,
+                "the topic lost the end of its log"
+            );
+            let end = to;
+            self.health.remember(Truncation {
+                partition,
+                kept: next,
+                end,
+            });
+            log.forget_pages();
+            let event = Event::gap(GapReason::Truncated, partition, from, Some(to), next);
+            self.command(vec![event], None, None, [partition]);
+        } else {
+            self.command(vec![], None, None, [partition]);
+        }
+        Ok(())
+    }
+
+    async fn unreadable(&self, partition: usize) -> anyhow::Result<()> {
+        let Topic {
+            name, feed, log, ..
+        } = &*self.topic;
+        let from = feed.position(partition).offset;
+        let to = log.first_readable(partition, from).await?;
+        let mut events = Vec::new();
+        if to > from {
+            tracing::warn!(
+                topic = name,
+                partition,
+                from,
+                to,
+                "a batch in Kafka cannot be unpacked or has a wrong checksum; reading on behind it"
+            );
+            events.push(Event::gap(
+                GapReason::Unreadable,
+                partition,
+                from,
+                Some(to),
+                Position::at(to),
+            ));
+        } else {
+            // The reader's own client says otherwise; it is not to ask at full speed.
+            tokio::time::sleep(PAUSE).await;
+        }
+        self.command(events, None, None, [partition]);
+        Ok(())
+    }
+
+    /// Tries the partitions again that may not be read.
+    async fn retry(&self) {
+        for partition in self.health.failing() {
+            let position = self.topic.feed.position(partition);
+            if self
+                .topic
+                .log
+                .first_readable(partition, position.offset)
+                .await
+                .is_ok()
+            {
+                self.health.solve(Scope::Partition(partition));
+                self.command(vec![], None, None, [partition]);
+            }
+        }
+    }
+
+    /// From time to time, and after every reconnect: is it still the same log, and are there new partitions?
+    async fn audit(&self, anchors: &mut Vector) {
+        if let Err(error) = self.try_audit(anchors).await {
+            if let Some(&Denied(reason)) = error.downcast_ref() {
+                self.health.fail(Scope::Topic, reason);
+            }
+            let error = format!("{error:#}");
+            tracing::debug!(topic = self.topic.name, error, "cannot compare the log");
+        }
+    }
+
+    async fn try_audit(&self, anchors: &mut Vector) -> anyhow::Result<()> {
+        let Topic {
+            name, feed, log, ..
+        } = &*self.topic;
+        let partitions = log.partitions(Purpose::Audit).await?;
+        let read = feed.partitions();
+        if partitions > MAX_PARTITIONS {
+            self.health.fail(Scope::Topic, TOO_MANY_PARTITIONS);
+        } else {
+            self.health.solve(Scope::Topic);
+            if partitions < read {
+                return self.recreated().await;
+            }
+            if partitions > read {
+                tracing::info!(topic = name, partitions, "partitions were added");
+                self.command(vec![], None, Some(partitions), read..partitions);
+            }
+        }
+        let limit = Limit {
+            events: 1,
+            bytes: 1,
+        };
+        // An older position is compared too: the newest may already be of a log that was recreated.
+        let newest = feed.head();
+        if anchors.topic_id != newest.topic_id || anchors.len() > newest.len() {
+            anchors.clone_from(&newest);
+        }
+        for vector in [anchors.clone(), newest.clone()] {
+            let page = log
+                .forward(vector.clone(), vector, limit, Purpose::Audit)
+                .await?;
+            let mut resets = page.events.iter().filter(|event| event.resets());
+            if let Some(event) = resets.next() {
+                let reason = event.gap_reason();
+                anchors.clone_from(&newest);
+                return match reason {
+                    Some(GapReason::Recreated) => self.recreated().await,
+                    _ => self.lost_end(event.partition).await,
+                };
+            }
+        }
+        *anchors = newest;
+        Ok(())
+    }
+
+    fn command(
+        &self,
+        events: Vec<Event>,
+        recreated: Option<TopicId>,
+        partitions: Option<usize>,
+        read: impl IntoIterator<Item = usize>,
+    ) {
+        self.commands.send(Command {
+            topic: self.number,
+            events,
+            recreated,
+            partitions,
+            read: read.into_iter().collect(),
+        });
+    }
+}

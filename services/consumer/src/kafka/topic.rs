@@ -1,0 +1,33 @@
+//! A topic that is served: what is kept of it, what can be asked about it, and whether it can be read.
+
+use std::sync::Arc;
+
+use herald_runtime::kafka::Source;
+use tokio::sync::{Notify, watch};
+
+use super::Log;
+use crate::feed::Feed;
+
+pub struct Topic {
+    pub name: String,
+    pub feed: Arc<Feed>,
+    pub log: Arc<Log>,
+    pub source: watch::Receiver<Source>,
+    /// Asks the supervisor to look whether the log is still the same.
+    pub recheck: Arc<Notify>,
+}
+
+impl Topic {
+    /// Why the topic is known not to be readable now.
+    pub fn problem(&self) -> Option<&'static str> {
+        match *self.source.borrow() {
+            Source::Down { reason, .. } => Some(reason),
+            Source::Unknown | Source::Up => None,
+        }
+    }
+
+    /// Whether the topic is known not to be readable now.
+    pub fn is_down(&self) -> bool {
+        self.problem().is_some()
+    }
+}
