@@ -121,6 +121,45 @@ for (const transport of ["sse", "websocket"]) {
       assert.equal(fake.opened, 1);
     });
 
+    test("a topic that is not served ends the stream with the server's sentence, however it was to begin", async (context) => {
+      const { fake, tab } = await setUp(context);
+      for (const start of [{ from: "earliest" }, { after: "garbled" }]) {
+        fake.opened = fake.asked = 0;
+        fake.refusal = transport === "sse" ? { status: 404, body: { error: "this cannot be served" } } : null;
+        const page = await tab({ transport, topic: "typo", ...start });
+        await until("it has ended", async () => (await state(page)) === "ended");
+        assert.match(await page.evaluate(() => stream.state.reason), /cannot be served/);
+        await new Promise((resolve) => setTimeout(resolve, 500));
+        assert.ok(fake.opened + fake.asked <= 2, `asked ${fake.opened + fake.asked} times`);
+      }
+    });
+
+    test("an event without a message, or of an unknown type, moves the cursor", async (context) => {
+      const { fake, tab } = await setUp(context);
+      const page = await tab({ transport });
+      await isLive(page);
+      for (const type of ["position", "of-tomorrow"]) {
+        fake.say({ type, cursor: `AgAA${type.slice(0, 4)}` });
+        await until("the cursor has moved", async () => (await page.evaluate(() => stream.cursor)) === `AgAA${type.slice(0, 4)}`);
+      }
+      assert.deepEqual(await received(page), []);
+    });
+
+    test("behind a lost end of the log the same offsets come again, also to a tab that comes later", async (context) => {
+      const { fake, tab } = await setUp(context);
+      for (const data of numbers(0, 6)) fake.publish(data);
+      const page = await tab({ transport, last: 6 });
+      await has(page, 6);
+      fake.truncate(0, 3);
+      for (const data of numbers(10, 13)) fake.publish(data);
+      await has(page, 9);
+      assert.deepEqual(await received(page), [...numbers(0, 6), ...numbers(10, 13)]);
+      assert.deepEqual(await ofType(page, "gap").then((gaps) => gaps.map(({ ranges }) => ranges)), [[{ partition: 0, from: 3, to: 6 }]]);
+      const later = await tab({ transport, last: 6 });
+      await has(later, 6);
+      assert.deepEqual(await received(later), [...numbers(0, 3), ...numbers(10, 13)]);
+    });
+
     test("a server that refuses for a while is tried again", async (context) => {
       const { fake, tab } = await setUp(context);
       fake.refusal = { status: 503 };
@@ -323,3 +362,22 @@ async function killWorkers(window, page) {
   assert.equal(workers.length, 1);
   await session.send("Target.closeTarget", { targetId: workers[0].targetId });
 }
+
+test("where every stream is held back, a page polls, says so, and misses nothing", { skip }, async (context) => {
+  const { fake, tab } = await setUp(context);
+  fake.heldBack = true;
+  for (const data of numbers(0, 5)) fake.publish(data);
+  const page = await tab({ last: 3 });
+  await until("it polls", async () => (await page.evaluate(() => stream.state.transport)) === "polling", 40_000);
+  await has(page, 3);
+  for (const data of numbers(5, 9)) fake.publish(data);
+  await has(page, 7);
+  assert.deepEqual(await received(page), numbers(2, 9));
+  assert.equal(await page.evaluate(() => events[0].type), "start");
+  fake.noHistory = true;
+  await until("it is told that kafka is away", async () => (await state(page)) === "away");
+  fake.noHistory = false;
+  fake.publish("m9");
+  await has(page, 8);
+  assert.equal(await state(page), "live");
+});

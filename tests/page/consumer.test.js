@@ -126,7 +126,7 @@ test("Kafka away is said, and taken back when it returns; nothing is lost", { sk
   await last(page, "before");
   await kafka.stop();
   await page.locator("#away").waitFor({ state: "visible", timeout: 60_000 });
-  await says(page, "#away", "Kafka is away since");
+  await says(page, "#away", "Kafka has been unreachable since");
   await page.reload();
   await page.locator("#away").waitFor({ state: "visible", timeout: 60_000 });
   await last(page, "before"); // the consumer has it in memory

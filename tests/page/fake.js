@@ -28,6 +28,11 @@ class Fake {
   /** Whether a page of history is answered 503. */
   noHistory = false;
   away = null;
+  /** Whether something on the way lets no stream through. */
+  heldBack = false;
+
+  /** Two bytes of the topic's id, as cursors name it. */
+  id = 4711;
 
   constructor({ topic = "dev-topic", topics = [topic], partitions = 1, clock = 0 }) {
     this.topic = topic;
@@ -37,6 +42,7 @@ class Fake {
     this.server = createServer((request, response) => this.#answer(request, response));
     const sockets = new WebSocketServer({ noServer: true });
     this.server.on("upgrade", (request, socket, head) => {
+      if (this.heldBack) return socket.end("HTTP/1.1 502 Bad Gateway\r\nconnection: close\r\n\r\n");
       if (this.refusal) return socket.end(`HTTP/1.1 ${this.refusal.status} No\r\nconnection: close\r\n\r\n`);
       sockets.handleUpgrade(request, socket, head, (ws) => {
         const line = {
@@ -78,11 +84,29 @@ class Fake {
   }
 
   recreate() {
+    this.id += 1;
     this.partitions = this.partitions.map(() => ({ begin: 0, records: [] }));
     this.pump();
   }
 
-  lose() {
+  /** Sends an event as it is, with the cursor of each stream. */
+  say(event) {
+    for (const stream of this.streams) stream.line.send({ cursor: this.#cursor(stream.vector), ...event });
+  }
+
+  /** The end of a partition's log is lost from this offset on. */
+  truncate(partition, offset) {
+    const { begin, records } = this.partitions[partition];
+    for (const stream of this.streams) {
+      const to = stream.vector[partition];
+      stream.vector[partition] = offset;
+      records.length = offset - begin;
+      stream.line.send({ type: "gap", reason: "truncated", cursor: this.#cursor(stream.vector), ranges: [{ partition, from: offset, to }] });
+    }
+  }
+
+  lose(reason) {
+    this.reason = reason;
     this.away = new Date().toISOString();
     for (const stream of this.streams) this.#status(stream, "down");
   }
@@ -130,10 +154,12 @@ class Fake {
     const path = url.pathname.slice(1) || "index.html";
     if (path === "config") return json(200, { topic: this.topic, topics: this.topics, header: "Hello World Dev!", environment: "dev" });
     if (path === "messages") {
-      if (this.noHistory) return json(503, { error: "Kafka is away" }, { "retry-after": "1" });
+      if (this.noHistory) return json(503, { error: "Kafka is unreachable" }, { "retry-after": "1" });
       return json(200, this.#page(url.searchParams));
     }
     if (path === "events") {
+      this.asked = (this.asked ?? 0) + 1;
+      if (this.heldBack) return;
       if (this.refusal) return json(this.refusal.status, this.refusal.body ?? {}, this.refusal.headers);
       response.writeHead(200, { "content-type": "text/event-stream", "cache-control": "no-cache", connection: "close" });
       const line = {
@@ -184,7 +210,7 @@ class Fake {
     } else if (from === "earliest") stream.vector = this.#begins();
     else if (from) stream.vector = this.partitions.map(({ begin, records }) => begin + (i => (i < 0 ? records.length : i))(records.findIndex((r) => r.timestamp >= Date.parse(from))));
     else if (last) stream.vector = this.#back(this.#ends(), Number(last)).vector;
-    if (this.away) line.send({ type: "status", source: "down", since: this.away });
+    if (this.away) line.send({ type: "status", source: "down", since: this.away, reason: this.reason });
     line.send({ type: "start", cursor: after && !gap ? after : this.#cursor(stream.vector), topic });
     if (gap) line.send({ type: "gap", cursor: this.#cursor(stream.vector), ...gap });
     this.streams.add(stream);
@@ -192,7 +218,7 @@ class Fake {
   }
 
   #status(stream, source) {
-    stream.line.send({ type: "status", cursor: this.#cursor(stream.vector), source, since: this.away });
+    stream.line.send({ type: "status", cursor: this.#cursor(stream.vector), source, since: this.away, reason: this.reason });
   }
 
   #pump(stream) {
@@ -276,7 +302,7 @@ class Fake {
   }
 
   #cursor(vector) {
-    const bytes = [1, crc32(this.topic) & 255, (crc32(this.topic) >> 8) & 255];
+    const bytes = [2, crc32(this.topic) & 255, (crc32(this.topic) >> 8) & 255, this.id & 255, this.id >> 8];
     for (const [partition, next] of vector.entries()) {
       const record = this.#record(partition, next - 1);
       for (let rest = next * 2 + (record ? 1 : 0), more = true; more; rest = Math.floor(rest / 128)) {
@@ -292,9 +318,9 @@ class Fake {
   vector(cursor) {
     if (!cursor) return null;
     const bytes = Buffer.from(cursor, "base64url");
-    if (bytes[0] !== 1 || bytes[1] !== (crc32(this.topic) & 255)) return null;
+    if (bytes[0] !== 2 || bytes[1] !== (crc32(this.topic) & 255)) return null;
     const vector = [];
-    for (let at = 3; at < bytes.length; ) {
+    for (let at = 5; at < bytes.length; ) {
       let value = 0;
       let scale = 1;
       do {

@@ -163,11 +163,31 @@ describe("the page", { skip }, () => {
     await shows(page, 1);
     fake.lose();
     await page.locator("#away").waitFor({ state: "visible" });
-    await says(page, "#away", "Kafka is away since");
-    await says(page, "#state", "Kafka is away");
+    await says(page, "#away", "Kafka has been unreachable since");
+    await says(page, "#state", "Kafka is unreachable");
     fake.find();
     await page.locator("#away").waitFor({ state: "hidden" });
     await says(page, "#state", "Live");
+  });
+
+  test("the reason why a topic cannot be read is shown", async (context) => {
+    const { fake, open } = await setUp(context);
+    const page = await open();
+    fake.lose("Kafka does not authorize this server to read the topic");
+    await says(page, "#away", "does not authorize this server to read the topic");
+    await says(page, "#state", "The topic cannot be read");
+  });
+
+  test("a timestamp that is no date costs nothing but itself", async (context) => {
+    const { fake, open } = await setUp(context);
+    const page = await open();
+    fake.publish("in nanoseconds", { timestamp: 1_790_000_000_000_000_000 });
+    fake.publish("of the end of time", { timestamp: 2 ** 63 });
+    fake.publish("of now");
+    await says(page, "#messages", "of now");
+    await says(page, "#messages", "of the end of time");
+    const times = await page.evaluate(() => [...document.querySelectorAll("#messages li")].map((item) => item.dataset.time));
+    assert.ok(times.includes("1790000000000000000"), times.join());
   });
 
   test("older messages that cannot be had now are asked for again by the button", async (context) => {
@@ -176,7 +196,7 @@ describe("the page", { skip }, () => {
     await shows(page, 200);
     fake.noHistory = true;
     await scrollTo(page, 0);
-    await says(page, "#older", "Kafka is away");
+    await says(page, "#older", "Kafka is unreachable");
     fake.noHistory = false;
     await page.locator("#older").click();
     await shows(page, 250);

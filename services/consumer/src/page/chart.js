@@ -6,6 +6,8 @@ const DELAYS = 300;
 const DRAWN = 60;
 /** The server's clock is told in whole seconds: a smaller difference than this cannot be seen. */
 const APART = 2_000;
+/** A timestamp that is further in the future is not a time at which anything was sent. */
+const FUTURE = 86_400_000;
 const WIDTH = 300;
 const HEIGHT = 72;
 
@@ -41,11 +43,12 @@ export class Figures {
 
   /** Counts an arrival and answers its delay in ms, or null where it has none. */
   count({ timestamp }, arrived) {
-    const when = timestamp ?? arrived + this.#clock;
+    const usable = timestamp !== null && timestamp < arrived + this.#clock + FUTURE;
+    const when = usable ? timestamp : arrived + this.#clock;
     const second = Math.floor(when / 1_000);
     this.#seconds.set(second, (this.#seconds.get(second) ?? 0) + 1);
     this.#oldest = Math.min(this.#oldest, when);
-    if (timestamp === null || timestamp < this.#since) return null;
+    if (!usable || timestamp < this.#since) return null;
     const delay = arrived + this.#clock - timestamp;
     this.#delays.push(delay);
     if (this.#delays.length > DELAYS) this.#delays.shift();

@@ -19,13 +19,17 @@
  *     shared     false: a connection of this tab alone
  *
  * The stream is an EventTarget. Its events are those of the protocol (docs/protocol.md) with the object in `detail`: `start`
- * (once), `message`, `gap`, `status`, `bye`; and `state`, whenever `stream.state` has changed, which says all that a page must show:
+ * (once), `message`, `gap`, `position`, `status`, `bye`; and `state`, whenever `stream.state` has changed, which says all that a page must show:
  *
  *     { name: "connecting" }                 no answer yet
- *     { name: "live" }                       connected, and the consumer has Kafka
- *     { name: "away", since }                connected, but the consumer has lost Kafka: silence is not news
+ *     { name: "live" }                       connected, and the consumer can read the topic
+ *     { name: "away", since, reason }        connected, but the topic cannot be read: silence says nothing
  *     { name: "waiting", until, reason }     cut; comes back by itself at `until` (ms since 1970)
  *     { name: "ended", reason }              for good: closed, or the request cannot be served
+ *
+ * Where a proxy holds a transport back (nothing of it arrives within 8 seconds, or WebSockets are refused), the next one is tried:
+ * server-sent events, WebSocket, and last polling of `messages`. The state then names it, `{ name: "live", transport: "polling" }`; after
+ * five minutes the preferred one is tried again.
  *
  * `stream.cursor` says what was delivered so far: keep it, and hand it back as `after`, to go on another day. (An event's own
  * `cursor` may be null while a tab joins the others; keep the one before.) `stream.close()` ends the stream.
@@ -135,7 +139,7 @@ class Stream extends EventTarget {
   }
 }
 
-/** The tab's end of a connection that the worker holds; it is used as a Link is. */
+/** The tab's end of a connection that the worker holds; it has the same methods as a Link. */
 class Shared {
   #options;
   #start;

@@ -5,6 +5,14 @@ const TICK = 5_000;
 const SILENCE = 45_000;
 /** A connection that lived this long was no failed attempt. */
 const LIVED = 10_000;
+/** The server writes at once: a transport that has brought nothing after this time is held back on the way. */
+const FIRST_BYTES = 8_000;
+/** Transports in the order in which they are tried, where one is held back; polling works wherever a page can be loaded. */
+const TRANSPORTS = ["sse", "websocket", "polling"];
+/** After so long on another transport the preferred one is tried again. */
+const FALLBACK = 300_000;
+/** Between two polls of a quiet topic. */
+const POLL = 2_000;
 
 /** What an event counts for where memory is bounded: its characters, and something for itself. */
 export const weight = (event) => 1_000 + (event.data?.length ?? 0);
@@ -15,6 +23,9 @@ export class Link {
   #start;
   #take;
   #tell;
+  #transport; // the one that is used, which may not be the preferred one
+  #fellBack = 0; // when it was last changed
+  #arrived = false; // whether the connection has brought anything
   #began = false;
   #live = false;
   #away = null; // since when the consumer has been without Kafka
@@ -29,6 +40,7 @@ export class Link {
   constructor(options, start, take, tell) {
     this.cursor = start.after ?? null;
     this.#options = options;
+    this.#transport = options.transport;
     this.#start = start;
     this.#take = take;
     this.#tell = tell;
@@ -52,24 +64,37 @@ export class Link {
   async #run() {
     let attempt = 0;
     while (!this.#closed) {
-      this.#tell({ name: "connecting" });
+      const opened = performance.now();
+      if (this.#transport !== this.#options.transport && opened - this.#fellBack > FALLBACK) this.#transport = this.#options.transport;
+      if (this.#transport !== "polling") this.#tell({ name: "connecting" });
       const controller = new AbortController();
-      const opened = Date.now();
       this.#heard = opened;
+      this.#arrived = false;
       this.#live = false;
-      this.#away = null; // whoever connects while Kafka is away is told
+      this.#away = null; // a client that connects while the topic cannot be read is notified
       this.#bye = null;
       this.#cut = () => controller.abort();
-      const read = this.#options.transport === "websocket" ? this.#frames : this.#lines;
+      const read = { sse: this.#lines, websocket: this.#frames, polling: this.#pages }[this.#transport];
+      const late = setTimeout(() => this.#arrived || controller.abort(), FIRST_BYTES);
       const end = await read.call(this, controller.signal).catch(() => ({}));
+      clearTimeout(late);
       this.#cut = null;
       if (this.#closed) return;
+      if (end.next) continue;
+      // A WebSocket that is refused may have met a server that is full: then it is tried once more.
+      const refused = this.#transport === "websocket" && attempt > 0;
+      const heldBack = !this.#arrived && (controller.signal.aborted || refused);
+      if (heldBack && (await this.#isReachable())) {
+        this.#transport = TRANSPORTS[(TRANSPORTS.indexOf(this.#transport) + 1) % TRANSPORTS.length];
+        this.#fellBack = performance.now();
+        continue;
+      }
       const { reason, retry, detail, final } = { ...end, ...this.#bye };
       if (final || reason === "invalid") {
         this.close();
         return this.#tell({ name: "ended", reason: detail ?? reason });
       }
-      if (Date.now() - opened > LIVED) attempt = 0;
+      if (performance.now() - opened > LIVED) attempt = 0;
       // Full jitter: the clients of a server that died come back spread over the whole interval, not in waves.
       const wait = retry ?? Math.random() * Math.min(30_000, 1_000 * 2 ** attempt);
       attempt += 1;
@@ -91,6 +116,15 @@ export class Link {
     return address;
   }
 
+  /** Whether the server answers ordinary requests: then it is not the server that holds a transport back. */
+  #isReachable() {
+    const signal = AbortSignal.timeout(TICK);
+    return fetch(this.#address("config"), { signal, cache: "no-store" }).then(
+      (response) => response.ok,
+      () => false,
+    );
+  }
+
   /**
    * Server-sent events, read with fetch. An EventSource hides the comments, so that a connection which died without
    * a word looks idle for ever; and it is dead for good after any status but 200.
@@ -109,7 +143,8 @@ export class Link {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return {};
-      this.#heard = Date.now();
+      this.#heard = performance.now();
+      this.#arrived = true;
       const lines = (rest + value).split("\n");
       rest = lines.pop();
       const events = [];
@@ -117,7 +152,7 @@ export class Link {
         if (line.startsWith("event:")) name = line.slice(6).trim();
         else if (line.startsWith("data:")) data = line.slice(5);
         else if (line === "") {
-          if (data) events.push({ type: name ?? "message", ...JSON.parse(data) });
+          if (data) events.push({ type: name ?? "message", ...parsed(data) });
           name = data = undefined;
         }
       }
@@ -136,12 +171,46 @@ export class Link {
         resolve({ reason });
       };
       socket.onmessage = ({ data }) => {
-        this.#heard = Date.now();
-        this.#receive([JSON.parse(data)]);
+        this.#heard = performance.now();
+        this.#arrived = true;
+        this.#receive([parsed(data)]);
       };
       socket.onclose = ({ code }) => end(code === 4400 ? "invalid" : undefined);
       signal.onabort = () => end();
     });
+  }
+
+  /** Pages of history, asked for again and again: for where every stream is held back. */
+  async #pages(signal) {
+    const begun = performance.now();
+    while (performance.now() - begun < FALLBACK && !this.#closed) {
+      const { from, last } = this.#start;
+      const start = this.cursor ? { limit: 500 } : { limit: from ? 500 : Math.max(1, last ?? 1), last: undefined };
+      const response = await fetch(this.#address("messages", start), { signal, cache: "no-store" });
+      this.#heard = performance.now();
+      this.#arrived = true;
+      const body = await response.json().catch(() => ({}));
+      if (response.status === 503 && body.error) {
+        this.#receive([{ type: "status", source: "down", since: this.#away?.since ?? new Date().toISOString(), reason: this.#away?.reason }]);
+      } else if (!response.ok) {
+        return { final: body.error !== undefined && response.status < 429, reason: body.error ?? `status ${response.status}` };
+      } else {
+        const quiet = body.messages.length + body.gaps.length === 0;
+        const live = !this.cursor && !from && !(last > 0);
+        const events = live ? [] : inOrder(body).map((event) => (event.reason ? { type: "gap", ...event } : event));
+        if (this.#away) events.unshift({ type: "status", source: "up", since: new Date().toISOString() });
+        if (!this.#live) events.unshift({ type: "start", cursor: this.cursor ?? (live ? body.after : body.before), topic: this.#options.topic });
+        events.push({ type: "position", cursor: body.after });
+        this.#receive(events);
+        if (!quiet && !live) continue;
+      }
+      await new Promise((resolve) => {
+        const timer = setTimeout(resolve, POLL * (0.75 + Math.random() / 2));
+        this.#skip = signal.onabort = () => resolve(clearTimeout(timer));
+      });
+      this.#skip = null;
+    }
+    return { next: true };
   }
 
   #receive(events) {
@@ -151,23 +220,28 @@ export class Link {
       this.cursor = event.cursor ?? this.cursor;
       if (event.type === "start") this.#live = true;
       if (event.type === "bye") this.#bye = event;
-      if (event.type === "status") this.#away = event.source === "down" ? event.since : null;
-      if (event.type === "status" || event.type === "start") this.#tell(this.#away ? { name: "away", since: this.#away } : { name: "live" });
+      if (event.type === "status") this.#away = event.source === "down" ? { since: event.since, reason: event.reason } : null;
+      if (event.type === "status" || event.type === "start") this.#tell(this.#state());
       if (event.type !== "start" || !this.#began) passed.push(event);
       this.#began ||= event.type === "start";
     }
     if (passed.length > 0) this.#take(passed, this.cursor);
   }
 
+  #state() {
+    const state = this.#away ? { name: "away", ...this.#away } : { name: "live" };
+    return this.#transport === this.#options.transport ? state : { ...state, transport: this.#transport };
+  }
+
   #tick(limit) {
-    if (!this.#cut || Date.now() - this.#heard < limit) return;
-    if (this.#options.transport === "websocket" && this.#live) this.#ask();
+    if (!this.#cut || performance.now() - this.#heard < limit || this.#transport === "polling") return;
+    if (this.#transport === "websocket" && this.#live) this.#ask();
     else this.#cut();
   }
 
   /** Browsers hide pings as well, so the server is asked: is there anything that should have come over this WebSocket by now? */
   async #ask() {
-    this.#heard = Date.now();
+    this.#heard = performance.now();
     const [cut, before] = [this.#cut, this.cursor];
     const signal = AbortSignal.timeout(TICK);
     const page = await fetch(this.#address("messages", { limit: 1 }), { signal, cache: "no-store" })
@@ -176,4 +250,25 @@ export class Link {
     if (page?.messages?.length === 0 && page.gaps.length === 0) return;
     setTimeout(() => this.cursor === before && cut(), TICK); // what has just been written may still be on its way
   }
+}
+
+/** An event; one that is not JSON costs itself only. */
+function parsed(data) {
+  try {
+    return JSON.parse(data);
+  } catch (error) {
+    console.error("an event cannot be read", error);
+    return { type: "unreadable" };
+  }
+}
+
+/** The messages and gaps of a page in one order: a gap stands before the first message of its partition that lies behind it. */
+export function inOrder({ messages, gaps }) {
+  const events = [...messages];
+  for (const gap of gaps) {
+    const behind = (event) => event.reason === undefined && gap.ranges.some((r) => r.partition === event.partition && (r.to ?? 0) <= event.offset);
+    const index = gap.ranges?.length ? events.findIndex(behind) : 0;
+    events.splice(index < 0 ? events.length : index, 0, gap);
+  }
+  return events;
 }

@@ -6,7 +6,8 @@
  * follows it; behind the last message it stands below the list. (Browsers read such text aloud, but cannot find or copy it.
  * Therefore the page names each gap as text too, in "What is missing".)
  */
-import { dateAndTime, duration, gapInWords, inOrder, mergeGap, time } from "./words.js";
+import { inOrder } from "./link.js";
+import { dateAndTime, duration, gapInWords, mergeGap, time } from "./words.js";
 
 const MOST = 2_000;
 const MOST_CHARACTERS = 8_000_000;
@@ -48,7 +49,7 @@ export class MessageList {
     $("older").addEventListener("click", () => this.#loadOlder());
     $("newest").addEventListener("click", () => this.#showNewest());
     $("scroller").addEventListener("scroll", () => this.#scrolled(), { passive: true });
-    // A narrower window makes more lines: who was at the end stays there.
+    // A narrower window makes more lines: a reader at the end stays there.
     new ResizeObserver(() => this.#toEnd()).observe($("scroller"));
     document.addEventListener("visibilitychange", () => this.#flush());
   }
@@ -91,7 +92,7 @@ export class MessageList {
     const now = Date.now();
     const added = document.createDocumentFragment();
     for (const event of this.#waiting) {
-      const delay = event.type === "message" ? this.#shown(event, now) : null;
+      const delay = event.type === "message" ? this.#delay(event, now) : null;
       if (event.type === "message" && (this.#cutOff || !this.#following)) this.#unseen += 1;
       if (this.#cutOff) continue;
       if (event.type === "gap") this.#gaps = withGap(this.#gaps, event);
@@ -105,7 +106,30 @@ export class MessageList {
     this.#fill();
   }
 
+  #delay(message, now) {
+    try {
+      return this.#shown(message, now);
+    } catch (error) {
+      console.error("the delay of a message cannot be shown", error);
+      return null;
+    }
+  }
+
+  /** A message; one that cannot be shown costs itself only, and says so. */
   #item(message, gaps, delay = null) {
+    try {
+      return this.#made(message, gaps, delay);
+    } catch (error) {
+      console.error("a message cannot be shown", error);
+      const item = document.createElement("li");
+      item.textContent = `The message at partition ${message.partition}, offset ${message.offset} cannot be shown.`;
+      this.#messages.set(item, message);
+      this.#characters += item.textContent.length;
+      return item;
+    }
+  }
+
+  #made(message, gaps, delay) {
     const item = document.createElement("li");
     const text = typeof message.data === "string" ? message.data : "";
     item.textContent = text;
@@ -129,7 +153,7 @@ export class MessageList {
     return item;
   }
 
-  /** Takes away at the end at which the reader is not. */
+  /** Removes what is too much, at the end of the list that is out of sight. */
   #trim() {
     const items = this.#$("messages").children;
     let cursor;
@@ -216,7 +240,7 @@ export class MessageList {
         this.#atBeginning = page.before === null;
         this.#cutOff = false;
       } catch (error) {
-        this.#$("newest").textContent = `The newest messages cannot be had now (${error.message})`;
+        this.#$("newest").textContent = `Cannot load the newest messages right now (${error.message})`;
         return;
       } finally {
         if (this.#loading === loading) {

@@ -2,7 +2,7 @@
 import { Figures } from "./chart.js";
 import { connect } from "./client.js";
 import { MessageList } from "./list.js";
-import { gapInWords, mergeGap, stateInWords, time } from "./words.js";
+import { gapInWords, mergeGap, stateExplained, stateInWords } from "./words.js";
 
 /** What is shown at first; also the least that a tab which starts like this finds with the others. */
 const FIRST = 200;
@@ -84,7 +84,7 @@ function open(start) {
 async function fetchPage(query) {
   const signal = AbortSignal.timeout(10_000);
   const answer = await fetch(`messages?${new URLSearchParams({ topic, ...query })}`, { signal, cache: "no-store" });
-  if (!answer.ok) throw new Error(answer.status === 503 ? "Kafka is away" : `the server answered ${answer.status}`);
+  if (!answer.ok) throw new Error(answer.status === 503 ? "Kafka is unreachable" : `the server answered ${answer.status}`);
   const page = await answer.json();
   for (const gap of page.gaps) keepGap(gap);
   return page;
@@ -106,10 +106,8 @@ function say(next) {
   state = next;
   document.documentElement.dataset.state = state.name;
   $("state").textContent = stateInWords(state);
-  $("away").hidden = state.name !== "away";
-  if (state.name === "away") {
-    $("away").textContent = `Kafka is away since ${time(Date.parse(state.since))}. Nothing new can arrive before it is back; nothing is lost.`;
-  }
+  $("away").textContent = stateExplained(state);
+  $("away").hidden = $("away").textContent === "";
   if (!changed) return;
   speak(state.name === "waiting" ? "Cut off. Coming back." : stateInWords(state));
   if (state.name === "live") figures.live();

@@ -3,13 +3,18 @@
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const calendar = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
-/** The time of day here; with the date, when that is another day. */
+/** Dates reach this far in both directions (ECMA-262); Kafka takes any number for a timestamp. */
+const MOST = 8.64e15;
+
+/** The time of day here; with the date, when that is another day; the number itself, when it is no date. */
 export function time(milliseconds) {
-  return clock.format(milliseconds);
+  if (Math.abs(milliseconds) > MOST) return String(milliseconds);
+  const today = new Date(milliseconds).toDateString() === new Date().toDateString();
+  return (today ? clock : calendar).format(milliseconds);
 }
 
 export function dateAndTime(milliseconds) {
-  return calendar.format(milliseconds);
+  return Math.abs(milliseconds) > MOST ? `timestamp ${milliseconds}` : calendar.format(milliseconds);
 }
 
 export function duration(milliseconds) {
@@ -18,18 +23,37 @@ export function duration(milliseconds) {
   return `${Math.round(milliseconds / 60_000)} min`;
 }
 
-export function stateInWords({ name, until, reason }) {
-  if (name === "live") return "Live";
-  if (name === "away") return "Kafka is away";
+/** What keeps the topic from being read: the whole of Kafka, or something about the topic. */
+const UNREACHABLE = "Kafka does not answer";
+
+export function stateInWords({ name, until, reason, transport }) {
+  if (name === "live") return transport === "polling" ? "Live by polling" : "Live";
+  if (name === "away") return reason && reason !== UNREACHABLE ? "The topic cannot be read" : "Kafka is unreachable";
   if (name === "ended") return reason === "closed" ? "Closed" : `Ended: ${reason}`;
   if (name === "connecting") return "Connecting…";
   const seconds = Math.max(0, Math.ceil((until - Date.now()) / 1_000));
   return `Cut off, back in ${seconds} s`;
 }
 
+/** What the state means for whoever reads, in a sentence or two; empty when there is nothing to say. */
+export function stateExplained({ name, since, reason, transport }) {
+  if (name === "away" && reason && reason !== UNREACHABLE) {
+    return `Cannot read the topic since ${time(Date.parse(since))}: ${reason}.`;
+  }
+  if (name === "away") {
+    return `Kafka has been unreachable since ${time(Date.parse(since))}. Nothing new can arrive before it answers again; nothing is lost.`;
+  }
+  if (name === "live" && transport === "polling") {
+    return "Something between this page and the server holds streams back, so new messages are asked for every 2 seconds. Response buffering must be off for /events.";
+  }
+  return "";
+}
+
 const reasons = {
   retention: () => "Kafka deleted messages here before they were read",
-  recreated: () => "The topic was deleted and made anew here; the rest of the old one is gone",
+  recreated: () => "The topic was deleted and recreated here; the rest of the old one is gone",
+  truncated: () => "The topic lost the end of its log here",
+  unreadable: () => "Kafka has a batch here that cannot be unpacked, or whose checksum is wrong",
   "unknown-cursor": () => "It is not known where reading stopped, so messages may be missing here",
   "too-large": (count) => (count === 1 ? "A message is too large to be sent here" : "Messages are too large to be sent here"),
   "not-utf8": (count) => (count === 1 ? "A message that is not text was left out" : "Messages that are not text were left out"),
@@ -53,15 +77,4 @@ export function mergeGap(before, gap) {
   if (before?.reason !== gap.reason || before.ranges?.length !== 1 || gap.ranges.length !== 1) return null;
   if (a.partition !== b.partition || a.to !== b.from) return null;
   return { ...gap, ranges: [{ partition: a.partition, from: a.from, to: b.to }] };
-}
-
-/** The messages and gaps of a page in one order: a gap stands before the first message of its partition that lies behind it. */
-export function inOrder({ messages, gaps }) {
-  const events = [...messages];
-  for (const gap of gaps) {
-    const behind = (event) => event.reason === undefined && gap.ranges.some((r) => r.partition === event.partition && (r.to ?? 0) <= event.offset);
-    const index = gap.ranges?.length ? events.findIndex(behind) : 0;
-    events.splice(index < 0 ? events.length : index, 0, gap);
-  }
-  return events;
 }

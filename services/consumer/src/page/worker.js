@@ -85,9 +85,9 @@ class Hub {
       if (event.type !== "message" && event.type !== "gap") continue;
       this.#ring.push(event);
       this.#weight += weight(event);
-      // Behind these two gaps offsets begin again: nothing from before can be compared with what comes after.
-      const anew = event.reason === "recreated" || event.reason === "unknown-cursor";
-      while (this.#ring.length > 0 && (anew || this.#weight > KEPT)) {
+      // Behind these gaps offsets begin again: nothing from before can be compared with what comes after.
+      const resets = ["recreated", "truncated", "unknown-cursor"].includes(event.reason);
+      while (this.#ring.length > 0 && (resets || this.#weight > KEPT)) {
         const oldest = this.#ring.shift();
         this.#weight -= weight(oldest);
         this.#tail = oldest.cursor;
@@ -105,8 +105,9 @@ class Hub {
     this.state = state;
     if (state.name === "ended") this.#close();
     for (const tab of this.tabs) {
-      // A request that cannot be served may be the fault of another tab's start: the others try their own.
-      if (state.name === "ended" && !tab.joined) tab.again();
+      // A request that cannot be served may be the fault of another tab's start: then the others try their own. Without a
+      // start it cannot be served for anybody.
+      if (state.name === "ended" && !tab.joined && this.#start.last !== undefined) tab.again();
       else if (!tab.catching) tab.tell(state);
     }
   }
@@ -121,11 +122,12 @@ class Hub {
     if (cursor === this.#head) return [];
     const [mine, tail, head] = [cursor, this.#tail, this.#head].map(positions);
     if (!mine || !tail || !head || mine.topic !== tail.topic) return null;
+    if (mine.id && tail.id && mine.id !== tail.id) return null;
     for (let partition = 0; partition < Math.max(mine.length, head.length); partition += 1) {
       const next = offset(mine, partition);
       if (next < offset(tail, partition) || next > offset(head, partition)) return null;
     }
-    // The same offset behind another record: this tab has read a topic that was made anew since then.
+    // The same offset behind another record: this tab has read a topic that was recreated since then.
     const others = [this.#tail, ...this.#ring.map((event) => event.cursor)].map(positions);
     const differ = (a, b) => a && b && a.next === b.next && a.record !== null && b.record !== null && a.record !== b.record;
     if (others.some((other) => mine.some((position, partition) => differ(position, other[partition])))) return null;
@@ -248,16 +250,19 @@ class Tab {
 const offset = (vector, partition) => vector[partition]?.next ?? 0;
 
 /**
- * What a cursor says: per partition the next offset, and two bytes that stand for the record before it. To everyone else a cursor is
- * opaque; here those of two tabs must be compared. A form that this does not know gives null, and then tabs do not share.
+ * What a cursor says: two bytes of the topic's id, and per partition the next offset and two bytes that stand for the record before
+ * it. To everyone else a cursor is opaque; here those of two tabs must be compared. A version that this does not know gives null, and
+ * then tabs do not share.
  */
 function positions(cursor) {
   if (!/^[\w-]+$/.test(cursor) || cursor.length % 4 === 1) return null;
   const bytes = Uint8Array.from(atob(cursor.replaceAll("-", "+").replaceAll("_", "/")), (char) => char.charCodeAt(0));
-  if (bytes[0] !== 1) return null;
+  if (bytes[0] !== 1 && bytes[0] !== 2) return null;
   const vector = [];
   vector.topic = bytes[1] * 256 + bytes[2];
-  for (let at = 3; at < bytes.length; ) {
+  // Version 1 does not name the topic's id; 0 is unknown.
+  vector.id = bytes[0] === 2 ? bytes[3] * 256 + bytes[4] : 0;
+  for (let at = bytes[0] === 2 ? 5 : 3; at < bytes.length; ) {
     let value = 0;
     let scale = 1;
     let byte;
