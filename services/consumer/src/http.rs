@@ -10,7 +10,7 @@ use hyper::body::{Body, Incoming};
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, ALLOW,
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue, VARY,
+    CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue, VARY,
     X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::upgrade::OnUpgrade;
@@ -211,17 +211,22 @@ where
     let allow = app.origins.allow_header(request.headers());
     let id = RequestId::of(request.headers());
     request.extensions_mut().insert(id.clone());
+    let is_socketio = socketio::is_path(request.uri().path());
     let mut response = match reject(&app, &mut request) {
         Some(response) => response.map(Either::Right),
-        None if socketio::is_path(request.uri().path()) => {
-            match socketio::answer(&app, service, request).await? {
-                Ok(response) => response.map(Either::Left),
-                Err(response) => response.map(Either::Right),
-            }
-        }
+        None if is_socketio => match socketio::answer(&app, service, request).await? {
+            Ok(response) => response.map(Either::Left),
+            Err(response) => response.map(Either::Right),
+        },
         None => service.oneshot(request).await?.map(Either::Left),
     };
+    let upgrades = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
+    // A proxy that keeps connections for later must not come back to a replica that has left. (A session that polls ends with
+    // its `bye`, over the connection that it has.)
+    if app.drain.is_refusing() && !is_socketio && !upgrades {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     headers.insert(REQUEST_ID, id.0);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.append(VARY, HeaderValue::from_static("origin"));

@@ -68,8 +68,8 @@ pub async fn run(
     let reader = Reader::new(&config, metrics.clone())?;
     let topics = reader.topics();
     let mut reader = tokio::spawn(reader.run(reading.clone()));
-    let ready = tokio::spawn(become_ready(topics.clone(), readiness.clone()));
-    tokio::spawn(admin::serve(
+    let mut watching = tokio::spawn(watch_topics(topics.clone(), readiness.clone()));
+    let mut admin = tokio::spawn(admin::serve(
         listeners.admin,
         readiness.clone(),
         metrics.registry.clone(),
@@ -98,7 +98,7 @@ pub async fn run(
     let closing = CancellationToken::new();
     let limits = Limits::new(config.max_connections, config.keep_alive);
     let connections = Connections::default();
-    let accept = tokio::spawn(server::serve(
+    let mut accept = tokio::spawn(server::serve(
         listeners.public,
         limits,
         connections.clone(),
@@ -112,10 +112,16 @@ pub async fn run(
     tokio::select! {
         () = shutdown.cancelled() => {}
         ended = &mut reader => return ended.context("the reader of Kafka panicked")?,
-        Err(panicked) = ready => return Err(panicked).context("the watch over the topics panicked"),
+        ended = &mut admin => {
+            return ended.context("the admin server panicked").and(Err(anyhow::anyhow!("the admin server ended")));
+        }
+        ended = &mut accept => {
+            return ended.context("the accept loop panicked").and(Err(anyhow::anyhow!("the accept loop ended")));
+        }
+        ended = &mut watching => return ended.context("the watch over the topics panicked"),
     }
     // Endpoints and balancers learn late that this replica leaves: until they have, it answers, and says where it stands.
-    readiness.not_ready("draining");
+    readiness.drain();
     app.drain.refuse();
     tracing::info!(delay = ?config.drain_delay, window = ?config.drain_window, "draining");
     tokio::time::sleep(config.drain_delay).await;
@@ -123,13 +129,17 @@ pub async fn run(
     _ = accept.await;
     app.drain.end();
     tasks.close();
-    // A last second for those whose turn was the last, and for closing handshakes; what is left then are kept-alive
-    // connections without a request, and readers that do not read.
     let second = Duration::from_secs(1);
-    if timeout(config.drain_window + second, tasks.wait())
-        .await
-        .is_err()
-    {
+    let ended = async {
+        while app.metrics.open_streams() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    // A last second for those that ended last, and for closing handshakes.
+    _ = timeout(config.drain_window + second, ended).await;
+    // What is left are kept-alive connections without a request, and readers that do not read.
+    closing.cancel();
+    if timeout(second, tasks.wait()).await.is_err() {
         connections.cut_all("drain");
     }
     let all = timeout(second, tasks.wait()).await.is_ok();
@@ -143,7 +153,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Ready is when all topics have been read up to what was their end at the start; or some of them, and it is known of the
 /// others why not.
-async fn become_ready(topics: Vec<Arc<Topic>>, readiness: Readiness) {
+///
+/// From then on the readiness shows what keeps topics from being read.
+async fn watch_topics(topics: Vec<Arc<Topic>>, readiness: Readiness) {
     let begun = Instant::now();
     let mut tick = tokio::time::interval(Duration::from_millis(100));
     loop {
@@ -154,13 +166,20 @@ async fn become_ready(topics: Vec<Arc<Topic>>, readiness: Readiness) {
         if missing.is_empty() || (!filled.is_empty() && known && begun.elapsed() > PATIENCE) {
             let missing: Vec<_> = missing.iter().map(|topic| &topic.name).collect();
             tracing::info!(?missing, "caught up with Kafka; ready");
-            return readiness.ready();
+            readiness.ready();
+            break;
         }
         if let Some((topic, problem)) = missing
             .iter()
             .find_map(|topic| Some((topic, topic.problem()?)))
         {
             readiness.not_ready(format!("starting; topic {:?}: {problem}", topic.name));
+        }
+    }
+    loop {
+        tick.tick().await;
+        for topic in &topics {
+            readiness.note(&format!("topic {:?}", topic.name), topic.problem());
         }
     }
 }

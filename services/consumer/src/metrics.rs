@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use herald_runtime::kafka::Source;
 use herald_runtime::kafka::source::Partition;
@@ -31,6 +32,7 @@ pub struct Inner {
     gaps_read: IntCounterVec,
     messages_delivered: IntCounterVec,
     gaps_delivered: IntCounterVec,
+    open: AtomicUsize,
     streams: IntGaugeVec,
     streams_ended: IntCounterVec,
     ring_events: IntGaugeVec,
@@ -85,6 +87,7 @@ impl Metrics {
                 "gaps announced to clients, by reason",
                 &["reason"],
             )?,
+            open: AtomicUsize::new(0),
             streams: gauges(
                 "herald_streams",
                 "streams open now, by transport",
@@ -205,13 +208,12 @@ impl Metrics {
 
     /// Streams open now, over all transports.
     pub fn open_streams(&self) -> usize {
-        let streams = ["sse", "websocket", "socketio"];
-        let open = |transport| self.streams.with_label_values(&[transport]).get();
-        streams.into_iter().map(open).sum::<i64>().max(0) as usize
+        self.open.load(Ordering::Relaxed)
     }
 
     /// Counts a stream as open until the guard is dropped.
     pub fn open(&self, format: Format) -> Open {
+        self.open.fetch_add(1, Ordering::Relaxed);
         self.streams.with_label_values(&[transport(format)]).inc();
         Open {
             metrics: self.clone(),
@@ -230,6 +232,7 @@ pub struct Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
+        self.metrics.open.fetch_sub(1, Ordering::Relaxed);
         self.metrics
             .streams
             .with_label_values(&[transport(self.format)])

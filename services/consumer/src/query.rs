@@ -1,5 +1,7 @@
 //! Where a stream starts, as a client asks for it on any transport.
 
+use std::collections::HashMap;
+
 use serde::Deserialize;
 
 use crate::page::MAX_MESSAGES;
@@ -13,6 +15,54 @@ pub struct StreamQuery {
     pub last: Option<String>,
     pub binary: Option<String>,
     pub format: Option<String>,
+    /// Everything else that was given.
+    #[serde(flatten)]
+    pub other: HashMap<String, String>,
+}
+
+/// Names under which clients send a cursor that cannot send a header, such as React Native's, without case and signs.
+const LAST_EVENT_ID: [&str; 2] = ["lasteventid", "lasteventsourceid"];
+
+/// Names that other systems have for a position, likewise. Here they mean nothing, and must not be ignored in silence.
+const POSITIONS: [&str; 14] = [
+    "offset",
+    "offsets",
+    "fromoffset",
+    "startoffset",
+    "cursor",
+    "since",
+    "sinceid",
+    "start",
+    "startat",
+    "begin",
+    "position",
+    "seek",
+    "before",
+    "until",
+];
+
+/// The cursor among the parameters that have no meaning of their own.
+///
+/// # Errors
+///
+/// When one of them looks like a position: one sentence for the client.
+pub fn cursor_of<'a>(other: &'a HashMap<String, String>) -> Result<Option<&'a str>, String> {
+    let plain = |name: &str| -> String {
+        let kept = name.chars().filter(char::is_ascii_alphanumeric);
+        kept.map(|letter| letter.to_ascii_lowercase()).collect()
+    };
+    let mut cursor = None;
+    for (name, value) in other {
+        let known = plain(name);
+        if LAST_EVENT_ID.contains(&known.as_str()) {
+            cursor = Some(value.as_str());
+        } else if POSITIONS.contains(&known.as_str()) {
+            return Err(format!(
+                "{name:?} is not a parameter here; say where to start by after (a cursor), from (earliest or a time) or last (a number)"
+            ));
+        }
+    }
+    Ok(cursor)
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -36,7 +86,11 @@ impl StreamQuery {
         // An empty value is what a client sends that has nothing yet.
         let given =
             |value: Option<&str>| value.filter(|value| !value.is_empty()).map(str::to_owned);
-        if let Some(cursor) = given(last_event_id).or_else(|| given(self.after.as_deref())) {
+        let named = cursor_of(&self.other)?;
+        let cursor = given(last_event_id)
+            .or_else(|| given(named))
+            .or_else(|| given(self.after.as_deref()));
+        if let Some(cursor) = cursor {
             return Ok(Start::After(cursor));
         }
         if let Some(from) = given(self.from.as_deref()) {
@@ -136,6 +190,32 @@ mod tests {
         );
         assert_eq!(query("", "", "3").start(None), Ok(Start::Last(3)));
         assert_eq!(query("", "", "").start(None), Ok(Start::Live));
+    }
+
+    #[test]
+    fn a_cursor_in_the_query_under_its_header_s_name_is_one_and_another_system_s_position_is_rejected()
+     {
+        let with = |name: &str| StreamQuery {
+            other: HashMap::from([(name.to_owned(), "a".to_owned())]),
+            ..query("", "", "3")
+        };
+        for name in ["lastEventId", "Last-Event-ID", "last_event_id"] {
+            assert_eq!(
+                with(name).start(None),
+                Ok(Start::After("a".into())),
+                "{name}"
+            );
+        }
+        for name in ["offset", "Since", "start_offset"] {
+            let rejected = with(name).start(None);
+            assert!(
+                rejected.is_err_and(|error| error.contains(name) && error.contains("after")),
+                "{name}"
+            );
+        }
+        for name in ["_", "t", "access"] {
+            assert_eq!(with(name).start(None), Ok(Start::Last(3)), "{name}");
+        }
     }
 
     #[test]

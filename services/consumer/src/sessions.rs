@@ -1,6 +1,7 @@
 //! The sessions of Engine.IO, as far as its library does not tell of them.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -13,9 +14,30 @@ use tokio_util::sync::CancellationToken;
 /// What the library's task needs to hand a `bye` to the kernel, before the transport is cut.
 pub const LAST_WORD: Duration = Duration::from_millis(100);
 
-/// What the library does not tell: over which connection a session goes, how often it polled, and which ones we have ended.
+/// Sessions that one TCP connection may open.
+const PER_CONNECTION: usize = 16;
+
+/// What the library does not tell: how many sessions there are, over which connection each one goes, how often it polled, and
+/// which ones we have ended.
 #[derive(Default)]
-pub struct Sessions(Mutex<HashMap<String, Session>>);
+pub struct Sessions {
+    open: Arc<AtomicUsize>,
+    known: Mutex<HashMap<String, Session>>,
+}
+
+/// The room that a session takes, from its handshake to its end: the library keeps the request's extensions as long.
+#[derive(Debug)]
+pub struct Slot {
+    open: Arc<AtomicUsize>,
+    connection: Arc<Connection>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        self.connection.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 #[derive(Default)]
 struct Session {
@@ -30,9 +52,17 @@ struct Session {
 }
 
 impl Sessions {
-    /// How many sessions are known.
-    pub fn len(&self) -> usize {
-        self.lock().len()
+    /// Room for a session that this connection opens; `None` when there are `most` already, or too many over this connection.
+    pub fn reserve(&self, connection: &Arc<Connection>, most: usize) -> Option<Arc<Slot>> {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        connection.sessions.fetch_add(1, Ordering::Relaxed);
+        let slot = Slot {
+            open: self.open.clone(),
+            connection: connection.clone(),
+        };
+        let over = self.open.load(Ordering::Relaxed) > most
+            || connection.sessions.load(Ordering::Relaxed) > PER_CONNECTION;
+        (!over).then(|| Arc::new(slot))
     }
 
     /// A session was upgraded to this connection.
@@ -126,6 +156,6 @@ impl Sessions {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Session>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

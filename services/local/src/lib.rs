@@ -6,7 +6,7 @@ mod environments;
 mod kafka;
 
 use std::io::Write;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -62,7 +62,12 @@ pub async fn run(
         let span = info_span!("environment", name = environment.name);
 
         let (admin, consumer) = own_admin(&environment, "consumer")?;
-        let config = consumer_config(&environment, &kafka, embedded.is_some())?;
+        let config = consumer_config(
+            &environment,
+            &kafka,
+            embedded.is_some(),
+            public.local_addr()?.ip(),
+        )?;
         let run = consumer::run(
             config,
             consumer::Listeners { public, admin },
@@ -185,6 +190,7 @@ fn consumer_config(
     environment: &Environment,
     kafka: &KafkaArgs,
     embedded: bool,
+    address: IpAddr,
 ) -> anyhow::Result<consumer::Config> {
     let topic = format!("--kafka-topic={}", environment.topic);
     let header = format!("--custom-header={}", environment.custom_header);
@@ -193,6 +199,12 @@ fn consumer_config(
     let mut config: consumer::Config =
         parse_from(&["consumer", &topic, &header, drain[0], drain[1]])?;
     config.kafka = kafka.clone();
+    if address.is_loopback() {
+        // A page on the internet may give its own name this machine's address (DNS rebinding).
+        config
+            .allowed_hosts
+            .extend(["localhost", "127.0.0.1", "[::1]"]);
+    }
     if embedded {
         config.kafka.kafka_properties = kafka::CONSUMER_PROPERTIES.to_owned();
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// The producer's metrics and their registry. The help texts say what each one means.
 #[derive(Clone, Debug)]
@@ -10,6 +10,7 @@ pub struct Metrics {
     registry: Registry,
     produced: IntCounter,
     failures: IntCounter,
+    refused: IntCounterVec,
     unacknowledged: IntGauge,
     delivery: Histogram,
 }
@@ -27,6 +28,14 @@ impl Metrics {
             failures: IntCounter::new(
                 "herald_produce_failures_total",
                 "Attempts to deliver a message that failed; the message is sent again.",
+            )
+            .expect("the name is valid"),
+            refused: IntCounterVec::new(
+                Opts::new(
+                    "herald_messages_refused_total",
+                    "Messages that Kafka will never take, by reason; they are not sent again.",
+                ),
+                &["reason"],
             )
             .expect("the name is valid"),
             unacknowledged: IntGauge::new(
@@ -50,12 +59,14 @@ impl Metrics {
             registry,
             produced,
             failures,
+            refused,
             unacknowledged,
             delivery,
         } = &metrics;
         for collector in [
             Box::new(produced.clone()) as Box<dyn prometheus::core::Collector>,
             Box::new(failures.clone()),
+            Box::new(refused.clone()),
             Box::new(unacknowledged.clone()),
             Box::new(delivery.clone()),
         ] {
@@ -73,6 +84,12 @@ impl Metrics {
 
     pub(crate) fn said(&self) {
         self.unacknowledged.inc();
+    }
+
+    /// Counts a message that will never be acknowledged.
+    pub(crate) fn refused(&self, reason: &str) {
+        self.unacknowledged.dec();
+        self.refused.with_label_values(&[reason]).inc();
     }
 
     pub(crate) fn acknowledged(&self, after: Duration) {

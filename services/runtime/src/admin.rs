@@ -1,5 +1,6 @@
 //! The admin server, on a port of its own: is the process alive, is it ready, what does it count.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,39 +23,98 @@ const CONNECTIONS: usize = 64;
 /// A connection carries one request and its answer, and no client needs longer for it.
 const CONNECTION_TIME: Duration = Duration::from_secs(10);
 
-/// Whether a service does its work; shared by the service, which sets it, and the admin server, which tells it.
+/// Whether a service does its work; shared by the service, which sets it, and the admin server, which answers with it.
 #[derive(Clone, Debug)]
-pub struct Readiness(Arc<watch::Sender<Option<String>>>);
+pub struct Readiness(Arc<watch::Sender<State>>);
+
+#[derive(Clone, Debug)]
+struct State {
+    /// Why it is not ready; `None` when it is.
+    reason: Option<String>,
+    /// It drains, and is never ready again.
+    draining: bool,
+    /// What is wrong though it is ready, by name.
+    notes: BTreeMap<String, String>,
+}
 
 impl Readiness {
     /// Not ready, because it is starting.
     pub fn new() -> Readiness {
-        Readiness(Arc::new(watch::Sender::new(Some("starting".to_owned()))))
+        Readiness(Arc::new(watch::Sender::new(State {
+            reason: Some("starting".to_owned()),
+            draining: false,
+            notes: BTreeMap::new(),
+        })))
     }
 
-    /// Ready from now on.
+    /// Ready from now on, unless it drains.
     pub fn ready(&self) {
-        self.0.send_replace(None);
+        self.set(None, false);
     }
 
-    /// Not ready from now on; `/readyz` tells `reason`.
+    /// Not ready from now on; `/readyz` answers `reason`.
     pub fn not_ready(&self, reason: impl Into<String>) {
-        self.0.send_replace(Some(reason.into()));
+        self.set(Some(reason.into()), false);
+    }
+
+    /// Not ready any more, for good: the service drains.
+    pub fn drain(&self) {
+        self.set(Some("draining".to_owned()), true);
+    }
+
+    /// What is wrong with a part of the service, or that nothing is. `/readyz` shows it and stays ready: the other parts do
+    /// their work, and another replica would have the same problem.
+    pub fn note(&self, part: &str, problem: Option<&str>) {
+        self.0.send_if_modified(|state| match problem {
+            Some(problem) => {
+                state
+                    .notes
+                    .insert(part.to_owned(), problem.to_owned())
+                    .as_deref()
+                    != Some(problem)
+            }
+            None => state.notes.remove(part).is_some(),
+        });
     }
 
     /// Whether it is ready now.
     pub fn is_ready(&self) -> bool {
-        self.0.borrow().is_none()
+        self.0.borrow().reason.is_none()
     }
 
     /// Returns as soon as it is ready.
     pub async fn became_ready(&self) {
         // The sender lives in `self`, so the channel cannot close.
-        let _ = self.0.subscribe().wait_for(Option::is_none).await;
+        let _ = self
+            .0
+            .subscribe()
+            .wait_for(|state| state.reason.is_none())
+            .await;
     }
 
-    fn reason(&self) -> Option<String> {
-        self.0.borrow().clone()
+    fn set(&self, reason: Option<String>, draining: bool) {
+        self.0.send_if_modified(|state| {
+            if state.draining {
+                return false;
+            }
+            state.draining = draining;
+            state.reason = reason;
+            true
+        });
+    }
+
+    /// The status and the body of `/readyz`.
+    fn answer(&self) -> (StatusCode, String) {
+        let state = self.0.borrow();
+        let (status, first) = match &state.reason {
+            None => (StatusCode::OK, "ok"),
+            Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason.as_str()),
+        };
+        let notes = state
+            .notes
+            .iter()
+            .map(|(part, problem)| format!("{part}: {problem}\n"));
+        (status, format!("{first}\n{}", notes.collect::<String>()))
     }
 }
 
@@ -151,10 +211,10 @@ where
     }
     Ok(match request.uri().path() {
         "/livez" => text(StatusCode::OK, "ok\n"),
-        "/readyz" => match readiness.reason() {
-            None => text(StatusCode::OK, "ok\n"),
-            Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
-        },
+        "/readyz" => {
+            let (status, body) = readiness.answer();
+            text(status, body)
+        }
         "/metrics" => match metrics().await {
             Ok(body) => {
                 let mut response = Response::new(body);
@@ -242,6 +302,30 @@ mod tests {
         assert!(get(addr, "/readyz").await.starts_with("HTTP/1.1 200"));
         readiness.not_ready("draining");
         assert!(get(addr, "/readyz").await.ends_with("draining\n"));
+    }
+
+    #[tokio::test]
+    async fn a_service_that_drains_is_never_ready_again() {
+        let (addr, readiness, ..) = started().await;
+        readiness.drain();
+        readiness.ready();
+        readiness.not_ready("starting");
+        assert!(get(addr, "/readyz").await.ends_with("\r\n\r\ndraining\n"));
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_a_part_is_noted_and_the_service_stays_ready() {
+        let (addr, readiness, ..) = started().await;
+        readiness.ready();
+        readiness.note("topic \"a\"", Some("it cannot be read"));
+        let answer = get(addr, "/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(
+            answer.ends_with("ok\ntopic \"a\": it cannot be read\n"),
+            "{answer}"
+        );
+        readiness.note("topic \"a\"", None);
+        assert!(get(addr, "/readyz").await.ends_with("\r\n\r\nok\n"));
     }
 
     #[tokio::test]

@@ -3,6 +3,8 @@
 use herald_runtime::http::{failure, unavailable};
 use hyper::header::{CACHE_CONTROL, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use warp::Reply;
@@ -13,7 +15,7 @@ use crate::cursor::{Position, Vector};
 use crate::encode::{self, Encoding, Format, Kind};
 use crate::kafka::{Purpose, Topic};
 use crate::page::{Limit, MAX_PAGE, Page};
-use crate::query::{Start, StreamQuery, number, start_from};
+use crate::query::{Start, StreamQuery, cursor_of, number, start_from};
 use crate::record::{Gap, GapReason, Payload};
 
 #[derive(Debug, Default, Deserialize)]
@@ -24,6 +26,8 @@ pub struct PageQuery {
     from: Option<String>,
     limit: Option<String>,
     binary: Option<String>,
+    #[serde(flatten)]
+    other: HashMap<String, String>,
 }
 
 /// PageStart a page lies.
@@ -70,7 +74,9 @@ pub async fn answer(app: &App, query: PageQuery, headers: &HeaderMap) -> Respons
 impl PageQuery {
     fn read(self) -> Result<(PageStart, Limit, bool), String> {
         let given = |value: Option<String>| value.filter(|value| !value.is_empty());
-        let place = match (given(self.after), given(self.before), given(self.from)) {
+        let named = cursor_of(&self.other)?.map(str::to_owned);
+        let after = given(named).or_else(|| given(self.after));
+        let place = match (after, given(self.before), given(self.from)) {
             (None, None, None) => PageStart::Newest,
             (Some(cursor), None, None) => PageStart::After(cursor),
             (None, Some(cursor), None) => PageStart::Before(cursor),

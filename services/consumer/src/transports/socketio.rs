@@ -1,6 +1,6 @@
 //! Socket.IO, by socketioxide: the contract's events, and ours beside them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,14 @@ pub const PATH: &str = "/socket.io";
 const FULL: Duration = Duration::from_millis(1);
 const FULL_AT_MOST: Duration = Duration::from_millis(50);
 
+/// Packets that the library's queue takes for each session. Its pings wait in it too, and one that finds no room ends the
+/// session, so some of it stays free.
+const QUEUE: usize = 32;
+const QUEUE_OF_EVENTS: usize = 24;
+
+/// Bytes that are handed over before the first of them are taken, or one message: each packet is a copy of its own.
+const HANDED_BYTES: u64 = 128 << 10;
+
 /// Packets between two polls: python-socketio gives up on an answer of more than 16, and two polls' worth may meet in one.
 const POLL_PACKETS: usize = 7;
 
@@ -45,8 +53,7 @@ pub fn layer(app: Arc<App>) -> SocketIoLayer {
         .ping_interval(Duration::from_secs(25))
         .ping_timeout(Duration::from_secs(20))
         .connect_timeout(Duration::from_secs(10))
-        // Each packet is a copy of its own, as large as a message may be.
-        .max_buffer_size(16)
+        .max_buffer_size(QUEUE)
         .ws_read_buffer_size(1 << 10)
         .ws_max_message_size(64 << 10)
         .ws_max_frame_size(64 << 10)
@@ -54,13 +61,7 @@ pub fn layer(app: Arc<App>) -> SocketIoLayer {
     let check = app.clone();
     let refuse_invalid = move |socket: SocketRef, TryData(auth): TryData<Json>| {
         let app = check.clone();
-        async move {
-            // One connection can open many sessions.
-            if app.metrics.open_streams() >= app.max_connections {
-                return Err("this replica is full; come back in a moment".to_owned());
-            }
-            open(&app, &socket, auth.ok()).map(|_| ())
-        }
+        async move { open(&app, &socket, auth.ok()).map(|_| ()) }
     };
     let serve = move |socket: SocketRef, TryData(auth): TryData<Json>| {
         serve(app.clone(), socket, auth.ok())
@@ -76,15 +77,22 @@ pub fn is_path(path: &str) -> bool {
 }
 
 /// The answer to a request that the library is not to take.
-pub fn reject(app: &App, request: &Request<Incoming>, end: Option<End>) -> Option<Response> {
+pub fn reject(app: &App, request: &mut Request<Incoming>, end: Option<End>) -> Option<Response> {
     if request.uri().path().len() > PATH.len() + 1 {
         let sentence = "there is nothing at this address; Socket.IO is at /socket.io/";
         return Some(failure(StatusCode::NOT_FOUND, sentence));
     }
     let Some(sid) = session(request) else {
-        let full = app.sessions.len() >= app.max_connections;
-        let end = end.or(full.then_some(End::Overload));
-        return end.map(|end| app.refusal(&end));
+        if let Some(end) = end {
+            return Some(app.refusal(&end));
+        }
+        // One connection can open many sessions.
+        let connection = request.extensions().get::<Arc<Connection>>()?;
+        let Some(slot) = app.sessions.reserve(connection, app.max_connections) else {
+            return Some(app.refusal(&End::Overload));
+        };
+        request.extensions_mut().insert(slot);
+        return None;
     };
     // A poll may still carry the `bye`.
     (!is_poll(request) && app.sessions.has_ended(&sid)).then(unknown_session)
@@ -187,6 +195,7 @@ fn open(
         last: given("last"),
         binary: given("binary"),
         format: None,
+        other: other(auth.as_ref(), &query),
     };
     let headers = &socket.req_parts().headers;
     let (topic, permit) = app
@@ -199,6 +208,27 @@ fn open(
     };
     let name = topic.name.clone();
     Ok((Stream::new(topic, start, encoding), encoding, permit, name))
+}
+
+/// What was given beside the parameters that have a meaning, without Engine.IO's own.
+fn other(auth: Option<&Json>, query: &HashMap<String, String>) -> HashMap<String, String> {
+    const KNOWN: [&str; 10] = [
+        "topic",
+        "after",
+        "from",
+        "last",
+        "binary",
+        "EIO",
+        "transport",
+        "sid",
+        "t",
+        "b64",
+    ];
+    let auth = auth.and_then(Json::as_object).into_iter().flatten();
+    let given = auth.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())));
+    let all = query.clone().into_iter().chain(given);
+    all.filter(|(name, _)| !KNOWN.contains(&name.as_str()))
+        .collect()
 }
 
 async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
@@ -227,12 +257,8 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     }
     let mut turn = std::pin::pin!(app.drain.deadline());
     let mut expired = std::pin::pin!(permit.expired());
-    let mut emitter = Emitter {
-        socket: socket.clone(),
-        sessions: &app.sessions,
-        polls: 0,
-        packets: 2,
-    };
+    // `env` and `custom_header` are on their way.
+    let mut emitter = Emitter::new(socket.clone(), &app.sessions, 2);
     let mut batch = Batch::default();
     let end = loop {
         tokio::select! {
@@ -278,13 +304,30 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
 struct Emitter<'a> {
     socket: SocketRef,
     sessions: &'a Sessions,
-    /// Polls that were answered when it was looked the last time, and packets since.
+    /// Polls that were answered when it was looked the last time, and what was handed over since.
     polls: u64,
     packets: usize,
+    bytes: u64,
+    /// Over a WebSocket: where in the bytes of the connection each packet that was handed over ends.
+    connection: Option<Arc<Connection>>,
+    ends: VecDeque<u64>,
 }
 
-impl Emitter<'_> {
-    /// Hands over all of them. The library's queue being full means to wait, as long as anything moves.
+impl<'a> Emitter<'a> {
+    /// `packets` were handed over already.
+    fn new(socket: SocketRef, sessions: &'a Sessions, packets: usize) -> Self {
+        Self {
+            socket,
+            sessions,
+            polls: 0,
+            packets,
+            bytes: 0,
+            connection: None,
+            ends: VecDeque::new(),
+        }
+    }
+
+    /// Hands over all of them. No room means to wait, as long as anything moves.
     ///
     /// # Errors
     ///
@@ -302,41 +345,77 @@ impl Emitter<'_> {
                 .expect("frames of this format have one");
             let mut pause = FULL;
             loop {
-                let emitted = match self.has_room() {
-                    true => self.socket.emit(frame.kind.name(), payload),
-                    false => Err(SendError::Socket(SocketError::InternalChannelFull)),
-                };
-                match emitted {
-                    Ok(()) => break,
-                    Err(SendError::Socket(SocketError::InternalChannelFull)) => {
-                        if Instant::now() > deadline {
-                            return Err(Some(End::Slow));
+                if self.has_room() {
+                    match self.socket.emit(frame.kind.name(), payload) {
+                        Ok(()) => break,
+                        Err(SendError::Socket(SocketError::InternalChannelFull)) => {}
+                        Err(error) => {
+                            tracing::debug!(%error, "socket.io client is gone");
+                            return Err(None);
                         }
-                        _ = tokio::time::timeout(pause, answered.notified()).await;
-                        pause = (pause * 2).min(FULL_AT_MOST);
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "socket.io client is gone");
-                        return Err(None);
                     }
                 }
+                if Instant::now() > deadline {
+                    return Err(Some(End::Slow));
+                }
+                _ = tokio::time::timeout(pause, answered.notified()).await;
+                pause = (pause * 2).min(FULL_AT_MOST);
             }
-            self.packets += 1;
+            self.handed_over(packet_bytes(frame));
             deadline = deadline.max(Instant::now() + STALLED);
         }
         Ok(())
     }
 
-    /// Whether a polling client can take one more packet with its next poll.
-    fn has_room(&mut self) -> bool {
-        if self.packets < POLL_PACKETS || self.socket.transport_type() != TransportType::Polling {
-            return true;
+    fn handed_over(&mut self, bytes: u64) {
+        self.packets += 1;
+        self.bytes += bytes;
+        if let Some(connection) = &self.connection {
+            let begin = self
+                .ends
+                .back()
+                .copied()
+                .unwrap_or_default()
+                .max(connection.written());
+            self.ends.push_back(begin + bytes);
         }
-        let polls = self.sessions.polls(self.socket.id.as_str());
-        let polled = std::mem::replace(&mut self.polls, polls) != polls;
-        if polled {
-            self.packets = 0;
-        }
-        polled || !self.socket.connected()
     }
+
+    /// Whether the client can take one more packet now.
+    fn has_room(&mut self) -> bool {
+        if self.socket.transport_type() == TransportType::Polling {
+            if self.packets < POLL_PACKETS && self.bytes < HANDED_BYTES {
+                return true;
+            }
+            let polls = self.sessions.polls(self.socket.id.as_str());
+            let polled = std::mem::replace(&mut self.polls, polls) != polls;
+            if polled {
+                (self.packets, self.bytes) = (0, 0);
+            }
+            return polled || !self.socket.connected();
+        }
+        if self.connection.is_none() {
+            self.connection = self.sessions.connection(&self.socket);
+        }
+        let Some(connection) = &self.connection else {
+            return true;
+        };
+        let written = connection.written();
+        while self.ends.front().is_some_and(|end| *end <= written) {
+            self.ends.pop_front();
+        }
+        let waiting = self.ends.back().map_or(0, |end| end - written);
+        self.ends.len() < QUEUE_OF_EVENTS && waiting < HANDED_BYTES
+    }
+}
+
+/// The bytes of an event's packet on a WebSocket: `42["message",…]` in a frame (RFC 6455, section 5.2).
+fn packet_bytes(frame: &Frame) -> u64 {
+    let text = frame.bytes.len() + frame.kind.name().len() + r#"42["",]"#.len();
+    let head = match text {
+        ..126 => 2,
+        126..0x1_0000 => 4,
+        _ => 10,
+    };
+    (text + head) as u64
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use herald_runtime::Readiness;
-use herald_runtime::telemetry::Sampler;
+use herald_runtime::telemetry::{Sampler, shortened};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::FutureRecord;
@@ -40,6 +40,8 @@ pub struct Outbox {
 struct Message {
     broadcast: Broadcast,
     said: Instant,
+    /// It was in a batch that Kafka will never take, perhaps because of another message: it is sent alone.
+    suspect: bool,
 }
 
 struct InFlight {
@@ -78,6 +80,7 @@ impl Outbox {
         let message = Message {
             broadcast,
             said: Instant::now(),
+            suspect: false,
         };
         if self.waiting.is_empty() {
             self.hand_over(number, message)
@@ -143,7 +146,7 @@ impl Outbox {
                 }
                 Ok(())
             }
-            Err(error) => self.keep(number, message, &error),
+            Err(error) => self.keep(number, message, &error, false),
         }
     }
 
@@ -158,8 +161,12 @@ impl Outbox {
             return Ok(());
         }
         self.topic_is_lost = false;
+        let mut alone = false;
         for (number, message) in std::mem::take(&mut self.waiting) {
-            if self.waiting.is_empty() {
+            // A suspect message is sent when nothing else is under way, and nothing else before it is settled.
+            alone |= message.suspect && !self.in_flight.is_empty();
+            if self.waiting.is_empty() && !alone {
+                alone = message.suspect;
                 self.hand_over(number, message)?;
             } else {
                 self.waiting.insert(number, message);
@@ -199,13 +206,31 @@ impl Outbox {
                 });
                 Ok(())
             }
-            Err((error, _)) => self.keep(number, message, &error),
+            Err((error, _)) => self.keep(number, message, &error, true),
         }
     }
 
-    fn keep(&mut self, number: u64, message: Message, error: &KafkaError) -> anyhow::Result<()> {
+    /// Keeps a message for another attempt, unless Kafka will never take it. `alone` says that the error is about this message
+    /// and not about its batch. Errors are fatal.
+    fn keep(
+        &mut self,
+        number: u64,
+        mut message: Message,
+        error: &KafkaError,
+        alone: bool,
+    ) -> anyhow::Result<()> {
         self.kafka.check_fatal()?;
         let code = error.rdkafka_error_code();
+        let reason = code.and_then(never_taken);
+        if reason.is_some() && !alone && !message.suspect {
+            message.suspect = true;
+        } else if let Some(reason) = reason {
+            self.metrics.refused(reason);
+            let bytes = message.broadcast.text.len();
+            let text = shortened(&message.broadcast.text, 200);
+            warn!(%error, bytes, text, "kafka will never take this message; going on without it");
+            return Ok(());
+        }
         // librdkafka's queue being full is no failure, only a long wait.
         if code != Some(RDKafkaErrorCode::QueueFull) {
             self.metrics.failed();
@@ -223,5 +248,103 @@ impl Outbox {
         );
         self.waiting.insert(number, message);
         Ok(())
+    }
+}
+
+/// Why Kafka will never take a message, however often it is sent: the message itself is wrong. What depends on rights, on the
+/// topic's existence or on the brokers' state may change.
+fn never_taken(code: RDKafkaErrorCode) -> Option<&'static str> {
+    use RDKafkaErrorCode as Code;
+    match code {
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => Some("too-large"),
+        Code::InvalidRecord | Code::InvalidMessageSize => Some("invalid"),
+        Code::InvalidTimestamp => Some("invalid-timestamp"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use herald_testing::{create_topic, kafka_with, random_topic, read_all};
+
+    use super::*;
+    use crate::Config;
+
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    /// Sends these messages, and returns what the topic holds when none is left.
+    async fn sent(
+        properties: &str,
+        topic_limit: &str,
+        texts: &[String],
+    ) -> Option<(Vec<String>, String)> {
+        let kafka = kafka_with("limit on the size of messages")?;
+        let topic = random_topic("refused");
+        create_topic(&kafka, &topic, 1, &[("max.message.bytes", topic_limit)]).await;
+        let args = [
+            "producer",
+            "--kafka-topic",
+            &topic,
+            "--kafka-properties",
+            properties,
+        ];
+        let mut config: Config = herald_runtime::config::parse_from(&args).unwrap();
+        config.kafka.kafka_bootstrap_servers = kafka.clone();
+        let metrics = Metrics::new();
+        let client = Kafka::new(&config).unwrap();
+        assert!(client.wait_for_topic(&CancellationToken::new()).await);
+        let mut outbox = client.into_outbox(metrics.clone(), Readiness::new());
+        for text in texts {
+            let (headers, timestamp) = (Vec::new(), 1);
+            let text = text.clone();
+            outbox
+                .send(Broadcast {
+                    text,
+                    headers,
+                    timestamp,
+                })
+                .unwrap();
+        }
+        let settled = async {
+            while outbox.unacknowledged() > 0 {
+                if outbox.can_retry() {
+                    outbox.retry(&CancellationToken::new()).await.unwrap();
+                }
+                let settled = outbox.delivery().await;
+                outbox.settle(settled).unwrap();
+            }
+        };
+        tokio::time::timeout(DEADLINE, settled)
+            .await
+            .expect("no message blocks the others");
+        let stored = read_all(&kafka, &topic)
+            .await
+            .iter()
+            .map(|stored| stored.text())
+            .collect();
+        let counted = prometheus::TextEncoder::new().encode_to_string(&metrics.registry().gather());
+        Some((stored, counted.unwrap()))
+    }
+
+    #[tokio::test]
+    async fn a_message_that_kafka_will_never_take_is_refused_and_the_rest_goes_on_in_order() {
+        let texts = [
+            "a".to_owned(),
+            "x".repeat(20_000),
+            "b".to_owned(),
+            "c".to_owned(),
+        ];
+        for (properties, topic_limit) in [("message.max.bytes=5000", "1000000"), ("", "5000")] {
+            let Some((stored, counted)) = sent(properties, topic_limit, &texts).await else {
+                return;
+            };
+            assert_eq!(stored, ["a", "b", "c"], "{properties} {topic_limit}");
+            assert!(
+                counted.contains("herald_messages_refused_total{reason=\"too-large\"} 1\n"),
+                "{counted}"
+            );
+        }
     }
 }

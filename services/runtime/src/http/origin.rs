@@ -107,6 +107,11 @@ impl Hosts {
         Ok(Self(entries))
     }
 
+    /// Takes more names, as [`Hosts::parse`] does.
+    pub fn extend(&mut self, names: impl IntoIterator<Item = &'static str>) {
+        self.0.extend(names.into_iter().map(str::to_owned));
+    }
+
     /// Whether a request was sent to one of these names, whatever the port.
     pub fn contain(&self, host: Option<&HeaderValue>) -> bool {
         if self.0.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -22,10 +22,6 @@ use tokio_util::task::TaskTracker;
 /// Connections over the cap that are answered rather than left waiting.
 const ANSWERED_OVER_CAP: usize = 256;
 
-/// A reader that keeps a write waiting must take so many bytes in each window, or it is slow.
-const LEAST_BYTES: u32 = 32 << 10;
-const LEAST_WINDOW: Duration = Duration::from_secs(30);
-
 /// What a connection may do and hold.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -37,6 +33,9 @@ pub struct Limits {
     pub idle: Duration,
     /// With a write that takes nothing.
     pub stalled: Duration,
+    /// A reader that keeps writes waiting must take so many bytes in each of these windows, or it is slow.
+    pub least_bytes: u32,
+    pub least_window: Duration,
     /// Bytes that the kernel holds for a reader that does not read (it doubles the number).
     pub send_buffer: usize,
 }
@@ -49,6 +48,8 @@ impl Limits {
             header: Duration::from_secs(10),
             idle,
             stalled: Duration::from_secs(10),
+            least_bytes: 32 << 10,
+            least_window: Duration::from_secs(30),
             send_buffer: 32 << 10,
         }
     }
@@ -106,6 +107,10 @@ pub struct Connection {
     behind: AtomicU32,
     /// Bytes taken since `behind`.
     taken: AtomicU32,
+    /// Bytes taken in all.
+    written: AtomicU64,
+    /// Sessions that were opened over it and have not ended.
+    pub sessions: AtomicUsize,
     cut: OnceLock<&'static str>,
 }
 
@@ -145,6 +150,11 @@ impl Connection {
         self.cut.get().copied()
     }
 
+    /// How many bytes the kernel has taken of what was written.
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
     fn now(&self) -> u32 {
         (self.accepted.elapsed().as_millis() / 100) as u32 + 1
     }
@@ -158,8 +168,8 @@ impl Connection {
         let behind = self.behind.load(Ordering::Relaxed);
         if passed(self.blocked.load(Ordering::Relaxed), limits.stalled) {
             self.cut("slow");
-        } else if passed(behind, LEAST_WINDOW) {
-            if self.taken.swap(0, Ordering::Relaxed) < LEAST_BYTES {
+        } else if passed(behind, limits.least_window) {
+            if self.taken.swap(0, Ordering::Relaxed) < limits.least_bytes {
                 self.cut("slow");
             }
             self.behind.store(now, Ordering::Relaxed);
@@ -256,6 +266,8 @@ pub async fn serve<F, B>(
             blocked: AtomicU32::new(0),
             behind: AtomicU32::new(0),
             taken: AtomicU32::new(0),
+            written: AtomicU64::new(0),
+            sessions: AtomicUsize::new(0),
             cut: OnceLock::new(),
         });
         connections.lock().push(Arc::downgrade(&connection));
@@ -343,6 +355,9 @@ impl Io {
     fn wrote(&self, taken: usize, length: usize) {
         let connection = &self.connection;
         connection.active.store(connection.now(), Ordering::Relaxed);
+        connection
+            .written
+            .fetch_add(taken as u64, Ordering::Relaxed);
         if connection.blocked.load(Ordering::Relaxed) > 0 {
             connection.blocked.store(0, Ordering::Relaxed);
         }
