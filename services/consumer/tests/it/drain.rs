@@ -2,10 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use herald_testing::{Record, create_topic, eventually, kafka, produce, random_topic, read_all};
+use herald_testing::{
+    Broker, Record, create_topic, eventually, kafka, produce, random_topic, read_all,
+};
 
 use crate::balancer::Balancer;
 use crate::client::{Client, TRANSPORTS, Transport};
+use crate::http::{Http, header};
 use crate::reader::{Followers, places};
 use crate::replica::Replica;
 
@@ -145,7 +148,12 @@ async fn a_second_signal_leaves_at_once() {
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("twice");
     create_topic(&kafka, &topic, 1, &[]).await;
-    let mut replica = Replica::start(&kafka, &topic, &["--drain-delay", "60s"]).await;
+    let mut replica = Replica::start(
+        &kafka,
+        &topic,
+        &["--drain-delay", "60s", "--shutdown-grace", "90s"],
+    )
+    .await;
     let _open: Vec<Client> = TRANSPORTS
         .iter()
         .map(|transport| Client::connect(replica.public, *transport, &[]))
@@ -154,4 +162,101 @@ async fn a_second_signal_leaves_at_once() {
     replica.said("draining").await;
     replica.terminate();
     assert_eq!(replica.ended(Duration::from_secs(2)).await, Some(143));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_polling_client_and_an_idle_connection_do_not_hold_up_the_end() {
+    let Some(kafka) = kafka() else { return };
+    let topic = random_topic("polling");
+    create_topic(&kafka, &topic, 1, &[]).await;
+    let options = ["--drain-delay", "0s", "--drain-window", "2s"];
+    let mut replica = Replica::start(&kafka, &topic, &options).await;
+    let mut client = Client::connect(replica.public, Transport::Polling, &[]);
+    while client.next().await.expect("the stream goes on")["type"] != "start" {}
+    replica.terminate();
+    let began = Instant::now();
+    assert_eq!(replica.ended(Duration::from_secs(10)).await, Some(0));
+    assert!(
+        began.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        began.elapsed()
+    );
+
+    let options = ["--drain-delay", "0s", "--drain-window", "8s"];
+    let mut replica = Replica::start(&kafka, &topic, &options).await;
+    let mut idle = Http::connect(replica.public).await.expect("a connection");
+    idle.send("GET", "/config", &[], "")
+        .await
+        .expect("an answer");
+    replica.terminate();
+    let began = Instant::now();
+    assert_eq!(replica.ended(Duration::from_secs(15)).await, Some(0));
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
+    assert!(idle.is_closed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_keeps_its_connection_never_sees_a_failed_request() {
+    let Some(kafka) = kafka() else { return };
+    let topic = random_topic("kept");
+    create_topic(&kafka, &topic, 1, &[]).await;
+    let options = ["--drain-delay", "2s", "--drain-window", "2s"];
+    let mut replica = Replica::start(&kafka, &topic, &options).await;
+    // Its end is up to the drain, so the others outlive the listener.
+    let mut stream = Client::connect(replica.public, Transport::WebSocket, &[]);
+    stream.next().await.expect("a start");
+    let address = replica.public;
+    let asking = tokio::spawn(async move {
+        let (mut answers, mut told) = (0, 0);
+        while let Ok(mut http) = Http::connect(address).await {
+            loop {
+                let answer = http.send("GET", "/config", &[], "").await;
+                let answer =
+                    answer.unwrap_or_else(|error| panic!("after {answers} answers: {error}"));
+                assert_eq!(answer.status(), 200);
+                answers += 1;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                if header(&answer, "connection") == "close" {
+                    told += 1;
+                    break;
+                }
+            }
+        }
+        (answers, told)
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    replica.terminate();
+    assert_eq!(replica.ended(Duration::from_secs(10)).await, Some(0));
+    let (answers, told) = asking.await.expect("no request failed");
+    assert!(
+        answers > 20 && told > 5,
+        "{answers} answers, {told} of them the last"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readiness_does_not_come_back_when_kafka_comes_during_the_drain() {
+    let Some(mut broker) = Broker::start().await else {
+        return;
+    };
+    let address = broker.address().to_owned();
+    let topic = random_topic("never-ready");
+    create_topic(&address, &topic, 1, &[]).await;
+    broker.stop().await;
+    let options = ["--drain-delay", "20s", "--drain-window", "0s"];
+    let mut replica = Replica::launch(&address, &topic, "127.0.0.1:0", &options).await;
+    replica.said("no connection to kafka").await;
+    replica.terminate();
+    replica.said("draining").await;
+    broker.start_again().await;
+    replica.said("caught up with Kafka").await;
+    for _ in 0..10 {
+        let (status, reason) = replica.get_admin("/readyz").await;
+        assert_eq!((status, reason.trim()), (503, "draining"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

@@ -3,10 +3,13 @@
 mod balancer;
 mod changes;
 mod client;
+mod connections;
 mod drain;
 mod exactness;
 mod faults;
+mod http;
 mod limits;
 mod read_one;
 mod reader;
 mod replica;
+mod requests;

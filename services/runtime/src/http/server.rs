@@ -463,3 +463,6 @@ impl AsyncWrite for Io {
         Poll::Ready(SockRef::from(&self.socket.stream).shutdown(std::net::Shutdown::Write))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpSocket;
+use tokio::time::{sleep, timeout};
+use warp::Reply as _;
+
+use super::*;
+
+struct Server {
+    address: SocketAddr,
+    open: IntGauge,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+    closing: CancellationToken,
+}
+
+/// A server whose answers are eight megabytes.
+async fn server(limits: Limits) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let metrics = ServerMetrics::new(&Registry::new()).unwrap();
+    let (tasks, shutdown, closing) = Default::default();
+    let server = Server {
+        address,
+        open: metrics.connections.clone(),
+        tasks,
+        shutdown,
+        closing,
+    };
+    let answer = async |_| Ok("x".repeat(8 << 20).into_response());
+    tokio::spawn(serve(
+        listener,
+        limits,
+        Connections::default(),
+        metrics,
+        answer,
+        server.tasks.clone(),
+        server.shutdown.clone(),
+        server.closing.clone(),
+    ));
+    server
+}
+
+/// Short windows, as seconds are to minutes.
+fn limits() -> Limits {
+    Limits {
+        least_bytes: 32 << 10,
+        least_window: Duration::from_secs(1),
+        ..Limits::new(100, Duration::from_secs(75))
+    }
+}
+
+/// A client whose kernel holds little.
+async fn ask(address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 << 10).unwrap();
+    let mut stream = socket.connect(address).await.unwrap();
+    let request = b"GET / HTTP/1.1\r\nhost: herald\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    stream
+}
+
+/// Reads so many bytes ten times a second; `Err` when the server has cut the connection.
+async fn read(stream: &mut TcpStream, bytes: usize, duration: Duration) -> Result<(), ()> {
+    let began = Instant::now();
+    let mut piece = vec![0; bytes];
+    while began.elapsed() < duration {
+        stream.read_exact(&mut piece).await.map_err(drop)?;
+        sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_a_trickle_is_cut() {
+    let server = server(limits()).await;
+    let mut stream = ask(server.address).await;
+    // What the kernels hold already lasts for a while.
+    let cut = read(&mut stream, 1_000, Duration::from_secs(30)).await;
+    assert!(cut.is_err(), "a reader of 10 KB/s was served for 30 s");
+    assert_eq!(server.open.get(), 0);
+}
+
+#[tokio::test]
+async fn a_slow_reader_is_not_cut() {
+    let server = server(limits()).await;
+    let mut stream = ask(server.address).await;
+    let read = read(&mut stream, 10_000, Duration::from_secs(8)).await;
+    assert!(read.is_ok(), "a reader of 100 KB/s was cut");
+    assert_eq!(server.open.get(), 1);
+}
+
+#[tokio::test]
+async fn connections_without_a_request_close_and_answers_are_finished_first() {
+    let server = server(limits()).await;
+    let mut idle = TcpStream::connect(server.address).await.unwrap();
+    let mut busy = ask(server.address).await;
+    busy.read_exact(&mut [0; 100]).await.unwrap();
+    server.shutdown.cancel();
+    server.closing.cancel();
+    let mut rest = Vec::new();
+    let closed = timeout(Duration::from_secs(1), idle.read_to_end(&mut rest)).await;
+    assert_eq!(closed.expect("at once").unwrap(), 0);
+    let read = timeout(Duration::from_secs(10), busy.read_to_end(&mut rest)).await;
+    assert!(read.expect("the answer ends").unwrap() > 8 << 20);
+    server.tasks.close();
+    let ended = timeout(Duration::from_secs(2), server.tasks.wait()).await;
+    ended.expect("nothing is left");
+    assert_eq!(server.open.get(), 0);
+}
