@@ -71,6 +71,54 @@ impl Broker {
         answers(&self.address).await;
     }
 
+    /// Changes the first segment of a partition's log while it is stopped.
+    pub async fn edit_log(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        edit: impl FnOnce(&mut Vec<u8>) + Send + 'static,
+    ) {
+        let topic = topic.to_owned();
+        self.with(move |process| process.edit_log(&topic, partition, edit))
+            .await;
+    }
+
+    /// Has it look at its whole logs when it starts, as after a crash in which the disk lost its last writes.
+    pub async fn forget_checkpoints(&mut self) {
+        self.with(|process| process.forget_checkpoints()).await;
+    }
+
+    /// Denies everybody to read a topic, or allows it again; everything else stays allowed. The broker needs an authorizer; see
+    /// [`Broker::AUTHORIZER`].
+    pub async fn deny_read(&mut self, topic: &str, deny: bool) {
+        let (topic, address) = (topic.to_owned(), self.address.clone());
+        self.with(move |process| {
+            let acls = |args: &[&str]| {
+                let common = ["--bootstrap-server", &address, "--topic", &topic];
+                let class = "org.apache.kafka.tools.AclCommand";
+                process.tool(class, &[&common, args].concat())
+            };
+            let read = ["--deny-principal", "User:*", "--operation", "Read"];
+            if deny {
+                // Where a topic has an ACL, what none allows is denied.
+                acls(&["--add", "--allow-principal", "User:*", "--operation", "All"])?;
+                acls(&[&["--add"], &read[..]].concat())
+            } else {
+                acls(&[&["--remove", "--force"], &read[..]].concat())
+            }
+        })
+        .await;
+    }
+
+    /// Settings of a broker that knows ACLs, and lets everybody do what none speaks of.
+    pub const AUTHORIZER: [(&str, &str); 2] = [
+        (
+            "authorizer.class.name",
+            "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        ),
+        ("allow.everyone.if.no.acl.found", "true"),
+    ];
+
     async fn with(
         &mut self,
         action: impl FnOnce(&mut KafkaProcess) -> anyhow::Result<()> + Send + 'static,

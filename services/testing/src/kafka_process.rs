@@ -139,6 +139,53 @@ impl KafkaProcess {
         Ok(())
     }
 
+    /// Changes the first segment of a partition's log on the disk. Kafka must not run.
+    pub fn edit_log(
+        &self,
+        topic: &str,
+        partition: i32,
+        edit: impl FnOnce(&mut Vec<u8>),
+    ) -> anyhow::Result<()> {
+        if self.java.is_some() {
+            bail!("Kafka at {} runs", self.address());
+        }
+        let data = self.folder.join("data");
+        let segment = data.join(format!("{topic}-{partition}/00000000000000000000.log"));
+        let mut bytes =
+            fs::read(&segment).with_context(|| format!("cannot read {}", segment.display()))?;
+        edit(&mut bytes);
+        fs::write(&segment, bytes)?;
+        Ok(())
+    }
+
+    /// Has Kafka look at its whole logs when it starts, as after a crash in which the disk lost its last writes.
+    pub fn forget_checkpoints(&self) -> anyhow::Result<()> {
+        for name in [
+            "recovery-point-offset-checkpoint",
+            "replication-offset-checkpoint",
+            ".kafka_cleanshutdown",
+        ] {
+            let file = self.folder.join("data").join(name);
+            if file.exists() {
+                fs::remove_file(file)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs one of Kafka's own tools.
+    pub fn tool(&self, class: &str, args: &[&str]) -> anyhow::Result<()> {
+        let status = self
+            .java(class)?
+            .args(args)
+            .status()
+            .context("cannot run java")?;
+        if !status.success() {
+            bail!("{class} ended with {status}:\n{}", self.log_end());
+        }
+        Ok(())
+    }
+
     fn format(&self) -> anyhow::Result<()> {
         let status = self
             .java("kafka.tools.StorageTool")?

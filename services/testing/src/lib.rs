@@ -31,7 +31,10 @@ pub use kafka_process::KafkaProcess;
 #[cfg(feature = "clients")]
 pub use broker::Broker;
 #[cfg(feature = "clients")]
-pub use records::{Outcome, Record, Stored, produce, produce_in_transaction, read_all};
+pub use records::{
+    Outcome, Record, Stored, produce, produce_compressed, produce_in_open_transaction,
+    produce_in_transaction, read_all,
+};
 #[cfg(feature = "clients")]
 pub use topics::{
     add_partitions, create_topic, delete_records_before, delete_topic, random_topic, watermarks,

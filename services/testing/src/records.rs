@@ -98,6 +98,56 @@ pub async fn produce(address: &str, topic: &str, records: &[Record]) -> Vec<(i32
     send(&producer, topic, records).await
 }
 
+/// Produces `records` in one batch, compressed with `codec`, however much they are before.
+pub async fn produce_compressed(
+    address: &str,
+    topic: &str,
+    records: &[Record],
+    codec: &str,
+) -> Vec<(i32, i64)> {
+    let producer: FutureProducer = config(address)
+        .set("enable.idempotence", "true")
+        .set("compression.type", codec)
+        .set("linger.ms", "1000")
+        .set("batch.size", "500000000")
+        .set("message.max.bytes", "500000000")
+        .set("queue.buffering.max.kbytes", "1000000")
+        .create()
+        .expect("a valid configuration");
+    send(&producer, topic, records).await
+}
+
+/// Produces `records` in a transaction that ends only when the returned producer is dropped, after its timeout.
+pub async fn produce_in_open_transaction(
+    address: &str,
+    topic: &str,
+    records: &[Record],
+) -> impl Drop + use<> {
+    let producer: FutureProducer = config(address)
+        .set("transactional.id", crate::random_topic("open"))
+        .create()
+        .expect("a valid configuration");
+    let clone = producer.clone();
+    blocking(move || {
+        clone
+            .init_transactions(DEADLINE)
+            .and_then(|()| clone.begin_transaction())
+            .expect("cannot begin a transaction");
+    })
+    .await;
+    send(&producer, topic, records).await;
+    OpenTransaction(producer)
+}
+
+struct OpenTransaction(FutureProducer);
+
+impl Drop for OpenTransaction {
+    fn drop(&mut self) {
+        // What comes of it is of no use to a test that has ended.
+        _ = self.0.abort_transaction(DEADLINE);
+    }
+}
+
 /// Produces `records` in one transaction, which leaves a marker behind them in every partition they went to.
 pub async fn produce_in_transaction(
     address: &str,

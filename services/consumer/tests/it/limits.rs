@@ -427,7 +427,6 @@ async fn a_slow_socketio_reader_of_a_long_backlog_is_not_cut_at_the_heartbeat() 
     })
     .await
     .expect("a connection");
-    let address = replica.public;
     let read = tokio::task::spawn_blocking(move || {
         use std::io::Read as _;
         let (began, mut bytes, mut piece) = (Instant::now(), 0, vec![0; 64 << 10]);

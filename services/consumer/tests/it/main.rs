@@ -7,6 +7,7 @@ mod connections;
 mod drain;
 mod exactness;
 mod faults;
+mod hostile;
 mod http;
 mod limits;
 mod read_one;
