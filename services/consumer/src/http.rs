@@ -57,6 +57,9 @@ const FILES: &[(&str, &str, &str)] = &[
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       worker-src 'self'; base-uri 'none'; encoding-action 'none'; frame-ancestors 'none'";
 
+const UNREADABLE_QUERY: &str =
+    "the query cannot be read; give each parameter once, percent-encoded";
+
 /// The addresses, without `/socket.io/`, which the layer around them answers.
 fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let app = warp::any().map(move || app.clone());
@@ -76,22 +79,29 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
                 sse::answer(&app, &query, &headers, connection)
             },
         );
+    // What is wrong with the query is said over the socket: a browser shows no page the status of a handshake.
+    let raw_query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let ws = warp::path!("ws")
         .and(warp::get())
         .and(app.clone())
-        .and(warp::query::<StreamQuery>())
+        .and(raw_query)
         .and(headers())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(connection())
         .and(warp::ext::optional::<Rejected>())
         .map(
             |app: Arc<App>,
-             query: StreamQuery,
+             query: String,
              headers: HeaderMap,
              upgrade,
              connection,
              rejected: Option<Rejected>| {
-                let rejected = rejected.map(|rejected| rejected.0);
+                let query = serde_urlencoded::from_str::<StreamQuery>(&query);
+                let invalid = query
+                    .is_err()
+                    .then(|| End::Invalid(UNREADABLE_QUERY.to_owned()));
+                let rejected = rejected.map(|rejected| rejected.0).or(invalid);
+                let query = query.unwrap_or_default();
                 websocket::answer(&app, &query, &headers, upgrade, connection, rejected)
             },
         );
@@ -108,9 +118,11 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
         .and(app)
         .and(headers())
         .map(|app: Arc<App>, headers: HeaderMap| config(&app, &headers));
-    let files = read()
-        .and(warp::path::tail())
-        .and_then(async |tail: warp::path::Tail| file(tail.as_str()));
+    // The address first: an unknown one is not found, whatever the method.
+    let files = warp::path::tail()
+        .and_then(async |tail: warp::path::Tail| file(tail.as_str()))
+        .and(read())
+        .map(|response: Response| response);
 
     events
         .or(ws)
@@ -169,10 +181,7 @@ async fn explain(rejection: Rejection) -> Result<Response, Infallible> {
             .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         response
     } else if rejection.find::<warp::reject::InvalidQuery>().is_some() {
-        failure(
-            StatusCode::BAD_REQUEST,
-            "the query cannot be read; give each parameter once, percent-encoded",
-        )
+        failure(StatusCode::BAD_REQUEST, UNREADABLE_QUERY)
     } else {
         tracing::error!(?rejection, "a request was not understood");
         failure(
@@ -211,7 +220,8 @@ where
     let allow = app.origins.allow_header(request.headers());
     let id = RequestId::of(request.headers());
     request.extensions_mut().insert(id.clone());
-    let is_socketio = socketio::is_path(request.uri().path());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let is_socketio = socketio::is_path(&path);
     let mut response = match reject(&app, &mut request) {
         Some(response) => response.map(Either::Right),
         None if is_socketio => match socketio::answer(&app, service, request).await? {
@@ -221,6 +231,8 @@ where
         None => service.oneshot(request).await?.map(Either::Left),
     };
     let upgrades = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let (request_id, status) = (id.as_str(), response.status().as_u16());
+    tracing::debug!(request_id, %method, path, status, "request");
     let headers = response.headers_mut();
     // A proxy that keeps connections for later must not come back to a replica that has left. (A session that polls ends with
     // its `bye`, over the connection that it has.)

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use herald_runtime::http::drain;
 use herald_runtime::kafka::Source;
 use serde_json::{Map, Value as Json, json};
 use tokio::sync::watch;
@@ -45,6 +46,15 @@ impl End {
             Self::Slow => "slow",
             Self::Expired => "expired",
             Self::Invalid(_) => "invalid",
+        }
+    }
+
+    /// When the client should come back, in ms: each at its own moment.
+    pub fn retry(&self) -> u64 {
+        match self {
+            // A full replica stays full for a while.
+            Self::Overload => rand::random_range(2_000..10_000),
+            _ => drain::retry(),
         }
     }
 

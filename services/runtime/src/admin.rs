@@ -113,6 +113,7 @@ impl Readiness {
         let notes = state
             .notes
             .iter()
+            .filter(|_| !state.draining)
             .map(|(part, problem)| format!("{part}: {problem}\n"));
         (status, format!("{first}\n{}", notes.collect::<String>()))
     }

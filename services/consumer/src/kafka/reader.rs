@@ -530,3 +530,52 @@ impl Live {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use herald_testing::{Record, create_topic, eventually, kafka, produce, random_topic};
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_reader_that_panics_ends_with_its_reason() {
+        let Some(kafka) = kafka() else { return };
+        let topic = random_topic("panic");
+        create_topic(&kafka, &topic, 1, &[]).await;
+        let address = ["--kafka-bootstrap-servers", &kafka, "--kafka-topic", &topic];
+        let config = Config::parse_from(["consumer"].iter().chain(&address));
+        let mut reader = Reader::new(&config, Metrics::new().unwrap()).unwrap();
+        reader.decode = |_, _| panic!("a record that nobody thought of");
+        let feed = reader.topics()[0].feed.clone();
+        let run = tokio::spawn(reader.run(CancellationToken::new()));
+        let second = Duration::from_secs(1);
+        eventually(30 * second, "the topic to be read", async || {
+            feed.is_filled()
+        })
+        .await;
+        produce(&kafka, &topic, &[Record::new(0, "x")]).await;
+        let ended = tokio::time::timeout(5 * second, run).await;
+        let ended = ended.expect("it ends at once").expect("it ends in order");
+        assert_eq!(
+            ended.unwrap_err().to_string(),
+            "the reader of Kafka panicked"
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_supervisor_that_ends_takes_the_reader_along() {
+        let Some(kafka) = kafka() else { return };
+        let topic = random_topic("supervisor");
+        create_topic(&kafka, &topic, 1, &[]).await;
+        let address = ["--kafka-bootstrap-servers", &kafka, "--kafka-topic", &topic];
+        let config = Config::parse_from(["consumer"].iter().chain(&address));
+        let mut reader = Reader::new(&config, Metrics::new().unwrap()).unwrap();
+        // Without anybody to report to it, a supervisor has nothing to do.
+        reader.problems = vec![async_mpsc::unbounded_channel().1];
+        let ended = reader.run(CancellationToken::new());
+        let ended = tokio::time::timeout(Duration::from_secs(30), ended).await;
+        let error = ended.expect("it ends").unwrap_err();
+        assert_eq!(error.to_string(), "the reader of Kafka ended too early");
+    }
+}

@@ -4,7 +4,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use herald_runtime::http::drain::retry;
 use herald_runtime::http::{Connection, Permit, failure};
 use hyper::body::Incoming;
 use hyper::header::{HeaderName, HeaderValue, UPGRADE};
@@ -287,7 +286,7 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
         } else {
             String::new()
         };
-        let bye = end.frame(&cursor, retry(), encoding);
+        let bye = end.frame(&cursor, end.retry(), encoding);
         _ = emitter.emit_all(&[bye], Instant::now() + LAST_WORD).await;
         tokio::time::sleep(LAST_WORD).await;
         app.sessions.cut(&socket, end.reason());

@@ -112,7 +112,7 @@ fn event_stream(reply: impl Reply) -> Response {
 }
 
 fn bye(end: &End, cursor: &str, encoding: Encoding) -> Bytes {
-    let retry = retry();
+    let retry = end.retry();
     let mut block = BytesMut::from(format!("retry: {retry}\n").as_bytes());
     block.extend_from_slice(&end.frame(cursor, retry, encoding).bytes);
     block.freeze()

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use herald_runtime::http::drain::{Drain, retry};
-use herald_runtime::http::{Connection, Permit, failure};
+use herald_runtime::http::{Connection, Drain, Permit, failure};
 use hyper::header::{
     CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
     UPGRADE,
@@ -224,7 +223,7 @@ async fn close(socket: &mut Socket, end: &End, cursor: &str, encoding: Encoding)
         reason: Utf8Bytes::from_static(end.reason()),
     };
     _ = tokio::time::timeout(CLOSING, async {
-        let bye = end.frame(cursor, retry(), encoding).bytes;
+        let bye = end.frame(cursor, end.retry(), encoding).bytes;
         socket.flush().await?;
         socket.get_mut().write_all(&bye).await?;
         socket.close(Some(frame)).await?;

@@ -48,6 +48,7 @@ impl Http {
         }
         let request = request.body(Full::from(body.to_owned()))?;
         let answer = async {
+            self.sender.ready().await?;
             let (head, body) = self.sender.send_request(request).await?.into_parts();
             let body = body.collect().await?.to_bytes();
             Ok(Response::from_parts(

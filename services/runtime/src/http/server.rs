@@ -29,7 +29,9 @@ pub struct Limits {
     pub connections: usize,
     /// From accepting to the end of the first request's header.
     pub header: Duration,
-    /// Without a byte in either direction. Streams have heartbeats, so this ends kept-alive connections and dead requests.
+    /// Between two requests.
+    pub keep_alive: Duration,
+    /// Without a byte in either direction. Streams have heartbeats, so this ends dead ones, and requests that do not go on.
     pub idle: Duration,
     /// With a write that takes nothing.
     pub stalled: Duration,
@@ -41,12 +43,14 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// `idle` is how long a connection without a request is kept.
-    pub fn new(connections: usize, idle: Duration) -> Self {
+    /// `keep_alive` is how long a connection without a request is kept.
+    pub fn new(connections: usize, keep_alive: Duration) -> Self {
+        const IDLE: Duration = Duration::from_secs(75);
         Self {
             connections,
             header: Duration::from_secs(10),
-            idle,
+            keep_alive,
+            idle: keep_alive.max(IDLE),
             stalled: Duration::from_secs(10),
             least_bytes: 32 << 10,
             least_window: Duration::from_secs(30),
@@ -271,7 +275,7 @@ pub async fn serve<F, B>(
             cut: OnceLock::new(),
         });
         connections.lock().push(Arc::downgrade(&connection));
-        let (answer, idle, metrics) = (answer.clone(), limits.idle, metrics.clone());
+        let (answer, keep_alive, metrics) = (answer.clone(), limits.keep_alive, metrics.clone());
         let closing = closing.clone();
         tasks.spawn(async move {
             let of = connection.clone();
@@ -288,7 +292,7 @@ pub async fn serve<F, B>(
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 // For hyper an idle connection is one that has not sent its next header; `check` has the first one's deadline.
-                .header_read_timeout(idle)
+                .header_read_timeout(keep_alive)
                 .max_buf_size(16 << 10)
                 .serve_connection(io, service)
                 .with_upgrades();
