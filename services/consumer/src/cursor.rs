@@ -236,10 +236,11 @@ mod tests {
 
         #[test]
         fn garbage_never_panics_and_what_is_taken_reads_back_the_same(token in "[ -~]{0,40}") {
-            if let Some(vector) = Vector::decode(&token, "my-topic") {
-                if token.starts_with("Ag") {
-                    prop_assert_eq!(vector.encode("my-topic"), token);
-                }
+            // A token of the first version is written as one of this version.
+            if let Some(vector) = Vector::decode(&token, "my-topic")
+                && token.starts_with("Ag")
+            {
+                prop_assert_eq!(vector.encode("my-topic"), token);
             }
         }
     }

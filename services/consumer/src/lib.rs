@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use herald_runtime::http::server::{self, Limits, ServerMetrics};
+use herald_runtime::http::server::{self, Limits, ServerMetrics, Stop};
 use herald_runtime::http::{Connections, Drain};
 use herald_runtime::{Readiness, admin};
 use tokio::net::TcpListener;
@@ -94,8 +94,7 @@ pub async fn run(
         let app = app.clone();
         move |request| http::answer(app.clone(), service.clone(), request)
     };
-    let accepting = CancellationToken::new();
-    let closing = CancellationToken::new();
+    let stop = Stop::default();
     let limits = Limits::new(config.max_connections, config.keep_alive);
     let connections = Connections::default();
     let mut accept = tokio::spawn(server::serve(
@@ -105,8 +104,7 @@ pub async fn run(
         server_metrics,
         answer,
         tasks.clone(),
-        accepting.clone(),
-        closing.clone(),
+        stop.clone(),
     ));
 
     tokio::select! {
@@ -125,7 +123,7 @@ pub async fn run(
     app.drain.refuse();
     tracing::info!(delay = ?config.drain_delay, window = ?config.drain_window, "draining");
     tokio::time::sleep(config.drain_delay).await;
-    accepting.cancel();
+    stop.shutdown.cancel();
     _ = accept.await;
     app.drain.end();
     tasks.close();
@@ -138,7 +136,7 @@ pub async fn run(
     // A last second for those that ended last, and for closing handshakes.
     _ = timeout(config.drain_window + second, ended).await;
     // What is left are kept-alive connections without a request, and readers that do not read.
-    closing.cancel();
+    stop.closing.cancel();
     if timeout(second, tasks.wait()).await.is_err() {
         connections.cut_all("drain");
     }

@@ -46,7 +46,7 @@ const POSITIONS: [&str; 14] = [
 /// # Errors
 ///
 /// When one of them looks like a position: one sentence for the client.
-pub fn cursor_of<'a>(other: &'a HashMap<String, String>) -> Result<Option<&'a str>, String> {
+pub fn cursor_of(other: &HashMap<String, String>) -> Result<Option<&str>, String> {
     let plain = |name: &str| -> String {
         let kept = name.chars().filter(char::is_ascii_alphanumeric);
         kept.map(|letter| letter.to_ascii_lowercase()).collect()

@@ -202,6 +202,15 @@ impl Connections {
     }
 }
 
+/// The two steps in which a server stops.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// No connection is accepted any more.
+    pub shutdown: CancellationToken,
+    /// Connections without a request close, and the others after their answer.
+    pub closing: CancellationToken,
+}
+
 /// Accepts connections until `shutdown` is cancelled; each request is given its [`Connection`] as an extension and answered
 /// by `answer`. They go on in `tasks`; once `closing` is cancelled, those without a request close, and the others after their
 /// answer.
@@ -212,8 +221,7 @@ pub async fn serve<F, B>(
     metrics: ServerMetrics,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     tasks: TaskTracker,
-    shutdown: CancellationToken,
-    closing: CancellationToken,
+    Stop { shutdown, closing }: Stop,
 ) where
     F: Future<Output = Result<hyper::Response<B>, std::convert::Infallible>> + Send + 'static,
     B: Body + Send + 'static,

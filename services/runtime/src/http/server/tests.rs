@@ -36,8 +36,10 @@ async fn server(limits: Limits) -> Server {
         metrics,
         answer,
         server.tasks.clone(),
-        server.shutdown.clone(),
-        server.closing.clone(),
+        Stop {
+            shutdown: server.shutdown.clone(),
+            closing: server.closing.clone(),
+        },
     ));
     server
 }
