@@ -113,7 +113,7 @@ test("a Kafka that is not up yet is waited for, which is said once, to operators
   await stream.takes(1);
   await until("it hears that Kafka is back", () => stream.named("status").length > 1);
   const [{ since, ...down }, ...more] = stream.named("status");
-  assert.deepEqual(down, { type: "status", source: "down" });
+  assert.deepEqual(down, { type: "status", source: "down", reason: "Kafka does not answer" });
   assert.ok(Date.parse(since) <= Date.now());
   assert.deepEqual(more.map(({ source }) => source), ["up"]);
   assert.deepEqual(stream.named("gap"), []);
