@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 import { launch, missing, until } from "./browser.js";
+import { inOrder } from "../../services/consumer/src/page/link.js";
 import { startFake } from "./fake.js";
 
 const skip = missing();
@@ -37,6 +38,7 @@ function listen(page, options) {
 }
 
 const state = (page) => page.evaluate(() => stream.state.name);
+const transportOf = (page) => page.evaluate(() => stream.state.transport);
 const isLive = (page) => until("the stream is live", async () => (await state(page)) === "live");
 const received = (page) => page.evaluate(() => events.filter((event) => event.type === "message").map((event) => event.data));
 const places = (page) => page.evaluate(() => events.filter((e) => e.type === "message").map((e) => [e.partition, e.offset]));
@@ -354,18 +356,9 @@ test("without a SharedWorker each tab has its own connection, and one that is hi
   assert.deepEqual(await received(page), ["meanwhile"]);
 });
 
-/** Ends the worker as a crash would: nobody is told. */
-async function killWorkers(window, page) {
-  const session = await window.browser().newBrowserCDPSession();
-  const { targetInfos } = await session.send("Target.getTargets");
-  const workers = targetInfos.filter(({ type, url }) => type === "shared_worker" && url.startsWith(new URL(page.url()).origin));
-  assert.equal(workers.length, 1);
-  await session.send("Target.closeTarget", { targetId: workers[0].targetId });
-}
-
 test("where every stream is held back, a page polls, says so, and misses nothing", { skip }, async (context) => {
   const { fake, tab } = await setUp(context);
-  fake.heldBack = true;
+  fake.heldBack = "streams";
   for (const data of numbers(0, 5)) fake.publish(data);
   const page = await tab({ last: 3 });
   await until("it polls", async () => (await page.evaluate(() => stream.state.transport)) === "polling", 40_000);
@@ -381,3 +374,173 @@ test("where every stream is held back, a page polls, says so, and misses nothing
   await has(page, 8);
   assert.equal(await state(page), "live");
 });
+
+test("where a WebSocket is refused, server-sent events are used, and the state says so", { skip }, async (context) => {
+  const { fake, tab } = await setUp(context);
+  fake.heldBack = "websocket";
+  const page = await tab({ transport: "websocket" });
+  await isLive(page);
+  assert.equal(await page.evaluate(() => stream.state.transport), "sse");
+  fake.publish("m0");
+  await has(page, 1);
+});
+
+test("tabs that poll share it, gaps included, and none of them is cut", { skip }, async (context) => {
+  const { fake, tab } = await setUp(context, { partitions: 2 });
+  fake.heldBack = "streams";
+  for (const [index, data] of numbers(0, 10).entries()) fake.publish(data, { partition: index % 2 });
+  fake.publish("", { gap: "not-utf8" });
+  fake.publish("m11");
+  const first = await tab({ last: 200 });
+  await until("it polls", async () => (await transportOf(first)) === "polling", 40_000);
+  await has(first, 11);
+  await first.evaluate(() => states.splice(0)); // the WebSocket was tried twice before
+  const [second, third] = [await tab({ last: 200 }), await tab({ from: "earliest" })];
+  for (const page of [second, third]) await has(page, 11);
+  for (const data of ["m12", "m13"]) fake.publish(data);
+  for (const page of [first, second, third]) {
+    await has(page, 13);
+    assert.deepEqual((await received(page)).toSorted(), [...numbers(0, 10), "m11", "m12", "m13"].toSorted());
+    assert.deepEqual((await ofType(page, "gap")).map(({ reason }) => reason), ["not-utf8"]);
+    assert.deepEqual((await page.evaluate(() => states)).filter(({ name }) => name === "waiting"), []);
+  }
+});
+
+test("polling begins where it was asked to, names the topic, and reports a lost Kafka once", { skip }, async (context) => {
+  const { fake, tab } = await setUp(context);
+  fake.heldBack = "streams";
+  for (const data of numbers(0, 5)) fake.publish(data);
+  const page = await tab({ shared: false });
+  await until("it polls", async () => (await transportOf(page)) === "polling", 40_000);
+  assert.equal((await ofType(page, "start"))[0].topic, "dev-topic");
+  fake.publish("m5");
+  await has(page, 1);
+  assert.deepEqual(await received(page), ["m5"]);
+  await page.evaluate(async () => {
+    const { connect } = await import("/client.js");
+    window.second = connect({ shared: false, from: "earliest" });
+    window.secondSeen = [];
+    second.addEventListener("message", ({ detail }) => secondSeen.push(detail.data));
+  });
+  await until("the second stream of this page knows what works", async () => (await page.evaluate(() => secondSeen.length)) === 6, 4_000);
+  fake.noHistory = true;
+  const polled = fake.polled;
+  await until("it has polled some more", () => fake.polled > polled + 4);
+  assert.equal((await ofType(page, "status")).length, 1);
+  assert.equal(await state(page), "away");
+});
+
+/** A tab whose clock is the test's, with a connection of its own. */
+async function tabWithClock({ fake, window }, options) {
+  const page = await window.newPage();
+  await page.clock.install();
+  await page.goto(`${fake.url}blank`);
+  await listen(page, { shared: false, ...options });
+  return page;
+}
+
+test("a poll that is never answered is cut", { skip }, async (context) => {
+  const { fake, window } = await setUp(context);
+  fake.heldBack = "streams";
+  const page = await tabWithClock({ fake, window }, {});
+  await until("it polls", async () => {
+    await page.clock.fastForward(1_000);
+    return (await transportOf(page)) === "polling";
+  });
+  fake.noAnswer = true;
+  const { polled } = fake;
+  await until("it has polled", async () => {
+    await page.clock.fastForward(1_000);
+    return fake.polled > polled;
+  });
+  fake.noAnswer = false;
+  fake.publish("m0");
+  await until("it polls again", async () => {
+    await page.clock.fastForward(5_000);
+    return (await received(page)).length === 1;
+  });
+});
+
+test("after five minutes of polling the preferred transport is tried again, and used when it works", { skip }, async (context) => {
+  const { fake, window } = await setUp(context);
+  fake.heldBack = "streams";
+  const page = await tabWithClock({ fake, window }, {});
+  const polls = async () => (await transportOf(page)) === "polling";
+  await until("it polls", async () => {
+    await page.clock.fastForward(1_000);
+    return polls();
+  });
+  fake.heldBack = null;
+  await until("it streams again", async () => {
+    await page.clock.fastForward(2_000);
+    return fake.streams.size === 1 && !(await polls());
+  });
+  fake.publish("m0");
+  await has(page, 1);
+  const names = await page.evaluate(() => states.map(({ name, transport }) => [name, transport ?? "sse"].join(" ")));
+  assert.deepEqual(names.slice(names.indexOf("live polling")), ["live polling", "live sse"]);
+});
+
+test("a clock that is set back does not hide a dead connection", { skip }, async (context) => {
+  const { fake, window } = await setUp(context);
+  const page = await tabWithClock({ fake, window }, {});
+  await isLive(page);
+  fake.silence();
+  fake.publish("m0");
+  await page.clock.setSystemTime(new Date(Date.now() - 3_600_000));
+  let seconds = 0;
+  await until("it comes back", async () => {
+    await page.clock.fastForward(5_000);
+    seconds += 5;
+    return (await received(page)).length > 0;
+  });
+  assert.ok(seconds < 600, `${seconds} s`);
+});
+
+for (const transport of ["sse", "websocket"]) {
+  test(`an event that is no JSON, or a listener that throws, does not end the stream over ${transport}`, { skip }, async (context) => {
+    const { fake, tab } = await setUp(context);
+    const page = await tab({ transport });
+    await isLive(page);
+    await page.evaluate(() => stream.addEventListener("message", () => { throw new Error("of the listener"); }));
+    fake.publish("m0");
+    for (const text of ["{", "null"]) fake.sayRaw(text);
+    fake.publish("m1");
+    await has(page, 2);
+    assert.deepEqual((await ofType(page, "gap")).map(({ reason }) => reason), ["not-parsed", "not-parsed"]);
+    assert.deepEqual((await page.evaluate(() => states)).filter(({ name }) => name === "waiting"), []);
+  });
+}
+
+test("a gap of a page stands before what follows it, also where offsets begin again", () => {
+  const messages = [0, 1, 2].map((offset) => ({ partition: 0, offset: 3 + offset }));
+  const orderOf = (gap) => inOrder({ messages, gaps: [{ ...gap, cursor: null }] }).map((event) => event.reason ?? event.offset);
+  assert.deepEqual(orderOf({ reason: "truncated", ranges: [{ partition: 0, from: 3, to: 9 }] }), ["truncated", 3, 4, 5]);
+  assert.deepEqual(orderOf({ reason: "recreated", ranges: [{ partition: 0, from: 9, to: null }] }), ["recreated", 3, 4, 5]);
+  assert.deepEqual(orderOf({ reason: "unreadable", ranges: [{ partition: 0, from: 4, to: 5 }] }), [3, 4, "unreadable", 5]);
+});
+
+test("a cursor of version 1 joins the others; one of another topic id does not", { skip }, async (context) => {
+  const { fake, tab } = await setUp(context);
+  for (const data of numbers(0, 3)) fake.publish(data);
+  const first = await tab({ last: 3 });
+  await has(first, 3);
+  const cursor = await first.evaluate(() => events.find(({ data }) => data === "m0").cursor);
+  const { opened } = fake;
+  const old = await tab({ after: fake.versionOne(cursor) });
+  await has(old, 2);
+  assert.equal(fake.opened, opened, "it shares the connection");
+  const bytes = Buffer.from(cursor, "base64url");
+  bytes[3] ^= 1;
+  await isLive(await tab({ after: bytes.toString("base64url") }));
+  assert.equal(fake.opened, opened + 1, "the server has to answer it");
+});
+
+/** Ends the worker as a crash would: nobody is told. */
+async function killWorkers(window, page) {
+  const session = await window.browser().newBrowserCDPSession();
+  const { targetInfos } = await session.send("Target.getTargets");
+  const workers = targetInfos.filter(({ type, url }) => type === "shared_worker" && url.startsWith(new URL(page.url()).origin));
+  assert.equal(workers.length, 1);
+  await session.send("Target.closeTarget", { targetId: workers[0].targetId });
+}

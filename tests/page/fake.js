@@ -28,8 +28,9 @@ class Fake {
   /** Whether a page of history is answered 503. */
   noHistory = false;
   away = null;
-  /** Whether something on the way lets no stream through. */
-  heldBack = false;
+  /** What something on the way does not let through: "streams", or only "websocket"; and whether it swallows polls. */
+  heldBack = null;
+  noAnswer = false;
 
   /** Two bytes of the topic's id, as cursors name it. */
   id = 4711;
@@ -47,6 +48,7 @@ class Fake {
       sockets.handleUpgrade(request, socket, head, (ws) => {
         const line = {
           send: (event) => ws.send(JSON.stringify(event)),
+          sendRaw: (text) => ws.send(text),
           end: (event) => ws.close({ invalid: 4400, slow: 4408 }[event.reason] ?? 1012, event.reason),
           destroy: () => ws.terminate(),
         };
@@ -94,6 +96,11 @@ class Fake {
     for (const stream of this.streams) stream.line.send({ cursor: this.#cursor(stream.vector), ...event });
   }
 
+  /** Sends this text as the data of an event, with the cursor of each stream where the transport has room for one. */
+  sayRaw(text) {
+    for (const stream of this.streams) stream.line.sendRaw(text, this.#cursor(stream.vector));
+  }
+
   /** The end of a partition's log is lost from this offset on. */
   truncate(partition, offset) {
     const { begin, records } = this.partitions[partition];
@@ -103,6 +110,11 @@ class Fake {
       records.length = offset - begin;
       stream.line.send({ type: "gap", reason: "truncated", cursor: this.#cursor(stream.vector), ranges: [{ partition, from: offset, to }] });
     }
+  }
+
+  /** The same position as version 1 of the cursor says it. */
+  versionOne(cursor) {
+    return this.#cursor(this.vector(cursor), 1);
   }
 
   lose(reason) {
@@ -154,12 +166,14 @@ class Fake {
     const path = url.pathname.slice(1) || "index.html";
     if (path === "config") return json(200, { topic: this.topic, topics: this.topics, header: "Hello World Dev!", environment: "dev" });
     if (path === "messages") {
+      this.polled = (this.polled ?? 0) + 1;
+      if (this.noAnswer) return;
       if (this.noHistory) return json(503, { error: "Kafka is unreachable" }, { "retry-after": "1" });
       return json(200, this.#page(url.searchParams));
     }
     if (path === "events") {
       this.asked = (this.asked ?? 0) + 1;
-      if (this.heldBack) return;
+      if (this.heldBack === "streams") return;
       if (this.refusal) return json(this.refusal.status, this.refusal.body ?? {}, this.refusal.headers);
       response.writeHead(200, { "content-type": "text/event-stream", "cache-control": "no-cache", connection: "close" });
       const line = {
@@ -167,6 +181,7 @@ class Fake {
           const name = event.type === "message" ? "" : `event: ${event.type}\n`;
           response.write(`id: ${event.cursor ?? ""}\n${name}data: ${JSON.stringify(event)}\n\n`);
         },
+        sendRaw: (text, cursor) => response.write(`id: ${cursor}\ndata: ${text}\n\n`),
         end: () => response.end(),
         destroy: () => response.destroy(),
       };
@@ -246,7 +261,7 @@ class Fake {
   #page(query) {
     const limit = Number(query.get("limit") ?? 50);
     const after = query.get("after");
-    const start = after ? this.vector(after) : null;
+    const start = after ? this.vector(after) : query.get("from") ? this.#begins() : null;
     const { vector, records } = start ? this.#forth(start, limit) : this.#back(this.vector(query.get("before")) ?? this.#ends(), limit);
     const before = [...vector];
     const events = records.map((record) => {
@@ -301,8 +316,10 @@ class Fake {
     return this.partitions.map(({ begin, records }) => begin + records.length);
   }
 
-  #cursor(vector) {
-    const bytes = [2, crc32(this.topic) & 255, (crc32(this.topic) >> 8) & 255, this.id & 255, this.id >> 8];
+  /** The cursor of a position; in version 1, without the topic's id. */
+  #cursor(vector, version = 2) {
+    const id = version === 2 ? [this.id & 255, this.id >> 8] : [];
+    const bytes = [version, crc32(this.topic) & 255, (crc32(this.topic) >> 8) & 255, ...id];
     for (const [partition, next] of vector.entries()) {
       const record = this.#record(partition, next - 1);
       for (let rest = next * 2 + (record ? 1 : 0), more = true; more; rest = Math.floor(rest / 128)) {
@@ -318,9 +335,9 @@ class Fake {
   vector(cursor) {
     if (!cursor) return null;
     const bytes = Buffer.from(cursor, "base64url");
-    if (bytes[0] !== 2 || bytes[1] !== (crc32(this.topic) & 255)) return null;
+    if (![1, 2].includes(bytes[0]) || bytes[1] !== (crc32(this.topic) & 255)) return null;
     const vector = [];
-    for (let at = 5; at < bytes.length; ) {
+    for (let at = bytes[0] === 2 ? 5 : 3; at < bytes.length; ) {
       let value = 0;
       let scale = 1;
       do {

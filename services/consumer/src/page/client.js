@@ -27,9 +27,12 @@
  *     { name: "waiting", until, reason }     cut; comes back by itself at `until` (ms since 1970)
  *     { name: "ended", reason }              for good: closed, or the request cannot be served
  *
- * Where a proxy holds a transport back (nothing of it arrives within 8 seconds, or WebSockets are refused), the next one is tried:
- * server-sent events, WebSocket, and last polling of `messages`. The state then names it, `{ name: "live", transport: "polling" }`; after
- * five minutes the preferred one is tried again.
+ * Where a proxy holds a transport back (nothing of it arrives within 8 seconds, or WebSockets are refused), the next one is tried: the
+ * preferred one first, then server-sent events, WebSocket, and polling of `messages`. The state then names it,
+ * `{ name: "live", transport: "polling" }`. The preferred one is tried again after five minutes: by polling at once, by the others at their
+ * next reconnect. (By polling, the cursor of `start` is null where the first page begins with the topic, and that of a gap may be null.)
+ *
+ * An event of the server that is not JSON is a gap with the reason `not-parsed` and no ranges.
  *
  * `stream.cursor` says what was delivered so far: keep it, and hand it back as `after`, to go on another day. (An event's own
  * `cursor` may be null while a tab joins the others; keep the one before.) `stream.close()` ends the stream.
@@ -113,7 +116,7 @@ class Stream extends EventTarget {
     if (!document.hidden) {
       this.#open();
       this.#wake();
-    } else if (!this.#sharing && this.#options.shared !== false && this.#options.transport === "sse") {
+    } else if (!this.#sharing && this.#options.shared !== false && (this.state.transport ?? this.#options.transport) === "sse") {
       this.#hidden = setTimeout(this.#leave, HIDDEN);
     }
   };
@@ -126,7 +129,7 @@ class Stream extends EventTarget {
       this.cursor = event.cursor ?? this.cursor;
       if (event.type === "start" && this.#began) continue;
       this.#began ||= event.type === "start";
-      this.dispatchEvent(new CustomEvent(event.type, { detail: event }));
+      if (event.type !== "state") this.dispatchEvent(new CustomEvent(event.type, { detail: event }));
       if (this.#source !== source) return; // a listener has closed the stream
     }
     this.cursor = cursor ?? this.cursor;
@@ -182,7 +185,7 @@ class Shared {
     this.#unanswered = 0;
     this.#answered = false;
     // The number counts changes of what tab and worker say to each other: after an update, tabs of before keep their own worker.
-    const worker = new SharedWorker(new URL("worker.js", import.meta.url), { type: "module", name: "herald 1" });
+    const worker = new SharedWorker(new URL("worker.js", import.meta.url), { type: "module", name: "herald 2" });
     const port = worker.port;
     this.#port = port;
     worker.onerror = () => this.#port === port && this.#giveUp();

@@ -14,6 +14,9 @@ const FALLBACK = 300_000;
 /** Between two polls of a quiet topic. */
 const POLL = 2_000;
 
+/** Per server and preferred transport: the one that is used instead, and since when. All connections of this page or worker share it. */
+const fallbacks = new Map();
+
 /** What an event counts for where memory is bounded: its characters, and something for itself. */
 export const weight = (event) => 1_000 + (event.data?.length ?? 0);
 
@@ -24,8 +27,8 @@ export class Link {
   #take;
   #tell;
   #transport; // the one that is used, which may not be the preferred one
-  #fellBack = 0; // when it was last changed
   #arrived = false; // whether the connection has brought anything
+  #polled = false; // whether polling has worked and the streams have not, since then
   #began = false;
   #live = false;
   #away = null; // since when the consumer has been without Kafka
@@ -62,11 +65,16 @@ export class Link {
   }
 
   async #run() {
+    const { url, transport: preferred } = this.#options;
+    const order = [preferred, ...TRANSPORTS.filter((transport) => transport !== preferred)];
+    const key = `${preferred} ${url}`;
     let attempt = 0;
+    let retrying = false; // the preferred transport, while polling would still work
     while (!this.#closed) {
       const opened = performance.now();
-      if (this.#transport !== this.#options.transport && opened - this.#fellBack > FALLBACK) this.#transport = this.#options.transport;
-      if (this.#transport !== "polling") this.#tell({ name: "connecting" });
+      if (opened - fallbacks.get(key)?.at > FALLBACK) fallbacks.delete(key);
+      this.#transport = fallbacks.get(key)?.transport ?? preferred;
+      if (!retrying) this.#tell({ name: "connecting" });
       const controller = new AbortController();
       this.#heard = opened;
       this.#arrived = false;
@@ -80,13 +88,18 @@ export class Link {
       clearTimeout(late);
       this.#cut = null;
       if (this.#closed) return;
-      if (end.next) continue;
+      retrying = end.next === true;
+      if (retrying) continue;
       // A WebSocket that is refused may have met a server that is full: then it is tried once more.
-      const refused = this.#transport === "websocket" && attempt > 0;
+      const refused = this.#transport === "websocket" && (attempt > 0 || this.#polled);
       const heldBack = !this.#arrived && (controller.signal.aborted || refused);
       if (heldBack && (await this.#isReachable())) {
-        this.#transport = TRANSPORTS[(TRANSPORTS.indexOf(this.#transport) + 1) % TRANSPORTS.length];
-        this.#fellBack = performance.now();
+        // Another connection may have found out already what works.
+        const known = fallbacks.get(key)?.transport ?? this.#transport;
+        const next = known === this.#transport ? order[(order.indexOf(known) + 1) % order.length] : known;
+        if (next === preferred) fallbacks.delete(key);
+        else fallbacks.set(key, { transport: next, at: performance.now() });
+        retrying = this.#polled;
         continue;
       }
       const { reason, retry, detail, final } = { ...end, ...this.#bye };
@@ -138,6 +151,7 @@ export class Link {
     }
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
+    let id;
     let name;
     let data;
     for (;;) {
@@ -151,9 +165,10 @@ export class Link {
       for (const line of lines) {
         if (line.startsWith("event:")) name = line.slice(6).trim();
         else if (line.startsWith("data:")) data = line.slice(5);
+        else if (line.startsWith("id:")) id = line.slice(3).trim();
         else if (line === "") {
-          if (data) events.push({ type: name ?? "message", ...parsed(data) });
-          name = data = undefined;
+          if (data) events.push({ type: name ?? "message", ...parsed(data, id) });
+          id = name = data = undefined;
         }
       }
       this.#receive(events);
@@ -180,32 +195,39 @@ export class Link {
     });
   }
 
-  /** Pages of history, asked for again and again: for where every stream is held back. */
+  /** Requests one page of history after the other: for where every stream is held back. Ends after a while, to retry the streams. */
   async #pages(signal) {
     const begun = performance.now();
+    const { from, last } = this.#start;
     while (performance.now() - begun < FALLBACK && !this.#closed) {
-      const { from, last } = this.#start;
-      const start = this.cursor ? { limit: 500 } : { limit: from ? 500 : Math.max(1, last ?? 1), last: undefined };
-      const response = await fetch(this.#address("messages", start), { signal, cache: "no-store" });
-      this.#heard = performance.now();
-      this.#arrived = true;
+      const limit = this.cursor || from ? 500 : Math.max(1, last ?? 1);
+      this.#heard = performance.now(); // a poll without an answer is cut like any connection
+      const response = await fetch(this.#address("messages", { limit, last: undefined }), { signal, cache: "no-store" });
       const body = await response.json().catch(() => ({}));
+      this.#heard = Infinity; // until the next poll, silence means nothing
+      this.#arrived = true;
+      const retry = Number(response.headers.get("retry-after")) * 1_000 || undefined;
+      let pause = POLL * (0.75 + Math.random() / 2);
       if (response.status === 503 && body.error) {
-        this.#receive([{ type: "status", source: "down", since: this.#away?.since ?? new Date().toISOString(), reason: this.#away?.reason }]);
+        if (!this.#away) this.#receive([{ type: "status", source: "down", since: new Date().toISOString() }]);
+        pause = Math.max(pause, retry ?? 0);
       } else if (!response.ok) {
-        return { final: body.error !== undefined && response.status < 429, reason: body.error ?? `status ${response.status}` };
+        return { final: body.error !== undefined && response.status < 429, reason: body.error ?? `status ${response.status}`, retry };
       } else {
-        const quiet = body.messages.length + body.gaps.length === 0;
-        const live = !this.cursor && !from && !(last > 0);
-        const events = live ? [] : inOrder(body).map((event) => (event.reason ? { type: "gap", ...event } : event));
+        // Without a start, only what comes after this page is new.
+        const skip = !this.cursor && !from && !(last > 0);
+        const events = skip ? [] : inOrder(body).map((event) => (event.reason ? { type: "gap", cursor: null, ...event } : event));
+        const quiet = events.length === 0;
+        if (!quiet) events.at(-1).cursor = body.after;
+        else if (this.cursor && this.cursor !== body.after) events.push({ type: "position", cursor: body.after });
         if (this.#away) events.unshift({ type: "status", source: "up", since: new Date().toISOString() });
-        if (!this.#live) events.unshift({ type: "start", cursor: this.cursor ?? (live ? body.after : body.before), topic: this.#options.topic });
-        events.push({ type: "position", cursor: body.after });
+        if (!this.#live) events.unshift(await this.#startOf(quiet ? body.after : body.before, signal));
+        this.#polled = true;
         this.#receive(events);
-        if (!quiet && !live) continue;
+        if (!quiet) continue;
       }
       await new Promise((resolve) => {
-        const timer = setTimeout(resolve, POLL * (0.75 + Math.random() / 2));
+        const timer = setTimeout(resolve, pause);
         this.#skip = signal.onabort = () => resolve(clearTimeout(timer));
       });
       this.#skip = null;
@@ -213,19 +235,37 @@ export class Link {
     return { next: true };
   }
 
+  /** The first event, as a stream would bring it; its cursor is null when the page began where the topic begins. */
+  async #startOf(before, signal) {
+    let { topic } = this.#options;
+    topic ??= await fetch(this.#address("config"), { signal }).then(
+      async (response) => (await response.json()).topic,
+      () => undefined,
+    );
+    return { type: "start", cursor: this.cursor ?? before, topic };
+  }
+
   #receive(events) {
     if (this.#closed) return;
     const passed = [];
     for (const event of events) {
       this.cursor = event.cursor ?? this.cursor;
-      if (event.type === "start") this.#live = true;
+      if (event.type === "start") {
+        this.#live = true;
+        this.#polled &&= this.#transport === "polling";
+      }
       if (event.type === "bye") this.#bye = event;
       if (event.type === "status") this.#away = event.source === "down" ? { since: event.since, reason: event.reason } : null;
       if (event.type === "status" || event.type === "start") this.#tell(this.#state());
       if (event.type !== "start" || !this.#began) passed.push(event);
       this.#began ||= event.type === "start";
     }
-    if (passed.length > 0) this.#take(passed, this.cursor);
+    if (passed.length === 0) return;
+    try {
+      this.#take(passed, this.cursor);
+    } catch (error) {
+      console.error("events cannot be delivered", error); // the next ones may
+    }
   }
 
   #state() {
@@ -234,7 +274,7 @@ export class Link {
   }
 
   #tick(limit) {
-    if (!this.#cut || performance.now() - this.#heard < limit || this.#transport === "polling") return;
+    if (!this.#cut || performance.now() - this.#heard < limit) return;
     if (this.#transport === "websocket" && this.#live) this.#ask();
     else this.#cut();
   }
@@ -252,21 +292,25 @@ export class Link {
   }
 }
 
-/** An event; one that is not JSON costs itself only. */
-function parsed(data) {
+/** An event. One that is no JSON object costs itself only, and is announced as a gap. */
+function parsed(data, cursor = null) {
   try {
-    return JSON.parse(data);
-  } catch (error) {
-    console.error("an event cannot be read", error);
-    return { type: "unreadable" };
+    const event = JSON.parse(data);
+    if (event !== null && typeof event === "object") return event;
+  } catch {
+    // it is announced below
   }
+  console.error("an event cannot be parsed", data);
+  return { type: "gap", cursor, reason: "not-parsed", ranges: [] };
 }
 
 /** The messages and gaps of a page in one order: a gap stands before the first message of its partition that lies behind it. */
 export function inOrder({ messages, gaps }) {
   const events = [...messages];
   for (const gap of gaps) {
-    const behind = (event) => event.reason === undefined && gap.ranges.some((r) => r.partition === event.partition && (r.to ?? 0) <= event.offset);
+    // Behind a lost end, and in a new log, offsets begin again.
+    const next = ({ from, to }) => (gap.reason === "truncated" ? from : (to ?? 0));
+    const behind = (event) => event.reason === undefined && gap.ranges.some((r) => r.partition === event.partition && next(r) <= event.offset);
     const index = gap.ranges?.length ? events.findIndex(behind) : 0;
     events.splice(index < 0 ? events.length : index, 0, gap);
   }

@@ -87,10 +87,10 @@ class Hub {
       this.#weight += weight(event);
       // Behind these gaps offsets begin again: nothing from before can be compared with what comes after.
       const resets = ["recreated", "truncated", "unknown-cursor"].includes(event.reason);
-      while (this.#ring.length > 0 && (resets || this.#weight > KEPT)) {
+      while (this.#ring.length > 0 && (resets || this.#tail === null || this.#weight > KEPT)) {
         const oldest = this.#ring.shift();
         this.#weight -= weight(oldest);
-        this.#tail = oldest.cursor;
+        this.#tail = oldest.cursor; // null in a page of history, for a gap: then the next event goes, too
         this.#whole = false;
       }
     }
@@ -122,20 +122,20 @@ class Hub {
     if (cursor === this.#head) return [];
     const [mine, tail, head] = [cursor, this.#tail, this.#head].map(positions);
     if (!mine || !tail || !head || mine.topic !== tail.topic) return null;
-    if (mine.id && tail.id && mine.id !== tail.id) return null;
+    if ([tail, head].some(({ id }) => mine.id && id && mine.id !== id)) return null;
     for (let partition = 0; partition < Math.max(mine.length, head.length); partition += 1) {
       const next = offset(mine, partition);
       if (next < offset(tail, partition) || next > offset(head, partition)) return null;
     }
     // The same offset behind another record: this tab has read a topic that was recreated since then.
-    const others = [this.#tail, ...this.#ring.map((event) => event.cursor)].map(positions);
+    const others = [this.#tail, ...this.#ring.map((event) => event.cursor)].map(positions).filter(Boolean);
     const differ = (a, b) => a && b && a.next === b.next && a.record !== null && b.record !== null && a.record !== b.record;
     if (others.some((other) => mine.some((position, partition) => differ(position, other[partition])))) return null;
 
     const seen = (event) =>
       event.type === "message"
         ? event.offset < offset(mine, event.partition)
-        : event.ranges.every((range) => range.to <= offset(mine, range.partition));
+        : event.ranges.every((range) => range.to !== null && range.to <= offset(mine, range.partition));
     // Several partitions may have come in another order. Up to the last event that the tab has seen, a cursor of the shared
     // connection says nothing about this tab: it would come back too early or too late with it.
     const apart = this.#ring.findLastIndex(seen);
@@ -149,7 +149,7 @@ class Tab {
   static #queue = new Set();
   start;
   joined = false;
-  heard = Date.now();
+  heard = performance.now();
   #port;
   #hub = null;
   #link = null; // a connection of its own, until it meets the shared one
@@ -225,7 +225,7 @@ class Tab {
   }
 
   #hear(data) {
-    this.heard = Date.now();
+    this.heard = performance.now();
     if (data.do === "join") {
       const { url, topic, transport, binary } = data.options;
       const key = JSON.stringify([url, topic, transport, binary]);
@@ -255,7 +255,7 @@ const offset = (vector, partition) => vector[partition]?.next ?? 0;
  * then tabs do not share.
  */
 function positions(cursor) {
-  if (!/^[\w-]+$/.test(cursor) || cursor.length % 4 === 1) return null;
+  if (typeof cursor !== "string" || !/^[\w-]+$/.test(cursor) || cursor.length % 4 === 1) return null;
   const bytes = Uint8Array.from(atob(cursor.replaceAll("-", "+").replaceAll("_", "/")), (char) => char.charCodeAt(0));
   if (bytes[0] !== 1 && bytes[0] !== 2) return null;
   const vector = [];
@@ -279,6 +279,6 @@ function positions(cursor) {
 if ("SharedWorkerGlobalScope" in globalThis) {
   globalThis.onconnect = ({ ports: [port] }) => tabs.add(new Tab(port));
   setInterval(() => {
-    for (const tab of tabs) if (Date.now() - tab.heard > FORGOTTEN) tab.leave();
+    for (const tab of tabs) if (performance.now() - tab.heard > FORGOTTEN) tab.leave();
   }, 10_000);
 }
