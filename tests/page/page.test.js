@@ -190,6 +190,83 @@ describe("the page", { skip }, () => {
     assert.ok(times.includes("1790000000000000000"), times.join());
   });
 
+  test("an event that cannot be shown costs itself only, as it arrives and in history", async (context) => {
+    const { fake, window, open } = await setUp(context, { count: 250 });
+    fake.publish("cursed", { timestamp: 666 });
+    for (const data of numbers(250, 450)) fake.publish(data);
+    await window.addInitScript(() => {
+      const original = Object.getOwnPropertyDescriptor(Intl.DateTimeFormat.prototype, "format").get;
+      Object.defineProperty(Intl.DateTimeFormat.prototype, "format", {
+        get() {
+          const format = original.call(this);
+          return (value) => {
+            if (Number(value) === 666) throw new Error("cursed");
+            return format(value);
+          };
+        },
+      });
+    });
+    const page = await open();
+    await shows(page, 200);
+    fake.publish("cursed too", { timestamp: 666 });
+    fake.say({ type: "gap", reason: "of-tomorrow", ranges: null });
+    fake.say({ type: "gap", reason: "of-tomorrow", ranges: [null] });
+    fake.publish("after it");
+    await last(page, "after it");
+    assert.equal((await texts(page)).at(-2), "The message at partition 0, offset 451 cannot be shown.");
+    await says(page, "#gaps", "Messages are missing here (of-tomorrow)");
+    await until("the beginning is reached", async () => {
+      await scrollTo(page, 0);
+      return page.locator("#origin").isVisible();
+    });
+    assert.equal((await texts(page))[250], "The message at partition 0, offset 250 cannot be shown.");
+    assert.equal((await texts(page)).length, 453);
+  });
+
+  test("messages with the same offsets behind a lost end of the log are shown, and the gap says what was lost", async (context) => {
+    const { fake, open } = await setUp(context, { count: 5 });
+    const page = await open();
+    await shows(page, 5);
+    fake.publish("", { gap: "unreadable" });
+    fake.truncate(0, 3);
+    for (const data of ["again 3", "again 4"]) fake.publish(data);
+    await last(page, "again 4");
+    assert.deepEqual(await texts(page), [...numbers(0, 5), "again 3", "again 4"]);
+    await says(page, "#gaps", "The topic lost the end of its log here, and new messages get the same offsets again: partition 0, offsets 3 to 5.");
+    await says(page, "#gaps", "Kafka has a batch here that cannot be unpacked, or whose checksum is wrong: partition 0, offset 5.");
+  });
+
+  test("a message of another day has the date, also when the day changes while it is shown", async (context) => {
+    const { fake, window } = await setUp(context);
+    fake.publish("of yesterday", { timestamp: Date.now() - 86_400_000 });
+    fake.publish("of today");
+    const page = await window.newPage();
+    await page.clock.install();
+    await page.goto(fake.url);
+    await shows(page, 2);
+    const times = () => page.evaluate(() => [...document.querySelectorAll("#messages li")].map((item) => item.dataset.time));
+    const [yesterday, today] = await times();
+    assert.match(yesterday, /\w+ \d+, .*\d\d:\d\d:\d\d$/);
+    assert.match(today, /^\d\d:\d\d:\d\d$/);
+    await page.clock.setSystemTime(new Date(Date.now() + 86_400_000));
+    await until("it has the date, too", async () => {
+      await page.clock.runFor(1_000);
+      return /\d, .*\d\d:\d\d:\d\d$/.test((await times())[1]);
+    });
+  });
+
+  test("a page that cannot have streams polls, shows everything, and says why", async (context) => {
+    const { fake, open } = await setUp(context, { count: 3 });
+    fake.heldBack = "streams";
+    const page = await open();
+    await until("it polls", async () => (await page.locator("#away").textContent()).includes("Response buffering must be off for /events"), 40_000);
+    await says(page, "#state", "Live by polling");
+    await shows(page, 3);
+    assert.ok(await page.locator("#origin").isVisible());
+    fake.publish("polled");
+    await last(page, "polled");
+  });
+
   test("older messages that cannot be had now are asked for again by the button", async (context) => {
     const { fake, open } = await setUp(context, { count: 250 });
     const page = await open();

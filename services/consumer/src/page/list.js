@@ -68,6 +68,7 @@ export class MessageList {
   /** The stream has begun behind this cursor. */
   begin(cursor) {
     this.#older ??= cursor;
+    if (this.#older === null) this.#atBeginning = true; // no cursor: the stream began with the topic
     this.#plan();
   }
 
@@ -75,6 +76,13 @@ export class MessageList {
   append(event) {
     this.#waiting.push(event);
     this.#plan();
+  }
+
+  /** It is another day: times without a date would be those of the new one. */
+  showDates() {
+    for (const item of this.#$("messages").children) {
+      if (item.dataset.time) item.dataset.time = time(this.#messages.get(item).timestamp);
+    }
   }
 
   #plan() {

@@ -2,7 +2,7 @@
 import { Figures } from "./chart.js";
 import { connect } from "./client.js";
 import { MessageList } from "./list.js";
-import { gapInWords, mergeGap, stateExplained, stateInWords } from "./words.js";
+import { gapInWords, mergeGap, readableGap, stateExplained, stateInWords } from "./words.js";
 
 /** What is shown at first; also the least that a tab which starts like this finds with the others. */
 const FIRST = 200;
@@ -19,6 +19,7 @@ let began = Infinity;
 let gaps = [];
 let state;
 let speaking;
+let today = new Date().toDateString();
 
 const config = await configuration();
 let topic = new URLSearchParams(location.search).get("topic") ?? config.topic;
@@ -74,8 +75,9 @@ function open(start) {
   });
   on("message", (event) => list.append(event));
   on("gap", (event) => {
-    list.append(event);
-    keepGap(event);
+    const gap = readableGap(event);
+    list.append(gap);
+    keepGap(gap);
   });
   on("state", say);
   say(opened.state);
@@ -86,6 +88,7 @@ async function fetchPage(query) {
   const answer = await fetch(`messages?${new URLSearchParams({ topic, ...query })}`, { signal, cache: "no-store" });
   if (!answer.ok) throw new Error(answer.status === 503 ? "Kafka is unreachable" : `the server answered ${answer.status}`);
   const page = await answer.json();
+  page.gaps = page.gaps.map(readableGap);
   for (const gap of page.gaps) keepGap(gap);
   return page;
 }
@@ -136,6 +139,9 @@ function showGaps() {
 function tick() {
   if (state.name === "waiting") $("state").textContent = stateInWords(state);
   if (document.hidden) return;
+  const day = new Date().toDateString();
+  if (day !== today) list.showDates();
+  today = day;
   const rate = figures.draw();
   // Only what is new is read aloud, and only when there is time to listen.
   const fresh = Date.now() - Math.max(began, list.loaded) > ALOUD_AFTER;

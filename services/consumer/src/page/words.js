@@ -1,16 +1,20 @@
 /** What the page says: states, gaps and times in plain words. */
 
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+const parts = { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
+const dayAndClock = new Intl.DateTimeFormat(undefined, parts);
+const yearAndClock = new Intl.DateTimeFormat(undefined, { year: "numeric", ...parts });
 const calendar = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
 /** Dates reach this far in both directions (ECMA-262); Kafka takes any number for a timestamp. */
 const MOST = 8.64e15;
 
-/** The time of day here; with the date, when that is another day; the number itself, when it is no date. */
+/** The time of day here; with the date, when that is another day, and the year, when that is another one; the number itself, when it is no date. */
 export function time(milliseconds) {
   if (Math.abs(milliseconds) > MOST) return String(milliseconds);
-  const today = new Date(milliseconds).toDateString() === new Date().toDateString();
-  return (today ? clock : calendar).format(milliseconds);
+  const [then, now] = [new Date(milliseconds), new Date()];
+  if (then.toDateString() === now.toDateString()) return clock.format(then);
+  return (then.getFullYear() === now.getFullYear() ? dayAndClock : yearAndClock).format(then);
 }
 
 export function dateAndTime(milliseconds) {
@@ -26,8 +30,10 @@ export function duration(milliseconds) {
 /** What keeps the topic from being read: the whole of Kafka, or something about the topic. */
 const UNREACHABLE = "Kafka does not answer";
 
+const NAMES = { sse: "SSE", websocket: "WebSocket", polling: "polling" };
+
 export function stateInWords({ name, until, reason, transport }) {
-  if (name === "live") return transport === "polling" ? "Live by polling" : "Live";
+  if (name === "live") return transport ? `Live by ${NAMES[transport]}` : "Live";
   if (name === "away") return reason && reason !== UNREACHABLE ? "The topic cannot be read" : "Kafka is unreachable";
   if (name === "ended") return reason === "closed" ? "Closed" : `Ended: ${reason}`;
   if (name === "connecting") return "Connecting…";
@@ -43,17 +49,23 @@ export function stateExplained({ name, since, reason, transport }) {
   if (name === "away") {
     return `Kafka has been unreachable since ${time(Date.parse(since))}. Nothing new can arrive before it answers again; nothing is lost.`;
   }
-  if (name === "live" && transport === "polling") {
-    return "Something between this page and the server holds streams back, so new messages are asked for every 2 seconds. Response buffering must be off for /events.";
-  }
+  if (name === "live" && transport) return fallback[transport];
   return "";
 }
+
+const fallback = {
+  sse: "Something between this page and the server refuses WebSocket connections, so this page uses SSE. The proxy must pass the Upgrade header on for /ws.",
+  websocket: "Something between this page and the server holds back SSE, so this page uses a WebSocket. Response buffering must be off for /events.",
+  polling:
+    "Something between this page and the server holds back streams, so this page requests new messages every 2 seconds. Response buffering must be off for /events.",
+};
 
 const reasons = {
   retention: () => "Kafka deleted messages here before they were read",
   recreated: () => "The topic was deleted and recreated here; the rest of the old one is gone",
-  truncated: () => "The topic lost the end of its log here",
+  truncated: () => "The topic lost the end of its log here, and new messages get the same offsets again",
   unreadable: () => "Kafka has a batch here that cannot be unpacked, or whose checksum is wrong",
+  "not-parsed": () => "An event from the server cannot be read, so a message may be missing here",
   "unknown-cursor": () => "It is not known where reading stopped, so messages may be missing here",
   "too-large": (count) => (count === 1 ? "A message is too large to be sent here" : "Messages are too large to be sent here"),
   "not-utf8": (count) => (count === 1 ? "A message that is not text was left out" : "Messages that are not text were left out"),
@@ -71,10 +83,17 @@ export function gapInWords({ reason, ranges = [] }) {
   return `${words}: ${where.join("; ")}.`;
 }
 
+/** The gap; without its ranges, when they have a form that this page does not know. */
+export function readableGap(gap) {
+  const isOffset = (value) => Number.isInteger(value);
+  const known = (range) => isOffset(range?.partition) && isOffset(range.from) && (range.to === null || isOffset(range.to));
+  return Array.isArray(gap.ranges) && gap.ranges.every(known) ? gap : { ...gap, ranges: [] };
+}
+
 /** One gap for two neighbours with the same reason, or null: a topic of pictures would otherwise be a list of gaps. */
 export function mergeGap(before, gap) {
   const [a, b] = [before?.ranges?.[0], gap.ranges?.[0]];
-  if (before?.reason !== gap.reason || before.ranges?.length !== 1 || gap.ranges.length !== 1) return null;
+  if (before?.reason !== gap.reason || gap.reason === "truncated" || before.ranges?.length !== 1 || gap.ranges.length !== 1) return null;
   if (a.partition !== b.partition || a.to !== b.from) return null;
   return { ...gap, ranges: [{ partition: a.partition, from: a.from, to: b.to }] };
 }
