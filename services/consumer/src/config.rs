@@ -39,8 +39,8 @@ pub struct Config {
     #[arg(long, env, default_value = "", hide_default_value = true, value_parser = Origins::parse)]
     pub allowed_origins: Origins,
 
-    /// Names under which browsers may call this server: `herald.example,localhost`. Without it, any name: a page that rebinds its
-    /// own name to this address (DNS rebinding) then counts as a page of ours.
+    /// Names under which browsers may call this server, beside its addresses: `herald.example,localhost`. Without it, any name: a page
+    /// that rebinds its own name to this address (DNS rebinding) then counts as a page of ours.
     #[arg(long, env, default_value = "", hide_default_value = true, value_parser = Hosts::parse)]
     pub allowed_hosts: Hosts,
 

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 /// What the library's task needs to hand a `bye` to the kernel, before the transport is cut.
 pub const LAST_WORD: Duration = Duration::from_millis(100);
 
-/// Sessions that one TCP connection may open.
+/// After so many sessions that a TCP connection has opened and that have not ended, the next one needs another connection.
 const PER_CONNECTION: usize = 16;
 
 /// What the library does not tell: how many sessions there are, over which connection each one goes, how often it polled, and
@@ -52,17 +52,21 @@ struct Session {
 }
 
 impl Sessions {
-    /// Room for a session that this connection opens; `None` when there are `most` already, or too many over this connection.
+    /// Room for a session that this connection opens; `None` when there are `most` already.
     pub fn reserve(&self, connection: &Arc<Connection>, most: usize) -> Option<Arc<Slot>> {
-        self.open.fetch_add(1, Ordering::Relaxed);
+        let before = self.open.fetch_add(1, Ordering::Relaxed);
         connection.sessions.fetch_add(1, Ordering::Relaxed);
         let slot = Slot {
             open: self.open.clone(),
             connection: connection.clone(),
         };
-        let over = self.open.load(Ordering::Relaxed) > most
-            || connection.sessions.load(Ordering::Relaxed) > PER_CONNECTION;
-        (!over).then(|| Arc::new(slot))
+        (before < most).then(|| Arc::new(slot))
+    }
+
+    /// Whether a connection has opened so many sessions that it is to be closed. (A proxy's connection carries many clients:
+    /// none of them is rejected for it.)
+    pub fn is_full(connection: &Connection) -> bool {
+        connection.sessions.load(Ordering::Relaxed) >= PER_CONNECTION
     }
 
     /// A session was upgraded to this connection.

@@ -74,6 +74,11 @@ pub async fn answer(app: &App, query: PageQuery, headers: &HeaderMap) -> Respons
 impl PageQuery {
     fn read(self) -> Result<(PageStart, Limit, bool), String> {
         let given = |value: Option<String>| value.filter(|value| !value.is_empty());
+        if self.other.contains_key("last") {
+            return Err(
+                "a page has no last; give limit, which is the number of its messages".into(),
+            );
+        }
         let named = cursor_of(&self.other)?.map(str::to_owned);
         let after = given(named).or_else(|| given(self.after));
         let place = match (after, given(self.before), given(self.from)) {

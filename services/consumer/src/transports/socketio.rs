@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use herald_runtime::http::{Connection, Permit, failure};
 use hyper::body::Incoming;
-use hyper::header::{HeaderName, HeaderValue, UPGRADE};
+use hyper::header::{CONNECTION, HeaderName, HeaderValue, UPGRADE};
 use hyper::{HeaderMap, Method, Request, Response as HttpResponse, StatusCode};
 use serde_json::{Value as Json, json};
 use socketioxide::extract::{SocketRef, TryData};
@@ -116,12 +116,16 @@ where
             _ => std::future::pending().await,
         }
     };
-    let response = tokio::select! {
+    let mut response = tokio::select! {
         biased;
         response = service.oneshot(request) => response?,
         () = over => return Ok(Err(unknown_session())),
     };
     match (sid, connection) {
+        (None, Some(connection)) if polls && Sessions::is_full(&connection) => {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
         (Some(sid), Some(connection)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             app.sessions.upgraded(&sid, &connection);
         }

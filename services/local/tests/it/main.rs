@@ -134,6 +134,27 @@ async fn three_environments_are_live_with_a_real_kafka() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_not_the_laptops_is_not_answered() {
+    let local = Running::start(None, &["--ports", "0", "dev"]);
+    local.ready().await;
+    for (host, status) in [
+        ("evil.example:8002", 421),
+        ("localhost:8002", 200),
+        ("[::1]:8002", 200),
+        ("127.0.0.1:8002", 200),
+    ] {
+        let mut stream = TcpStream::connect(local.pages[0]).await.unwrap();
+        let request = format!("GET /config HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let expected = format!("HTTP/1.1 {status} ");
+        assert!(answer.starts_with(&expected), "{host}: {answer}");
+    }
+    local.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_environment_can_run_alone() {
     let local = Running::start(None, &["--ports", "0", "dev"]);
     local.ready().await;

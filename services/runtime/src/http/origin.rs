@@ -1,5 +1,7 @@
 //! Which pages may ask: a guard against other sites' pages (CSRF, DNS rebinding), not a login.
 
+use std::net::IpAddr;
+
 use hyper::header::{HOST, HeaderValue, ORIGIN};
 use hyper::{HeaderMap, Uri};
 
@@ -112,14 +114,17 @@ impl Hosts {
         self.0.extend(names.into_iter().map(str::to_owned));
     }
 
-    /// Whether a request was sent to one of these names, whatever the port.
+    /// Whether a request was sent to one of these names, whatever the port; or to an address, since only names can be rebound
+    /// (and probes know no name).
     pub fn contain(&self, host: Option<&HeaderValue>) -> bool {
         if self.0.is_empty() {
             return true;
         }
         let uri = host.and_then(|host| Uri::try_from(host.as_bytes()).ok());
         let name = uri.as_ref().and_then(Uri::host).unwrap_or_default();
-        self.0.iter().any(|entry| entry.eq_ignore_ascii_case(name))
+        let bare = name.trim_start_matches('[').trim_end_matches(']');
+        bare.parse::<IpAddr>().is_ok()
+            || self.0.iter().any(|entry| entry.eq_ignore_ascii_case(name))
     }
 }
 
@@ -200,6 +205,7 @@ mod tests {
             "LOCALHOST",
             "127.0.0.1:8001",
             "[::1]:8001",
+            "10.0.0.7:5000",
         ] {
             assert!(contain(ours), "{ours}");
         }
