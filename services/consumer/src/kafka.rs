@@ -4,6 +4,7 @@
 //! when something is wrong. `pool` lends clients for everything that is asked on demand, which `log` and `range` do.
 
 mod cache;
+mod commands;
 mod decode;
 mod fault;
 mod health;

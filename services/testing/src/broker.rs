@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::KafkaProcess;
+use crate::client::blocking;
 use crate::topics::answers;
 
 /// A private Apache Kafka, started in 3 to 6 seconds. It ends, with its data, when it is dropped.
@@ -134,13 +135,5 @@ impl Broker {
             })
             .await,
         );
-    }
-}
-
-/// Runs what blocks beside the test's own tasks.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }

@@ -18,6 +18,8 @@ mod kafka_process;
 #[cfg(feature = "clients")]
 mod broker;
 #[cfg(feature = "clients")]
+mod client;
+#[cfg(feature = "clients")]
 mod embedded;
 #[cfg(feature = "clients")]
 mod records;

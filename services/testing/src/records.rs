@@ -1,7 +1,5 @@
 //! Records into Kafka and out of it again.
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -10,8 +8,8 @@ use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use crate::broker::blocking;
-use crate::topics::{DEADLINE, config, partitions};
+use crate::client::{DEADLINE, PRODUCERS, blocking, config};
+use crate::topics::partitions;
 
 /// A record to produce.
 #[derive(Clone, Debug, Default)]
@@ -61,17 +59,6 @@ impl Stored {
 pub enum Outcome {
     Commit,
     Abort,
-}
-
-/// A new idempotent producer takes a second to get its id, so those that were made are kept, by address.
-static PRODUCERS: Mutex<BTreeMap<String, FutureProducer>> = Mutex::new(BTreeMap::new());
-
-/// Forgets what the producers know of their topics, because a test has changed one.
-pub(crate) fn forget_topics(address: &str) {
-    PRODUCERS
-        .lock()
-        .expect("no panic while it is held")
-        .remove(address);
 }
 
 /// Produces `records`, keeping their order within each partition, and returns where each one went: (partition, offset).

@@ -2,17 +2,13 @@
 
 use std::time::Duration;
 
-use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use crate::broker::blocking;
+use crate::client::{DEADLINE, blocking, config, forget_topics};
 use crate::eventually;
-
-/// For one request, and for a change to be seen.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A name that no other test uses: `prefix`, a hyphen and eight random digits.
 pub fn random_topic(prefix: &str) -> String {
@@ -38,7 +34,7 @@ pub async fn create_topic(address: &str, topic: &str, partitions: i32, configs: 
 
 /// Deletes a topic. Made anew under the same name it has a new id, and its offsets begin at 0.
 pub async fn delete_topic(address: &str, topic: &str) {
-    crate::records::forget_topics(address);
+    forget_topics(address);
     let deleted = admin(address).delete_topics(&[topic], &options()).await;
     done(deleted, &format!("cannot delete topic {topic:?}"));
     has_partitions(address, topic, 0).await;
@@ -46,7 +42,7 @@ pub async fn delete_topic(address: &str, topic: &str) {
 
 /// Adds partitions up to `total`.
 pub async fn add_partitions(address: &str, topic: &str, total: i32) {
-    crate::records::forget_topics(address);
+    forget_topics(address);
     let count = usize::try_from(total).expect("a positive number of partitions");
     let new = NewPartitions::new(topic, count);
     let added = admin(address).create_partitions([&new], &options()).await;
@@ -126,14 +122,6 @@ async fn has_partitions(address: &str, topic: &str, count: i32) {
         partitions(address, topic).await == count
     })
     .await;
-}
-
-pub(crate) fn config(address: &str) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    config
-        .set("bootstrap.servers", address)
-        .set("reconnect.backoff.max.ms", "500");
-    config
 }
 
 fn client(address: &str) -> BaseConsumer {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -21,10 +21,11 @@ use tokio::sync::{mpsc as async_mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::commands::{Command, Commands, Problem, Ready};
 use super::fault::Fault;
 use super::health::{Health, ReaderContext, Scope};
 use super::pool::Pool;
-use super::supervisor::{Problem, Supervisor};
+use super::supervisor::Supervisor;
 use super::{Log, Topic, decode};
 use crate::config::Config;
 use crate::cursor::TopicId;
@@ -52,7 +53,8 @@ pub struct Reader {
     max_message_bytes: usize,
     decode: Decode,
     supervisors: Vec<Supervisor>,
-    commands: (Commands, mpsc::Receiver<Command>),
+    commands: mpsc::Receiver<Command>,
+    ready: Arc<Ready>,
     problems: Vec<async_mpsc::UnboundedReceiver<Problem>>,
 }
 
@@ -73,75 +75,6 @@ struct Partition {
     /// Until the supervisor has decided where reading goes on, nothing is taken.
     paused: bool,
     failing: bool,
-}
-
-/// What a supervisor has decided.
-pub struct Command {
-    /// The topic's number.
-    pub topic: usize,
-    /// Comes before everything that is read from here on.
-    pub events: Vec<Event>,
-    /// The events end the log of another topic of the same name; this is the new one's id.
-    pub recreated: Option<TopicId>,
-    /// The number of partitions, where it has changed.
-    pub partitions: Option<usize>,
-    /// These partitions are read from where the feed ends.
-    pub read: Vec<usize>,
-}
-
-/// The way to the thread.
-#[derive(Clone)]
-pub struct Commands {
-    sender: mpsc::Sender<Command>,
-    ready: Arc<Ready>,
-}
-
-impl Commands {
-    pub fn send(&self, command: Command) {
-        // When the thread has ended, so does the process.
-        _ = self.sender.send(command);
-        self.ready.wake();
-    }
-}
-
-/// The partitions that have something to poll.
-#[derive(Default)]
-struct Ready {
-    partitions: Mutex<Vec<(usize, usize)>>,
-    changed: Condvar,
-}
-
-impl Ready {
-    fn add(&self, topic: usize, partition: usize) {
-        let mut partitions = self
-            .partitions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        partitions.push((topic, partition));
-        self.changed.notify_one();
-    }
-
-    fn wake(&self) {
-        // The lock, so that it is not missed between a look and the wait.
-        drop(
-            self.partitions
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
-        self.changed.notify_one();
-    }
-
-    fn take(&self, wait: Duration) -> Vec<(usize, usize)> {
-        let mut partitions = self
-            .partitions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if partitions.is_empty() {
-            let waited = self.changed.wait_timeout(partitions, wait);
-            partitions = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        std::mem::take(&mut *partitions)
-    }
 }
 
 impl Reader {
@@ -185,11 +118,8 @@ impl Reader {
             bytes: config.ring_bytes,
             batch_events: 512,
         };
-        let (sender, receiver) = mpsc::channel();
-        let commands = Commands {
-            sender,
-            ready: Arc::default(),
-        };
+        let ready: Arc<Ready> = Arc::default();
+        let (commands, receiver) = Commands::new(ready.clone());
         let (mut topics, mut supervisors, mut problems) = (Vec::new(), Vec::new(), Vec::new());
         for (number, name) in names.iter().enumerate() {
             let health = healths[name].clone();
@@ -230,7 +160,8 @@ impl Reader {
             max_message_bytes: config.max_message_bytes,
             decode: decode::event,
             supervisors,
-            commands: (commands, receiver),
+            commands: receiver,
+            ready,
             problems,
         })
     }
@@ -261,8 +192,8 @@ impl Reader {
         let stop = shutdown.child_token();
         let thread = Thread {
             client: Arc::new(client),
-            ready: self.commands.0.ready.clone(),
-            commands: self.commands.1,
+            ready: self.ready.clone(),
+            commands: self.commands,
             topics: self.topics,
             metrics: self.context.metrics.clone(),
             decode: self.decode,
@@ -278,15 +209,24 @@ impl Reader {
                     .send(result.unwrap_or_else(|_| Err(anyhow!("the reader of Kafka panicked"))));
             })
             .context("cannot start a thread")?;
+        let ended = |result: Result<anyhow::Result<()>, _>| {
+            result.unwrap_or_else(|_| Err(anyhow!("the reader of Kafka ended")))
+        };
         let early = tokio::select! {
+            biased;
             () = shutdown.cancelled() => None,
-            result = &mut end => Some(result.unwrap_or_else(|_| Err(anyhow!("the reader of Kafka ended")))),
-            Some(ended) = tasks.join_next() => {
-                Some(ended.context("a supervisor of a topic panicked").and_then(|result| result))
-            }
+            result = &mut end => Some(ended(result)),
+            Some(task) = tasks.join_next() => match task {
+                // A supervisor ends in order when the thread has ended, and that has the reason.
+                Ok(result) => match tokio::time::timeout(TICK, &mut end).await {
+                    Ok(reason) => Some(ended(reason)),
+                    Err(_) => Some(result),
+                },
+                Err(panicked) => Some(Err(panicked).context("a supervisor of a topic panicked")),
+            },
         };
         stop.cancel();
-        self.commands.0.ready.wake();
+        self.ready.wake();
         match early {
             Some(result) => result.and(Err(anyhow!("the reader of Kafka ended too early"))),
             None => end.await.unwrap_or(Ok(())),

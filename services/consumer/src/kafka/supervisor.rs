@@ -7,11 +7,11 @@ use herald_runtime::kafka::Source;
 use tokio::sync::{mpsc, watch};
 
 use super::Topic;
+use super::commands::{Command, Commands, Problem};
 use super::decode::recreated;
 use super::health::{Health, Scope, Truncation};
 use super::log::Denied;
 use super::pool::Purpose;
-use super::reader::{Command, Commands};
 use crate::config::Config;
 use crate::cursor::{MAX_PARTITIONS, Position, TopicId, Vector};
 use crate::feed::Feed;
@@ -33,19 +33,6 @@ const PATIENCE: usize = 10;
 
 const TOO_MANY_PARTITIONS: &str =
     "the topic has more than 256 partitions, which is all that a cursor can name";
-
-/// What the reader has come upon.
-#[derive(Clone, Copy, Debug)]
-pub enum Problem {
-    /// The topic has another id.
-    Recreated,
-    /// A partition's position is not in the log.
-    OutOfRange(usize),
-    /// The batch at a partition's position cannot be read.
-    Unreadable(usize),
-    /// A partition may not be read; its health says why.
-    Denied,
-}
 
 /// Looks after one topic.
 pub struct Supervisor {

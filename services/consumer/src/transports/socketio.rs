@@ -292,7 +292,7 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
         };
         let bye = end.frame(&cursor, end.retry(), encoding);
         _ = emitter.emit_all(&[bye], Instant::now() + LAST_WORD).await;
-        tokio::time::sleep(LAST_WORD).await;
+        emitter.taken().await;
         app.sessions.cut(&socket, end.reason());
     } else if let Some(reason) = app
         .sessions
@@ -368,6 +368,22 @@ impl<'a> Emitter<'a> {
             deadline = deadline.max(Instant::now() + STALLED);
         }
         Ok(())
+    }
+
+    /// Waits until the client has taken everything, as far as that can be seen, or a second has passed.
+    async fn taken(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        tokio::time::sleep(LAST_WORD).await;
+        let waits = |emitter: &Self| {
+            let connection = emitter.connection.as_ref();
+            let last = emitter.ends.back();
+            connection
+                .zip(last)
+                .is_some_and(|(connection, end)| connection.written() < *end)
+        };
+        while waits(self) && Instant::now() < deadline {
+            tokio::time::sleep(FULL_AT_MOST).await;
+        }
     }
 
     fn handed_over(&mut self, bytes: u64) {
