@@ -42,7 +42,11 @@ async fn a_request_to_another_host_is_rejected_on_every_address() {
         return;
     };
     for path in ADDRESSES {
-        for host in ["evil.example", "127.0.0.1", "localhost.evil.example:5000"] {
+        for host in [
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example:5000",
+        ] {
             let answer = once(replica.public, "GET", path, &[("host", host)]).await;
             assert_eq!(answer.status(), 421, "{path} at {host}");
             assert!(
