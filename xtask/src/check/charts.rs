@@ -265,8 +265,13 @@ mod tests {
     #[test]
     fn alerts_and_dashboard_name_metrics_that_the_services_have() {
         let read = |path: &str| fs::read_to_string(crate::root().join(path)).unwrap();
-        let services =
-            read("services/consumer/src/metrics.rs") + &read("services/producer/src/metrics.rs");
+        let services = [
+            "consumer/src/metrics.rs",
+            "producer/src/metrics.rs",
+            "runtime/src/http/server.rs",
+        ]
+        .map(|path| read(&format!("services/{path}")))
+        .concat();
         for path in [
             "helm/templates/prometheusrule.yaml",
             "helm/files/dashboard.json",

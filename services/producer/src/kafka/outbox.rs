@@ -297,7 +297,8 @@ mod tests {
         assert!(client.wait_for_topic(&CancellationToken::new()).await);
         let mut outbox = client.into_outbox(metrics.clone(), Readiness::new());
         for text in texts {
-            let (headers, timestamp) = (Vec::new(), 1);
+            // Younger than the retention of the topic.
+            let (headers, timestamp) = (Vec::new(), jiff::Timestamp::now().as_millisecond());
             let text = text.clone();
             outbox
                 .send(Broadcast {
