@@ -59,7 +59,7 @@ describe("the users of k8s/strimzi", { skip: without("jars") || withoutHelm() },
 
   test("with the user of another environment, the services name the topic and are not ready", async (t) => {
     const release = { ...options("prod"), CREATE_TOPIC: "false" };
-    const expected = { producer: /"WARN".*prod-topic/, consumer: /prod-topic.*TopicAuthorizationFailed/ };
+    const expected = { producer: /"WARN".*prod-topic/, consumer: /prod-topic.*does not authorize this server/ };
     for (const [name, complaint] of Object.entries(expected)) {
       const service = await startService(t, name, broker, release, certificates["herald-dev"]);
       await until(() => `${complaint}; the ${name} says:\n${service.said}`, () => complaint.test(service.said), 40_000);

@@ -60,7 +60,7 @@ async fn records_that_kafka_deleted_are_a_retention_gap_with_exact_ranges() {
 }
 
 /// Deletes a topic of so many partitions under its readers, and makes it anew with so many.
-async fn made_anew(before: i64, now: i64, records: std::ops::Range<i64>) {
+async fn recreated(before: i64, now: i64, records: std::ops::Range<i64>) {
     let Some(kafka) = kafka_with("deletion of topics") else {
         return;
     };
@@ -146,27 +146,27 @@ async fn made_anew(before: i64, now: i64, records: std::ops::Range<i64>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_made_anew_with_fewer_records_is_told_and_read_from_its_start() {
-    made_anew(2, 2, 100..110).await;
+async fn a_topic_recreated_with_fewer_records_is_told_and_read_from_its_start() {
+    recreated(2, 2, 100..110).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_made_anew_with_more_records_is_told_and_read_from_its_start() {
-    made_anew(2, 2, 100..180).await;
+async fn a_topic_recreated_with_more_records_is_told_and_read_from_its_start() {
+    recreated(2, 2, 100..180).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_made_anew_with_fewer_partitions_is_told_and_read_on() {
-    made_anew(3, 1, 100..105).await;
+async fn a_topic_recreated_with_fewer_partitions_is_told_and_read_on() {
+    recreated(3, 1, 100..105).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_made_anew_with_more_partitions_is_told_and_read_on() {
-    made_anew(1, 3, 100..160).await;
+async fn a_topic_recreated_with_more_partitions_is_told_and_read_on() {
+    recreated(1, 3, 100..160).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cursor_ahead_of_a_log_that_was_made_anew_is_told() {
+async fn a_cursor_ahead_of_a_log_that_was_recreated_is_told() {
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("ahead");
     create_topic(&kafka, &topic, 2, &[]).await;

@@ -6,7 +6,7 @@ use herald_testing::{
 };
 
 #[tokio::test]
-async fn a_topic_made_anew_begins_again_at_offset_0() {
+async fn a_topic_recreated_begins_again_at_offset_0() {
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("testing");
     create_topic(&kafka, &topic, 1, &[]).await;
