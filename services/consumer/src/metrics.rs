@@ -37,6 +37,7 @@ pub struct Inner {
     streams_ended: IntCounterVec,
     ring_events: IntGaugeVec,
     ring_bytes: IntGaugeVec,
+    replay_pages: IntCounterVec,
     lag: IntGaugeVec,
     end_offset: IntGaugeVec,
     withheld: IntGaugeVec,
@@ -104,6 +105,11 @@ impl Metrics {
                 "bytes in the ring, records and frames",
                 &["topic"],
             )?,
+            replay_pages: counters(
+                "herald_replay_pages_total",
+                "pages of what streams missed, by where they came from: kafka, or memory when another stream had just read them",
+                &["source"],
+            )?,
             lag: gauges(
                 "herald_lag_messages",
                 "offsets between what was read and the end of the log; absent when that is not known",
@@ -139,6 +145,11 @@ impl Metrics {
                     .inc(),
             }
         }
+    }
+
+    /// Counts a page of what a stream missed: read from `kafka`, or found in `memory`.
+    pub fn replayed(&self, source: &str) {
+        self.replay_pages.with_label_values(&[source]).inc();
     }
 
     /// Counts what was just handed to a socket.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::cursor::Vector;
 use crate::page::Page;
+use crate::record::Event;
 
 /// Bytes of all pages together.
 const BYTES: usize = 16 << 20;
@@ -38,9 +39,8 @@ impl PageCache {
         pages.expire();
         let of_topic = |cached: &&Cached| &*cached.topic == topic;
         let found = pages.newest_last.iter().rev().filter(of_topic);
-        found
-            .map(|cached| &cached.page)
-            .find_map(|page| rest(page, from))
+        let pages = found.filter_map(|cached| rest(&cached.page, from));
+        pages.max_by_key(|page| page.events.len())
     }
 
     /// Keeps a page for the clients that come after this one.
@@ -99,38 +99,39 @@ fn rest(page: &Page, from: &Vector) -> Option<Page> {
     if !same_log || from.len() != page.before.len() || from.len() != page.after.len() {
         return None;
     }
-    let mut behind = false;
+    let same_topic = from.topic_id.is(page.after.topic_id);
+    let mut after = page.after.clone();
     for partition in 0..from.len() {
-        let (client, first, last) = (
-            from.get(partition),
-            page.before.get(partition),
-            page.after.get(partition),
-        );
-        if client.offset < first.offset || client.offset > last.offset {
+        let (client, first) = (from.get(partition), page.before.get(partition));
+        let last = page.after.get(partition);
+        if client.offset < first.offset {
             return None;
         }
-        behind |= client.offset < last.offset;
-        let mut known = page
+        if client.offset > last.offset {
+            // Ahead of the page in this partition: only its topic can be compared.
+            if !same_topic {
+                return None;
+            }
+            after.set(partition, client);
+            continue;
+        }
+        let of_partition = page
             .events
             .iter()
-            .filter(|event| event.partition == partition)
-            .map(|event| event.next);
-        let known = if client.offset == first.offset {
-            Some(first)
-        } else {
-            known.find(|next| next.offset == client.offset)
-        };
+            .filter(|event| event.partition == partition);
+        let mut ends = std::iter::once(first).chain(of_partition.map(|event| event.next));
+        let known = ends.find(|next| next.offset == client.offset);
         // A client whose record is not in the page is compared with Kafka.
         if client.fingerprint.is_some() && !known.is_some_and(|known| known.agrees(client)) {
             return None;
         }
     }
-    let missing =
-        |event: &&Arc<crate::record::Event>| event.next.offset > from.get(event.partition).offset;
-    behind.then(|| Page {
-        events: page.events.iter().filter(missing).cloned().collect(),
+    let missing = |event: &&Arc<Event>| event.next.offset > from.get(event.partition).offset;
+    let events: Vec<_> = page.events.iter().filter(missing).cloned().collect();
+    (!events.is_empty()).then(|| Page {
+        events,
         before: from.clone(),
-        after: page.after.clone(),
+        after,
         complete: false,
         from_start: false,
     })
@@ -140,7 +141,7 @@ fn rest(page: &Page, from: &Vector) -> Option<Page> {
 mod tests {
     use super::*;
     use crate::cursor::Position;
-    use crate::record::{Event, Message, Payload, Value};
+    use crate::record::{Message, Payload, Value};
 
     fn record(partition: usize, offset: i64) -> Arc<Event> {
         let message = Message {

@@ -104,9 +104,8 @@ impl Log {
     ) -> anyhow::Result<Page> {
         let shared = purpose == Purpose::Replay;
         let cached = || {
-            shared
-                .then(|| self.pool.cache.get(&self.topic, &from))
-                .flatten()
+            let page = self.pool.cache.get(&self.topic, &from).filter(|_| shared);
+            page.inspect(|_| self.pool.replayed("memory"))
         };
         if let Some(page) = cached() {
             return Ok(page);
@@ -122,6 +121,7 @@ impl Log {
         });
         let page = page.await?;
         if shared {
+            self.pool.replayed("kafka");
             self.pool.cache.put(&self.topic, &page);
         }
         Ok(page)

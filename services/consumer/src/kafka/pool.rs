@@ -98,6 +98,11 @@ impl Pool {
         }
     }
 
+    /// Counts a page of what a stream missed.
+    pub fn replayed(&self, source: &str) {
+        self.context.metrics.replayed(source);
+    }
+
     /// Waits for a client.
     pub async fn permit(&self, purpose: Purpose) -> Permit {
         let acquire = async |semaphore: &Arc<Semaphore>| {

@@ -39,6 +39,9 @@ const BATCH: usize = 512;
 /// Statistics and errors of the client wait at most so long.
 const TICK: Duration = Duration::from_millis(100);
 
+/// A thread that ends closes its client, which may take so long.
+const CLOSING: Duration = Duration::from_secs(5);
+
 /// Characters of a message that are logged. The contract's own messages have 60.
 const LOGGED_CHARACTERS: usize = 200;
 
@@ -218,7 +221,7 @@ impl Reader {
             result = &mut end => Some(ended(result)),
             Some(task) = tasks.join_next() => match task {
                 // A supervisor ends in order when the thread has ended, and that has the reason.
-                Ok(result) => match tokio::time::timeout(TICK, &mut end).await {
+                Ok(result) => match tokio::time::timeout(CLOSING, &mut end).await {
                     Ok(reason) => Some(ended(reason)),
                     Err(_) => Some(result),
                 },
@@ -495,7 +498,7 @@ mod tests {
         })
         .await;
         produce(&kafka, &topic, &[Record::new(0, "x")]).await;
-        let ended = tokio::time::timeout(5 * second, run).await;
+        let ended = tokio::time::timeout(10 * second, run).await;
         let ended = ended.expect("it ends at once").expect("it ends in order");
         assert_eq!(
             ended.unwrap_err().to_string(),
@@ -517,5 +520,35 @@ mod tests {
         let ended = tokio::time::timeout(Duration::from_secs(30), ended).await;
         let error = ended.expect("it ends").unwrap_err();
         assert_eq!(error.to_string(), "the reader of Kafka ended too early");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_partition_without_a_leader_does_not_hold_up_the_others() {
+        let cluster = rdkafka::mocking::MockCluster::new(1).unwrap();
+        let (kafka, topic) = (cluster.bootstrap_servers(), random_topic("leaderless"));
+        cluster.create_topic(&topic, 2, 1).unwrap();
+        let address = ["--kafka-bootstrap-servers", &kafka, "--kafka-topic", &topic];
+        let properties = ["--kafka-properties", "fetch.wait.max.ms=20"];
+        let args = ["consumer"].into_iter().chain(address).chain(properties);
+        let config = Config::parse_from(args);
+        let reader = Reader::new(&config, Metrics::new().unwrap()).unwrap();
+        let live = reader.topics()[0].clone();
+        let shutdown = CancellationToken::new();
+        let run = tokio::spawn(reader.run(shutdown.clone()));
+        let deadline = Duration::from_secs(30);
+        let filled = async || live.feed.is_filled();
+        eventually(deadline, "the topic to be read", filled).await;
+        cluster.partition_leader(&topic, 1, None).unwrap();
+        let down = async || live.is_down();
+        eventually(deadline, "the loss to be noticed", down).await;
+        produce(&kafka, &topic, &[Record::new(0, "x")]).await;
+        let read = async || live.feed.position(0).offset == 1;
+        eventually(deadline, "the other partition to be read", read).await;
+        cluster.partition_leader(&topic, 1, Some(1)).unwrap();
+        produce(&kafka, &topic, &[Record::new(1, "y")]).await;
+        let read = async || live.feed.position(1).offset == 1 && !live.is_down();
+        eventually(deadline, "both partitions to be read", read).await;
+        shutdown.cancel();
+        run.await.unwrap().unwrap();
     }
 }

@@ -523,3 +523,46 @@ async fn a_client_that_is_slower_than_the_ring_goes_on_by_replay() {
         (&[][..], &[][..])
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_herd_that_missed_the_same_reads_kafka_once() {
+    let Some(kafka) = kafka() else { return };
+    let topic = random_topic("herd");
+    create_topic(&kafka, &topic, 3, &[]).await;
+    produce(&kafka, &topic, &[Record::new(0, "first")]).await;
+    let options = ["--ring-messages", "20", "--ring-time", "0s"];
+    let replica = Replica::start(&kafka, &topic, &options).await;
+    let mut first = Client::connect(replica.public, Transport::WebSocket, &[]);
+    let start = until(&mut first, "start").await.pop().unwrap();
+    let batch: Vec<Record> = (0..3000)
+        .map(|n| Record::new(n % 3, format!("{n}")))
+        .collect();
+    produce(&kafka, &topic, &batch).await;
+    let after = [("after", start["cursor"].as_str().unwrap().to_owned())];
+    let herd = (0..60).map(|_| {
+        let mut client = Client::connect(replica.public, Transport::WebSocket, &after);
+        tokio::spawn(async move {
+            let mut messages = 0;
+            while messages < 3000 {
+                until(&mut client, "message").await;
+                messages += 1;
+            }
+        })
+    });
+    for client in herd.collect::<Vec<_>>() {
+        let caught_up = tokio::time::timeout(Duration::from_secs(60), client);
+        caught_up
+            .await
+            .expect("in time")
+            .expect("every client catches up");
+    }
+    let pages = async |source: &str| {
+        let metric = format!("herald_replay_pages_total{{source=\"{source}\"}}");
+        replica.metric(&metric).await
+    };
+    let (read, shared) = (pages("kafka").await, pages("memory").await);
+    assert!(
+        read < 60.0 && shared > 5.0 * read,
+        "{read} from Kafka, {shared} from memory"
+    );
+}
