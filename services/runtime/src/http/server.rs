@@ -173,10 +173,13 @@ impl Connection {
         if passed(self.blocked.load(Ordering::Relaxed), limits.stalled) {
             self.cut("slow");
         } else if passed(behind, limits.least_window) {
-            if self.taken.swap(0, Ordering::Relaxed) < limits.least_bytes {
+            // A write that has just gone through has reset it meanwhile: then nothing waits any more.
+            let waits =
+                self.behind
+                    .compare_exchange(behind, now, Ordering::Relaxed, Ordering::Relaxed);
+            if waits.is_ok() && self.taken.swap(0, Ordering::Relaxed) < limits.least_bytes {
                 self.cut("slow");
             }
-            self.behind.store(now, Ordering::Relaxed);
         } else if !self.requested.load(Ordering::Relaxed) && now > tenths(limits.header) {
             self.cut("header");
         } else if now.saturating_sub(self.active.load(Ordering::Relaxed)) > tenths(limits.idle) {
