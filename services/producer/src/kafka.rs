@@ -15,9 +15,10 @@ use crate::config::CreateTopic;
 use crate::{Config, Metrics};
 
 pub use outbox::Outbox;
+pub(crate) use outbox::RETRY_PAUSE;
 
 /// What "neither loses nor doubles" rests on, so the user's properties cannot change it.
-const RESERVED: [&str; 8] = [
+const RESERVED: [&str; 12] = [
     "enable.idempotence",
     "acks",
     "request.required.acks",
@@ -26,6 +27,12 @@ const RESERVED: [&str; 8] = [
     "transactional.id",
     "retries",
     "message.send.max.retries",
+    // A refused message would end the process.
+    "enable.gapless.guarantee",
+    // Acknowledgements would not arrive.
+    "delivery.report.only.error",
+    "batch.num.messages",
+    "queuing.strategy",
 ];
 
 /// A producer that may not have found Kafka yet.
@@ -34,6 +41,8 @@ pub struct Kafka {
     config: ClientConfig,
     topic: String,
     wanted: topic::Wanted,
+    /// Bytes of values that librdkafka's own queue holds.
+    queue_bytes: usize,
     /// Whether the topic is ours to create.
     creates: bool,
 }
@@ -48,17 +57,25 @@ impl Kafka {
             ("message.timeout.ms", "0"),
             // A broadcast is alone, so waiting for others to make a batch would only delay it.
             ("linger.ms", "0"),
+            // Kafka refuses a batch as a whole, and those in flight behind it are written: only alone is a message judged by
+            // itself, and only so does the order stay. 3,000 messages a second were seen with one broker on two busy cores.
+            ("batch.num.messages", "1"),
             // A topic is created here, with the partitions that were asked for, or not at all.
             ("allow.auto.create.topics", "false"),
         ];
         let client_config = config
             .kafka
             .client_config("herald-producer", &defaults, &RESERVED)?;
+        let kbytes = client_config
+            .get("queue.buffering.max.kbytes")
+            .and_then(|kbytes| kbytes.parse::<usize>().ok());
         Ok(Kafka {
             producer: create(&client_config, Context::new())?,
             config: client_config,
             topic: config.kafka_topic.clone(),
             wanted: topic::Wanted::new(config),
+            // Without the property 1 GiB, which is more than a message may have.
+            queue_bytes: kbytes.map_or(usize::MAX, |kbytes| kbytes.saturating_mul(1024)),
             creates: config.create_topic != CreateTopic::False,
         })
     }

@@ -14,24 +14,20 @@ use jiff::Zoned;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
 
 pub use config::{Config, CreateTopic};
 pub use message::{Broadcast, FACES};
 pub use metrics::Metrics;
 pub use pause::Pauses;
 
-use kafka::{Kafka, Outbox};
-
-/// How long messages that Kafka refused wait before they are sent again.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
+use kafka::{Kafka, Outbox, RETRY_PAUSE};
 
 /// Speaks until `shutdown` is cancelled, and answers on `admin` meanwhile; ready once Kafka has acknowledged a message.
 ///
-/// Waits for Kafka and for the topic as long as it takes, and gives up on no message. With [`CreateTopic::Only`] it returns
-/// when the topic is there. An error means that the
-/// configuration is wrong, that the idempotent producer cannot go on without losing or doubling something, or that
-/// messages were left unacknowledged when the grace period ended.
+/// Waits for Kafka and for the topic as long as it takes, and gives up on no message but one that Kafka will never take. With
+/// [`CreateTopic::Only`] it returns when the topic is there. An error means that the configuration is wrong, that the
+/// idempotent producer cannot go on without losing or doubling something, or that messages were left unacknowledged when the
+/// grace period ended.
 pub async fn run(
     config: Config,
     admin: TcpListener,
@@ -70,11 +66,8 @@ pub async fn run(
 
     readiness.not_ready("ending");
     // A little of the grace period is kept for saying what was lost.
-    let flushed = tokio::time::timeout(
-        config.common.shutdown_grace.mul_f32(0.9),
-        flush(&mut outbox),
-    )
-    .await;
+    let flushed =
+        tokio::time::timeout(config.common.shutdown_grace.mul_f32(0.9), outbox.flush()).await;
     let left = outbox.unacknowledged();
     outbox.close().await;
     match flushed {
@@ -109,22 +102,4 @@ async fn speak(
             _ = retry.tick(), if outbox.can_retry() => outbox.retry(shutdown).await?,
         }
     }
-}
-
-async fn flush(outbox: &mut Outbox) -> anyhow::Result<()> {
-    if outbox.unacknowledged() > 0 {
-        info!(
-            messages = outbox.unacknowledged(),
-            "waiting for kafka to acknowledge the last messages"
-        );
-    }
-    let mut retry = tokio::time::interval(RETRY_PAUSE);
-    let never = CancellationToken::new();
-    while outbox.unacknowledged() > 0 {
-        tokio::select! {
-            delivery = outbox.delivery() => outbox.settle(delivery)?,
-            _ = retry.tick(), if outbox.can_retry() => outbox.retry(&never).await?,
-        }
-    }
-    Ok(())
 }

@@ -47,6 +47,15 @@ impl Broadcast {
             timestamp: now.timestamp().as_millisecond(),
         }
     }
+
+    /// The bytes of the value and the headers, without what Kafka adds around them.
+    pub fn bytes(&self) -> usize {
+        let headers = self.headers.iter();
+        self.text.len()
+            + headers
+                .map(|(key, value)| key.len() + value.len())
+                .sum::<usize>()
+    }
 }
 
 fn rfc3339(at: Timestamp) -> String {

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
+/// Why messages are refused, as labels.
+const REFUSALS: [&str; 3] = ["too-large", "invalid", "invalid-timestamp"];
+
 /// The producer's metrics and their registry. The help texts say what each one means.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -40,13 +43,13 @@ impl Metrics {
             .expect("the name is valid"),
             unacknowledged: IntGauge::new(
                 "herald_messages_unacknowledged",
-                "Messages that were said and that Kafka has not acknowledged yet.",
+                "Messages that Kafka has neither acknowledged nor refused yet.",
             )
             .expect("the name is valid"),
             delivery: Histogram::with_opts(
                 HistogramOpts::new(
                     "herald_produce_seconds",
-                    "Time from a message being said to Kafka acknowledging it.",
+                    "Time from a message being produced to Kafka acknowledging it.",
                 )
                 .buckets(vec![
                     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -74,6 +77,10 @@ impl Metrics {
                 .register(collector)
                 .expect("no two names are the same");
         }
+        // From the start, so that the first refusal is an increase.
+        for reason in REFUSALS {
+            refused.with_label_values(&[reason]);
+        }
         metrics
     }
 
@@ -82,7 +89,7 @@ impl Metrics {
         &self.registry
     }
 
-    pub(crate) fn said(&self) {
+    pub(crate) fn enqueued(&self) {
         self.unacknowledged.inc();
     }
 
@@ -116,10 +123,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_unacknowledged_until_it_is_produced() {
+    fn a_message_is_unacknowledged_until_it_is_produced_or_refused() {
         let metrics = Metrics::new();
-        metrics.said();
-        metrics.said();
+        metrics.enqueued();
+        metrics.enqueued();
+        metrics.enqueued();
+        metrics.refused("too-large");
         metrics.failed();
         metrics.acknowledged(Duration::from_millis(3));
         let text = TextEncoder::new()
@@ -128,6 +137,8 @@ mod tests {
         for line in [
             "herald_messages_produced_total 1",
             "herald_produce_failures_total 1",
+            "herald_messages_refused_total{reason=\"too-large\"} 1",
+            "herald_messages_refused_total{reason=\"invalid\"} 0",
             "herald_messages_unacknowledged 1",
             "herald_produce_seconds_bucket{le=\"0.005\"} 1",
         ] {

@@ -1,7 +1,7 @@
-//! The messages between being said and being acknowledged.
+//! The messages between being produced and being acknowledged.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use herald_runtime::Readiness;
 use herald_runtime::telemetry::{Sampler, shortened};
@@ -18,16 +18,24 @@ use crate::{Broadcast, Metrics};
 /// Messages at most that wait outside of librdkafka's own queue, before the clock itself has to wait.
 const ROOM: usize = 10_000;
 
-/// Lines a second that say what was sent.
-const SENT_LINES: u32 = 10;
+/// How long messages that Kafka did not take wait before they are sent again.
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Log lines a second at most: of messages sent, and of messages refused.
+const LINES: u32 = 10;
+
+/// Characters at most of a refused message that are logged.
+const LOGGED_CHARS: usize = 200;
 
 /// Hands messages to librdkafka, which keeps them in order and retries; takes back those that it gives up on (a topic that
-/// was deleted, a full queue) and sends them again, in the order in which they were said.
+/// was deleted, a full queue) and sends them again, in the order in which they were produced. A message that Kafka will
+/// never take is dropped, counted and logged; those behind it do not wait.
 pub struct Outbox {
     kafka: Kafka,
     metrics: Metrics,
     readiness: Readiness,
-    sampler: Sampler,
+    sent_lines: Sampler,
+    refused_lines: Sampler,
     /// The number of the next message.
     next: u64,
     in_flight: VecDeque<InFlight>,
@@ -39,9 +47,7 @@ pub struct Outbox {
 
 struct Message {
     broadcast: Broadcast,
-    said: Instant,
-    /// It was in a batch that Kafka will never take, perhaps because of another message: it is sent alone.
-    suspect: bool,
+    produced: Instant,
 }
 
 struct InFlight {
@@ -63,7 +69,8 @@ impl Outbox {
             kafka,
             metrics,
             readiness,
-            sampler: Sampler::new(SENT_LINES),
+            sent_lines: Sampler::new(LINES),
+            refused_lines: Sampler::new(LINES),
             next: 0,
             in_flight: VecDeque::new(),
             waiting: BTreeMap::new(),
@@ -76,11 +83,10 @@ impl Outbox {
     pub fn send(&mut self, broadcast: Broadcast) -> anyhow::Result<()> {
         let number = self.next;
         self.next += 1;
-        self.metrics.said();
+        self.metrics.enqueued();
         let message = Message {
             broadcast,
-            said: Instant::now(),
-            suspect: false,
+            produced: Instant::now(),
         };
         if self.waiting.is_empty() {
             self.hand_over(number, message)
@@ -95,7 +101,7 @@ impl Outbox {
         self.waiting.len() < ROOM
     }
 
-    /// Messages that were said and not acknowledged.
+    /// Messages that are neither acknowledged nor refused yet.
     pub fn unacknowledged(&self) -> usize {
         self.in_flight.len() + self.waiting.len()
     }
@@ -122,7 +128,7 @@ impl Outbox {
         }
     }
 
-    /// Takes note of a delivery, or keeps the message for another attempt. Errors are fatal.
+    /// Takes note of a delivery or a refusal, or keeps the message for another attempt. Errors are fatal.
     pub fn settle(&mut self, settled: Settled) -> anyhow::Result<()> {
         let Settled {
             number,
@@ -131,10 +137,10 @@ impl Outbox {
         } = settled;
         match result {
             Ok(delivery) => {
-                self.metrics.acknowledged(message.said.elapsed());
+                self.metrics.acknowledged(message.produced.elapsed());
                 self.readiness.ready();
                 self.complained = false;
-                if let Some(skipped) = self.sampler.admit() {
+                if let Some(skipped) = self.sent_lines.admit() {
                     let Delivery {
                         partition, offset, ..
                     } = delivery;
@@ -146,7 +152,7 @@ impl Outbox {
                 }
                 Ok(())
             }
-            Err(error) => self.keep(number, message, &error, false),
+            Err(error) => self.not_delivered(number, message, &error),
         }
     }
 
@@ -161,15 +167,30 @@ impl Outbox {
             return Ok(());
         }
         self.topic_is_lost = false;
-        let mut alone = false;
         for (number, message) in std::mem::take(&mut self.waiting) {
-            // A suspect message is sent when nothing else is under way, and nothing else before it is settled.
-            alone |= message.suspect && !self.in_flight.is_empty();
-            if self.waiting.is_empty() && !alone {
-                alone = message.suspect;
+            if self.waiting.is_empty() {
                 self.hand_over(number, message)?;
             } else {
                 self.waiting.insert(number, message);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns when no message is unacknowledged. Errors are fatal.
+    pub async fn flush(&mut self) -> anyhow::Result<()> {
+        if self.unacknowledged() > 0 {
+            info!(
+                messages = self.unacknowledged(),
+                "waiting for kafka to acknowledge the last messages"
+            );
+        }
+        let mut retry = tokio::time::interval(RETRY_PAUSE);
+        let never = CancellationToken::new();
+        while self.unacknowledged() > 0 {
+            tokio::select! {
+                delivery = self.delivery() => self.settle(delivery)?,
+                _ = retry.tick(), if self.can_retry() => self.retry(&never).await?,
             }
         }
         Ok(())
@@ -206,31 +227,42 @@ impl Outbox {
                 });
                 Ok(())
             }
-            Err((error, _)) => self.keep(number, message, &error, true),
+            // Waiting makes no room for a message larger than the whole queue.
+            Err((error, _)) if text.len() > self.kafka.queue_bytes => {
+                self.refuse(&message, "too-large", &error);
+                Ok(())
+            }
+            Err((error, _)) => self.not_delivered(number, message, &error),
         }
     }
 
-    /// Keeps a message for another attempt, unless Kafka will never take it. `alone` says that the error is about this message
-    /// and not about its batch. Errors are fatal.
-    fn keep(
+    /// Refuses a message that Kafka will never take, and keeps any other for another attempt. Errors are fatal.
+    fn not_delivered(
         &mut self,
         number: u64,
-        mut message: Message,
+        message: Message,
         error: &KafkaError,
-        alone: bool,
     ) -> anyhow::Result<()> {
         self.kafka.check_fatal()?;
-        let code = error.rdkafka_error_code();
-        let reason = code.and_then(never_taken);
-        if reason.is_some() && !alone && !message.suspect {
-            message.suspect = true;
-        } else if let Some(reason) = reason {
-            self.metrics.refused(reason);
-            let bytes = message.broadcast.text.len();
-            let text = shortened(&message.broadcast.text, 200);
-            warn!(%error, bytes, text, "kafka will never take this message; going on without it");
-            return Ok(());
+        match error.rdkafka_error_code().and_then(never_taken) {
+            Some(reason) => self.refuse(&message, reason, error),
+            None => self.keep(number, message, error),
         }
+        Ok(())
+    }
+
+    fn refuse(&mut self, message: &Message, reason: &'static str, error: &KafkaError) {
+        self.metrics.refused(reason);
+        if let Some(skipped) = self.refused_lines.admit() {
+            let bytes = message.broadcast.bytes();
+            let text = shortened(&message.broadcast.text, LOGGED_CHARS);
+            let skipped = (skipped > 0).then_some(skipped);
+            warn!(reason, %error, bytes, text, skipped, "kafka will never take this message; going on without it");
+        }
+    }
+
+    fn keep(&mut self, number: u64, message: Message, error: &KafkaError) {
+        let code = error.rdkafka_error_code();
         // librdkafka's queue being full is no failure, only a long wait.
         if code != Some(RDKafkaErrorCode::QueueFull) {
             self.metrics.failed();
@@ -247,12 +279,16 @@ impl Outbox {
             )
         );
         self.waiting.insert(number, message);
-        Ok(())
     }
 }
 
-/// Why Kafka will never take a message, however often it is sent: the message itself is wrong. What depends on rights, on the
-/// topic's existence or on the brokers' state may change.
+/// Why Kafka will never take a message, which was alone in its batch; `None` when it may be taken later.
+///
+/// Those are the codes of a produce request that Kafka's protocol calls not retriable and that judge the message. The others
+/// of that kind judge what all messages share, so retrying waits until an operator changes it: rights
+/// (`TopicAuthorizationFailed`), a policy (`PolicyViolation`), the topic (`InvalidTopic`, `UnsupportedForMessageFormat`,
+/// `UnsupportedCompressionType`), the request (`InvalidRequiredAcks`, `InvalidRequest`). A checksum that does not match
+/// (`InvalidMessage`) is retriable, and librdkafka retries it by itself.
 fn never_taken(code: RDKafkaErrorCode) -> Option<&'static str> {
     use RDKafkaErrorCode as Code;
     match code {
@@ -265,24 +301,45 @@ fn never_taken(code: RDKafkaErrorCode) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use herald_testing::{create_topic, kafka_with, random_topic, read_all};
+    use jiff::{SignedDuration, Timestamp};
+    use prometheus::TextEncoder;
 
     use super::*;
     use crate::Config;
 
-    const DEADLINE: Duration = Duration::from_secs(30);
+    const DEADLINE: Duration = Duration::from_secs(60);
 
-    /// Sends these messages, and returns what the topic holds when none is left.
-    async fn sent(
+    /// What became of some messages.
+    struct Sent {
+        /// In the order of the topic.
+        stored: Vec<String>,
+        metrics: String,
+        ready: bool,
+    }
+
+    impl Sent {
+        fn has_metric(&self, line: &str) -> bool {
+            self.metrics.lines().any(|exposed| exposed == line)
+        }
+    }
+
+    /// Sends `texts` all at once into a new topic, with more `properties` of librdkafka and `limits` of the topic, until none
+    /// is left. `None` without a real Kafka.
+    async fn send_all(properties: &str, limits: &[(&str, &str)], texts: &[String]) -> Option<Sent> {
+        // Retention would delete what is much older.
+        send_all_at(Timestamp::now(), properties, limits, texts).await
+    }
+
+    async fn send_all_at(
+        timestamp: Timestamp,
         properties: &str,
-        topic_limit: &str,
+        limits: &[(&str, &str)],
         texts: &[String],
-    ) -> Option<(Vec<String>, String)> {
-        let kafka = kafka_with("limit on the size of messages")?;
+    ) -> Option<Sent> {
+        let kafka = kafka_with("limits for messages")?;
         let topic = random_topic("refused");
-        create_topic(&kafka, &topic, 1, &[("max.message.bytes", topic_limit)]).await;
+        create_topic(&kafka, &topic, 1, limits).await;
         let args = [
             "producer",
             "--kafka-topic",
@@ -292,60 +349,97 @@ mod tests {
         ];
         let mut config: Config = herald_runtime::config::parse_from(&args).unwrap();
         config.kafka.kafka_bootstrap_servers = kafka.clone();
-        let metrics = Metrics::new();
         let client = Kafka::new(&config).unwrap();
         assert!(client.wait_for_topic(&CancellationToken::new()).await);
-        let mut outbox = client.into_outbox(metrics.clone(), Readiness::new());
+        let (metrics, readiness) = (Metrics::new(), Readiness::new());
+        let mut outbox = client.into_outbox(metrics.clone(), readiness.clone());
         for text in texts {
-            // Younger than the retention of the topic.
-            let (headers, timestamp) = (Vec::new(), jiff::Timestamp::now().as_millisecond());
-            let text = text.clone();
-            outbox
-                .send(Broadcast {
-                    text,
-                    headers,
-                    timestamp,
-                })
-                .unwrap();
+            let message = Broadcast {
+                text: text.clone(),
+                headers: Vec::new(),
+                timestamp: timestamp.as_millisecond(),
+            };
+            outbox.send(message).unwrap();
         }
-        let settled = async {
-            while outbox.unacknowledged() > 0 {
-                if outbox.can_retry() {
-                    outbox.retry(&CancellationToken::new()).await.unwrap();
-                }
-                let settled = outbox.delivery().await;
-                outbox.settle(settled).unwrap();
-            }
+        tokio::time::timeout(DEADLINE, outbox.flush())
+            .await
+            .expect("no message blocks the others")
+            .unwrap();
+        let records = read_all(&kafka, &topic).await;
+        Some(Sent {
+            stored: records.iter().map(|record| record.text()).collect(),
+            metrics: TextEncoder::new()
+                .encode_to_string(&metrics.registry().gather())
+                .unwrap(),
+            ready: readiness.is_ready(),
+        })
+    }
+
+    /// `count` messages of which those in `large` have 20,000 bytes and the others few.
+    fn texts(count: usize, large: &[usize]) -> Vec<String> {
+        let text = |number| match large.contains(&number) {
+            true => format!("{number:020000}"),
+            false => format!("{number:05}"),
         };
-        tokio::time::timeout(DEADLINE, settled)
-            .await
-            .expect("no message blocks the others");
-        let stored = read_all(&kafka, &topic)
-            .await
-            .iter()
-            .map(|stored| stored.text())
-            .collect();
-        let counted = prometheus::TextEncoder::new().encode_to_string(&metrics.registry().gather());
-        Some((stored, counted.unwrap()))
+        (0..count).map(text).collect()
     }
 
     #[tokio::test]
-    async fn a_message_that_kafka_will_never_take_is_refused_and_the_rest_goes_on_in_order() {
-        let texts = [
-            "a".to_owned(),
-            "x".repeat(20_000),
-            "b".to_owned(),
-            "c".to_owned(),
-        ];
-        for (properties, topic_limit) in [("message.max.bytes=5000", "1000000"), ("", "5000")] {
-            let Some((stored, counted)) = sent(properties, topic_limit, &texts).await else {
-                return;
-            };
-            assert_eq!(stored, ["a", "b", "c"], "{properties} {topic_limit}");
-            assert!(
-                counted.contains("herald_messages_refused_total{reason=\"too-large\"} 1\n"),
-                "{counted}"
-            );
+    async fn messages_that_are_too_large_are_refused_and_the_rest_go_on_in_order() {
+        let every_second: Vec<usize> = (0..200).step_by(2).collect();
+        let places: [&[usize]; 2] = [&[0, 50, 51, 52, 90, 199], &every_second];
+        let client: (_, &[_]) = ("message.max.bytes=5000", &[]);
+        let topic: (_, &[_]) = ("", &[("max.message.bytes", "5000")]);
+        let queue: (_, &[_]) = ("queue.buffering.max.kbytes=5", &[]);
+        for large in places {
+            for (properties, limits) in [client, topic, queue] {
+                let texts = texts(200, large);
+                let Some(sent) = send_all(properties, limits, &texts).await else {
+                    return;
+                };
+                let which = format!("{large:?}, {properties}, {limits:?}");
+                let small: Vec<_> = texts.iter().filter(|text| text.len() < 5000).collect();
+                assert!(sent.stored.iter().eq(small), "{which}: {:?}", sent.stored);
+                let refused = format!(
+                    "herald_messages_refused_total{{reason=\"too-large\"}} {}",
+                    large.len()
+                );
+                assert!(sent.has_metric(&refused), "{which}: {}", sent.metrics);
+                assert!(sent.has_metric("herald_messages_unacknowledged 0"));
+                assert!(sent.ready);
+            }
         }
+    }
+
+    #[tokio::test]
+    async fn small_messages_that_would_be_too_large_together_are_all_taken() {
+        let texts = texts(5_000, &[]);
+        let limits = [("max.message.bytes", "1000")];
+        let Some(sent) = send_all("", &limits, &texts).await else {
+            return;
+        };
+        assert_eq!(sent.stored, texts);
+    }
+
+    #[tokio::test]
+    async fn a_topic_that_refuses_everything_is_never_ready_and_keeps_nothing_waiting() {
+        // A compacted topic takes no message without a key.
+        let limits = [("cleanup.policy", "compact")];
+        let Some(sent) = send_all("", &limits, &texts(100, &[])).await else {
+            return;
+        };
+        assert!(sent.has_metric("herald_messages_refused_total{reason=\"invalid\"} 100"));
+        assert!(sent.has_metric("herald_messages_unacknowledged 0"));
+        assert!(!sent.ready);
+    }
+
+    #[tokio::test]
+    async fn a_message_from_the_future_is_refused() {
+        // Kafka's limit is an hour unless the topic has another one.
+        let tomorrow = Timestamp::now() + SignedDuration::from_hours(24);
+        let Some(sent) = send_all_at(tomorrow, "", &[], &texts(1, &[])).await else {
+            return;
+        };
+        assert!(sent.has_metric("herald_messages_refused_total{reason=\"invalid-timestamp\"} 1"));
     }
 }

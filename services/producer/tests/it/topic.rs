@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
-use herald_testing::{create_topic, eventually, random_topic, read_all, watermarks};
+use herald_testing::{
+    create_topic, delete_topic, eventually, kafka_with, random_topic, read_all, watermarks,
+};
 use producer::FACES;
 
 use crate::{DEADLINE, Running};
@@ -119,4 +121,27 @@ async fn a_topic_that_others_create_is_waited_for() {
     })
     .await;
     producer.end().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_deleted_is_created_again_and_filled_in_order() {
+    let Some(kafka) = kafka_with("deletion of topics") else {
+        return;
+    };
+    let topic = random_topic("dev");
+    let producer = Running::start(&kafka, &topic, &[]);
+    let produced = async || producer.metric("herald_messages_produced_total").await;
+    eventually(DEADLINE, "messages before", async || produced().await >= 50).await;
+
+    delete_topic(&kafka, &topic).await;
+    let before = produced().await;
+    eventually(DEADLINE, "messages after", async || {
+        produced().await >= before + 100
+    })
+    .await;
+    producer.end().await.unwrap();
+
+    let records = read_all(&kafka, &topic).await;
+    assert!(records.len() >= 100);
+    assert!(records.iter().map(|record| record.timestamp).is_sorted());
 }
