@@ -55,7 +55,7 @@ const FILES: &[(&str, &str, &str)] = &[
 
 /// Scripts, styles and connections of our own origin and nothing else, so that a message can never become code.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
-                      worker-src 'self'; base-uri 'none'; encoding-action 'none'; frame-ancestors 'none'";
+                      worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 const UNREADABLE_QUERY: &str =
     "the query cannot be read; give each parameter once, percent-encoded";
@@ -222,6 +222,7 @@ where
     request.extensions_mut().insert(id.clone());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let is_socketio = socketio::is_path(&path);
+    let in_session = is_socketio && socketio::session(&request).is_some();
     let mut response = match reject(&app, &mut request) {
         Some(response) => response.map(Either::Right),
         None if is_socketio => match socketio::answer(&app, service, request).await? {
@@ -230,13 +231,15 @@ where
         },
         None => service.oneshot(request).await?.map(Either::Left),
     };
-    let upgrades = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    let (request_id, status) = (id.as_str(), response.status().as_u16());
+    let status = response.status();
+    let goes_on =
+        status == StatusCode::SWITCHING_PROTOCOLS || in_session && status == StatusCode::OK;
+    let (request_id, status) = (id.as_str(), status.as_u16());
     tracing::debug!(request_id, %method, path, status, "request");
     let headers = response.headers_mut();
-    // A proxy that keeps connections for later must not come back to a replica that has left. (A session that polls ends with
-    // its `bye`, over the connection that it has.)
-    if app.drain.is_refusing() && !is_socketio && !upgrades {
+    // A client that is asked to connect again before the connection ends loses no request. (A session that polls ends with its
+    // `bye`, over the connection that it has.)
+    if app.drain.is_refusing() && !goes_on {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     headers.insert(REQUEST_ID, id.0);

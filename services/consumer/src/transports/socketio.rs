@@ -164,14 +164,11 @@ fn unknown_session() -> Response {
     .into_response()
 }
 
-/// The Engine.IO session that a request belongs to.
-fn session(request: &Request<Incoming>) -> Option<String> {
-    let query = request.uri().query()?;
-    let query: Vec<(String, String)> = serde_urlencoded::from_str(query).ok()?;
-    query
-        .into_iter()
-        .find(|(name, _)| name == "sid")
-        .map(|(_, sid)| sid)
+/// The Engine.IO session that a request belongs to, read as the library reads it: a request in which it finds none opens one.
+pub fn session(request: &Request<Incoming>) -> Option<String> {
+    let mut parameters = request.uri().query()?.split('&');
+    let sid = parameters.find_map(|parameter| parameter.strip_prefix("sid="));
+    sid.map(str::to_owned)
 }
 
 /// Reads what a client asks for: `auth` on the client, or the query of the URL where `auth` is silent.
@@ -290,8 +287,9 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
         } else {
             String::new()
         };
-        let bye = end.frame(&cursor, end.retry(), encoding);
-        _ = emitter.emit_all(&[bye], Instant::now() + LAST_WORD).await;
+        let bye = [end.frame(&cursor, end.retry(), encoding)];
+        let handed_over = emitter.emit_all(&bye, Instant::now() + LAST_WORD);
+        _ = tokio::time::timeout(LAST_WORD, handed_over).await;
         emitter.taken().await;
         app.sessions.cut(&socket, end.reason());
     } else if let Some(reason) = app
@@ -313,6 +311,7 @@ struct Emitter<'a> {
     bytes: u64,
     /// Over a WebSocket: where in the bytes of the connection each packet that was handed over ends.
     connection: Option<Arc<Connection>>,
+    written: u64,
     ends: VecDeque<u64>,
 }
 
@@ -326,6 +325,7 @@ impl<'a> Emitter<'a> {
             packets,
             bytes: 0,
             connection: None,
+            written: 0,
             ends: VecDeque::new(),
         }
     }
@@ -334,7 +334,8 @@ impl<'a> Emitter<'a> {
     ///
     /// # Errors
     ///
-    /// `None` when the client is gone, [`End::Slow`] when it took nothing until the deadline.
+    /// `None` when the client is gone, [`End::Slow`] when it took nothing until the deadline. A large message takes a slow reader
+    /// longer: each byte of it puts the deadline off.
     async fn emit_all(
         &mut self,
         frames: &[Frame],
@@ -358,6 +359,9 @@ impl<'a> Emitter<'a> {
                         }
                     }
                 }
+                if self.has_moved() {
+                    deadline = deadline.max(Instant::now() + STALLED);
+                }
                 if Instant::now() > deadline {
                     return Err(Some(End::Slow));
                 }
@@ -368,6 +372,13 @@ impl<'a> Emitter<'a> {
             deadline = deadline.max(Instant::now() + STALLED);
         }
         Ok(())
+    }
+
+    /// Whether a WebSocket has taken anything since this was last asked.
+    fn has_moved(&mut self) -> bool {
+        let connection = self.connection.as_ref();
+        let written = connection.map_or(0, |connection| connection.written());
+        std::mem::replace(&mut self.written, written) != written
     }
 
     /// Waits until the client has taken everything, as far as that can be seen, or a second has passed.

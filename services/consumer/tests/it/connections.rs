@@ -252,3 +252,52 @@ async fn a_connection_without_a_request_is_kept_as_long_as_configured_and_a_stre
     let open = replica.metric("herald_streams{transport=\"sse\"}").await;
     assert_eq!(open, 1.0, "the stream is not closed with it");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_not_named_as_the_library_reads_it_is_counted_too() {
+    let options = ["--max-connections", "8"];
+    let Some((.., replica)) = replica("named", &options).await else {
+        return;
+    };
+    let mut opened = 0;
+    for _ in 0..20 {
+        // "sid", percent-encoded: to the library this is a handshake.
+        let path = format!("{OPEN}&%73id=x");
+        opened += usize::from(once(replica.public, "GET", &path, &[]).await.status() == 200);
+    }
+    assert_eq!(opened, 8);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_handshakes_over_ever_new_connections_is_bounded_in_memory() {
+    let options = ["--max-connections", "2000"];
+    let Some((.., replica)) = replica("new-flood", &options).await else {
+        return;
+    };
+    let before = memory(replica.id());
+    let padding = "x".repeat(12_000);
+    let mut flood = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (address, padding) = (replica.public, padding.clone());
+        flood.spawn(async move {
+            let (mut opened, mut rejected) = (0, 0);
+            while opened + rejected < 1500 {
+                let sent = once(address, "GET", OPEN, &[("x-padding", &padding)]).await;
+                match sent.status().as_u16() {
+                    200 => opened += 1,
+                    503 => rejected += 1,
+                    other => panic!("{other}"),
+                }
+            }
+            opened
+        });
+    }
+    let opened: usize = flood.join_all().await.into_iter().sum();
+    let grown = memory(replica.id()).saturating_sub(before);
+    eprintln!(
+        "{opened} sessions opened, memory grew by {} KiB: {} bytes each",
+        grown >> 10,
+        grown / opened
+    );
+    assert!(grown < 128 << 20, "memory grew by {} MiB", grown >> 20);
+}

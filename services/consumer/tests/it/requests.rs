@@ -203,6 +203,9 @@ async fn an_unknown_address_is_404_whatever_the_method_and_a_wrong_method_is_405
         assert_eq!(answer.status(), 405, "{path}");
         assert!(header(&answer, "allow").contains("GET"));
     }
+    let policy = once(replica.public, "GET", "/", &[]).await;
+    let policy = header(&policy, "content-security-policy");
+    assert!(policy.contains("form-action 'none'"), "{policy}");
     let open = once(
         replica.public,
         "GET",
