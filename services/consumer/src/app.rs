@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use herald_runtime::http::server::ServerMetrics;
-use herald_runtime::http::{Action, Drain, Hosts, Origins, Permit, authorize, unavailable};
-use hyper::HeaderMap;
+use herald_runtime::http::{
+    Action, Drain, Hosts, Origins, Permit, authorize, failure, unavailable,
+};
 use hyper::header::{CONNECTION, HeaderValue};
+use hyper::{HeaderMap, StatusCode};
 use tokio_util::task::TaskTracker;
 use warp::reply::Response;
 
@@ -39,6 +41,15 @@ pub enum Refused {
 }
 
 impl Refused {
+    /// 404 or 403 with the sentence.
+    pub fn response(self) -> Response {
+        let status = match self {
+            Self::Unknown(_) => StatusCode::NOT_FOUND,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+        };
+        failure(status, &self.sentence())
+    }
+
     /// One sentence for the client.
     pub fn sentence(self) -> String {
         match self {

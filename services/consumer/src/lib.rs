@@ -174,10 +174,16 @@ async fn watch_topics(topics: Vec<Arc<Topic>>, readiness: Readiness) {
             readiness.not_ready(format!("starting; topic {:?}: {problem}", topic.name));
         }
     }
-    loop {
-        tick.tick().await;
-        for topic in &topics {
-            readiness.note(&format!("topic {:?}", topic.name), topic.problem());
+    let notes = topics.iter().map(async |topic| {
+        let part = format!("topic {:?}", topic.name);
+        let mut source = topic.source.clone();
+        loop {
+            readiness.note(&part, topic.problem());
+            if source.changed().await.is_err() {
+                // The reader has ended, and its result says why.
+                return std::future::pending().await;
+            }
         }
-    }
+    });
+    futures_util::future::join_all(notes).await;
 }

@@ -104,8 +104,8 @@ impl Log {
     ) -> anyhow::Result<Page> {
         let shared = purpose == Purpose::Replay;
         let cached = || {
-            let page = self.pool.cache.get(&self.topic, &from).filter(|_| shared);
-            page.inspect(|_| self.pool.replayed("memory"))
+            let page = shared.then(|| self.pool.cache.get(&self.topic, &from));
+            page.flatten().inspect(|_| self.pool.replayed("memory"))
         };
         if let Some(page) = cached() {
             return Ok(page);

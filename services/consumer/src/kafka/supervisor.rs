@@ -104,27 +104,19 @@ impl Supervisor {
     async fn fill(&self) {
         let mut attempts = 0;
         loop {
-            match self.try_fill().await {
-                Ok(()) => return,
-                Err(error) => {
-                    attempts += 1;
-                    let down = *self.source().borrow() != Source::Up;
-                    match error.downcast_ref() {
-                        // That Kafka itself does not answer was logged by its client.
-                        _ if down && attempts < PATIENCE => {}
-                        Some(&Denied(reason)) if attempts >= PATIENCE => {
-                            self.health.fail(Scope::Topic, reason)
-                        }
-                        _ => {}
-                    }
-                    let error = format!("{error:#}");
-                    tracing::debug!(
-                        topic = self.topic.name,
-                        error,
-                        "still waiting for the topic"
-                    );
-                }
+            let Err(error) = self.try_fill().await else {
+                return;
+            };
+            attempts += 1;
+            if attempts >= PATIENCE {
+                self.note_denial(&error);
             }
+            let error = format!("{error:#}");
+            tracing::debug!(
+                topic = self.topic.name,
+                error,
+                "still waiting for the topic"
+            );
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -133,11 +125,7 @@ impl Supervisor {
         let Topic {
             name, feed, log, ..
         } = &*self.topic;
-        let partitions = log.partitions(Purpose::Replay).await?;
-        if partitions > MAX_PARTITIONS {
-            self.health.fail(Scope::Topic, TOO_MANY_PARTITIONS);
-            anyhow::bail!("{partitions} partitions");
-        }
+        let partitions = self.servable_partitions(Purpose::Replay).await?;
         let ends = log.ends(partitions, Purpose::Replay).await?;
         let before = Vector::new(ends.iter().map(|&(_, high)| Position::at(high)).collect());
         let page = log.backward(before, self.history, Purpose::Replay).await?;
@@ -153,6 +141,23 @@ impl Supervisor {
         Ok(())
     }
 
+    /// How many partitions the topic has, if they are not too many.
+    async fn servable_partitions(&self, purpose: Purpose) -> anyhow::Result<usize> {
+        let partitions = self.topic.log.partitions(purpose).await?;
+        if partitions > MAX_PARTITIONS {
+            self.health.fail(Scope::Topic, TOO_MANY_PARTITIONS);
+            anyhow::bail!("{partitions} partitions");
+        }
+        Ok(partitions)
+    }
+
+    /// Notes why the topic cannot be read, where the error says that somebody has to change something.
+    fn note_denial(&self, error: &anyhow::Error) {
+        if let Some(&Denied(reason)) = error.downcast_ref() {
+            self.health.fail(Scope::Topic, reason);
+        }
+    }
+
     async fn solve(&self, problem: Problem) {
         loop {
             let solved = match problem {
@@ -163,9 +168,7 @@ impl Supervisor {
                 Problem::Denied => Ok(()),
             };
             let Err(error) = solved else { return };
-            if let Some(&Denied(reason)) = error.downcast_ref() {
-                self.health.fail(Scope::Topic, reason);
-            }
+            self.note_denial(&error);
             let error = format!("{error:#}");
             tracing::debug!(
                 topic = self.topic.name,
@@ -182,11 +185,7 @@ impl Supervisor {
         let Topic {
             name, feed, log, ..
         } = &*self.topic;
-        let partitions = log.partitions(Purpose::Audit).await?;
-        if partitions > MAX_PARTITIONS {
-            self.health.fail(Scope::Topic, TOO_MANY_PARTITIONS);
-            anyhow::bail!("{partitions} partitions");
-        }
+        let partitions = self.servable_partitions(Purpose::Audit).await?;
         let ends = log.ends(partitions, Purpose::Audit).await?;
         self.health.adopt_id();
         let (head, topic_id) = (feed.head(), self.health.topic_id());
@@ -269,6 +268,7 @@ impl Supervisor {
             None => return self.recreated().await,
         };
         let to = position.offset;
+        let mut events = Vec::new();
         if from < to {
             tracing::warn!(
                 topic = name,
@@ -277,18 +277,21 @@ impl Supervisor {
                 to,
                 "the topic lost the end of its log"
             );
-            let end = to;
             self.health.remember(Truncation {
                 partition,
                 kept: next,
-                end,
+                end: to,
             });
             log.forget_pages();
-            let event = Event::gap(GapReason::Truncated, partition, from, Some(to), next);
-            self.command(vec![event], None, None, [partition]);
-        } else {
-            self.command(vec![], None, None, [partition]);
+            events.push(Event::gap(
+                GapReason::Truncated,
+                partition,
+                from,
+                Some(to),
+                next,
+            ));
         }
+        self.command(events, None, None, [partition]);
         Ok(())
     }
 
@@ -342,9 +345,7 @@ impl Supervisor {
     /// From time to time, and after every reconnect: is it still the same log, and are there new partitions?
     async fn audit(&self, anchors: &mut Vector) {
         if let Err(error) = self.try_audit(anchors).await {
-            if let Some(&Denied(reason)) = error.downcast_ref() {
-                self.health.fail(Scope::Topic, reason);
-            }
+            self.note_denial(&error);
             let error = format!("{error:#}");
             tracing::debug!(topic = self.topic.name, error, "cannot compare the log");
         }

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use warp::Reply;
 use warp::reply::Response;
 
-use crate::app::{App, Refused};
+use crate::app::App;
 use crate::cursor::{Position, Vector};
 use crate::encode::{self, Encoding, Format, Kind};
 use crate::kafka::{Purpose, Topic};
@@ -42,14 +42,13 @@ enum PageStart {
 pub async fn answer(app: &App, query: PageQuery, headers: &HeaderMap) -> Response {
     let topic = match app.topic(query.topic.as_deref(), headers) {
         Ok((topic, _)) => topic,
-        Err(Refused::Unknown(sentence)) => return failure(StatusCode::NOT_FOUND, &sentence),
-        Err(Refused::Forbidden(sentence)) => return failure(StatusCode::FORBIDDEN, &sentence),
+        Err(refused) => return refused.response(),
     };
     let (place, limit, binary) = match query.read() {
         Ok(read) => read,
         Err(sentence) => return failure(StatusCode::BAD_REQUEST, &sentence),
     };
-    if *topic.feed.watch().borrow() == 0 {
+    if !topic.feed.is_filled() {
         return unavailable("the consumer has not read the topic yet", 1);
     }
     // Waiting for Kafka would take the browser's patience, and end the same.

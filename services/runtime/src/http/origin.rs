@@ -16,11 +16,7 @@ impl Origins {
     ///
     /// A sentence that names the entry that is no origin.
     pub fn parse(list: &str) -> Result<Self, String> {
-        let entries: Vec<String> = list
-            .split(',')
-            .map(|entry| entry.trim().to_ascii_lowercase())
-            .filter(|entry| !entry.is_empty())
-            .collect();
+        let entries = entries(list);
         for entry in &entries {
             let host = entry
                 .strip_prefix("https://")
@@ -92,11 +88,7 @@ impl Hosts {
     ///
     /// A sentence that names the entry that is not a host.
     pub fn parse(list: &str) -> Result<Self, String> {
-        let entries: Vec<String> = list
-            .split(',')
-            .map(|entry| entry.trim().to_ascii_lowercase())
-            .filter(|entry| !entry.is_empty())
-            .collect();
+        let entries = entries(list);
         for entry in &entries {
             // What is read back as the same host, and as nothing else.
             let host = entry.parse::<Uri>().ok();
@@ -126,6 +118,14 @@ impl Hosts {
         bare.parse::<IpAddr>().is_ok()
             || self.0.iter().any(|entry| entry.eq_ignore_ascii_case(name))
     }
+}
+
+/// The entries of a list with commas, in lower case.
+fn entries(list: &str) -> Vec<String> {
+    list.split(',')
+        .map(|entry| entry.trim().to_ascii_lowercase())
+        .filter(|entry| !entry.is_empty())
+        .collect()
 }
 
 /// Whether an origin is of the host that the request was sent to. The scheme is not compared: TLS ends before us.
