@@ -157,16 +157,12 @@ impl Stream {
     }
 
     /// Waits until there is something to write and takes all of it. May be dropped while it waits; nothing is lost by that.
-    ///
-    /// # Errors
-    ///
-    /// When the server ends the stream.
-    pub async fn next(&mut self, batch: &mut Batch) -> Result<(), End> {
+    pub async fn next(&mut self, batch: &mut Batch) {
         loop {
             self.report_source(batch);
             if !batch.frames.is_empty() {
                 // At once: what comes next may have to wait for Kafka.
-                return Ok(());
+                return;
             }
             let step = match &mut self.state {
                 State::Begin { .. } if *self.head.borrow_and_update() == 0 => Step::News,
@@ -187,7 +183,7 @@ impl Stream {
                 }
             };
             if !batch.frames.is_empty() {
-                return Ok(());
+                return;
             }
             match step {
                 Step::Next => {}

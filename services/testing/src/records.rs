@@ -110,18 +110,7 @@ pub async fn produce_in_open_transaction(
     topic: &str,
     records: &[Record],
 ) -> impl Drop + use<> {
-    let producer: FutureProducer = config(address)
-        .set("transactional.id", crate::random_topic("open"))
-        .create()
-        .expect("a valid configuration");
-    let clone = producer.clone();
-    blocking(move || {
-        clone
-            .init_transactions(DEADLINE)
-            .and_then(|()| clone.begin_transaction())
-            .expect("cannot begin a transaction");
-    })
-    .await;
+    let producer = begin_transaction(address).await;
     send(&producer, topic, records).await;
     OpenTransaction(producer)
 }
@@ -142,9 +131,23 @@ pub async fn produce_in_transaction(
     records: &[Record],
     outcome: Outcome,
 ) -> Vec<(i32, i64)> {
-    let id = crate::random_topic("transaction");
+    let producer = begin_transaction(address).await;
+    let places = send(&producer, topic, records).await;
+    blocking(move || {
+        match outcome {
+            Outcome::Commit => producer.commit_transaction(DEADLINE),
+            Outcome::Abort => producer.abort_transaction(DEADLINE),
+        }
+        .expect("cannot end a transaction");
+    })
+    .await;
+    places
+}
+
+/// A producer of its own in a transaction that has begun.
+async fn begin_transaction(address: &str) -> FutureProducer {
     let producer: FutureProducer = config(address)
-        .set("transactional.id", id)
+        .set("transactional.id", crate::random_topic("transaction"))
         .set("message.max.bytes", "16777216")
         .create()
         .expect("a valid configuration");
@@ -156,16 +159,7 @@ pub async fn produce_in_transaction(
             .expect("cannot begin a transaction");
     })
     .await;
-    let places = send(&producer, topic, records).await;
-    blocking(move || {
-        match outcome {
-            Outcome::Commit => producer.commit_transaction(DEADLINE),
-            Outcome::Abort => producer.abort_transaction(DEADLINE),
-        }
-        .expect("cannot end a transaction");
-    })
-    .await;
-    places
+    producer
 }
 
 /// Every committed record of a topic, in the order of partition and offset.

@@ -266,12 +266,9 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
             () = gone.cancelled() => break None,
             () = &mut turn => break Some(End::Drain),
             () = &mut expired => break Some(End::Expired),
-            taken = stream.next(&mut batch) => {
-                let written = match taken {
-                    Ok(()) => emitter.emit_all(&batch.frames, Instant::now() + STALLED).await,
-                    Err(end) => Err(Some(end)),
-                };
-                if let Err(end) = written {
+            () = stream.next(&mut batch) => {
+                let deadline = Instant::now() + STALLED;
+                if let Err(end) = emitter.emit_all(&batch.frames, deadline).await {
                     break end;
                 }
                 app.metrics.delivered(encoding.format, &batch);

@@ -15,7 +15,7 @@ use tokio::time::{Sleep, sleep};
 use warp::Reply;
 use warp::reply::Response;
 
-use crate::app::{App, Refused};
+use crate::app::App;
 use crate::encode::{Encoding, Format};
 use crate::feed::Batch;
 use crate::metrics::{Metrics, Open};
@@ -34,7 +34,7 @@ pub fn answer(
 ) -> Response {
     let (topic, permit) = match app.topic(query.topic.as_deref(), headers) {
         Ok(found) => found,
-        Err(refused) => return self::refused(refused),
+        Err(refused) => return refused.response(),
     };
     // What is not text in this header is no cursor of ours: garbled, not refused, since a 400 ends an EventSource for good.
     let last_event_id = headers
@@ -75,14 +75,6 @@ pub fn answer(
             Some((Ok::<_, Infallible>(block), (writer, turn)))
         },
     )))
-}
-
-fn refused(refused: Refused) -> Response {
-    let status = match refused {
-        Refused::Unknown(_) => StatusCode::NOT_FOUND,
-        Refused::Forbidden(_) => StatusCode::FORBIDDEN,
-    };
-    failure(status, &refused.sentence())
 }
 
 /// An answer of one `bye`: an `EventSource` comes back after 200 and its own `retry`, and after nothing else.
@@ -155,14 +147,11 @@ impl Writer {
                 biased;
                 () = &mut *turn => break End::Drain,
                 () = self.permit.expired() => break End::Expired,
-                taken = self.stream.next(&mut self.batch) => match taken {
-                    Ok(()) => {
-                        self.written = true;
-                        self.wrote = Instant::now();
-                        return Some(self.batch.block());
-                    }
-                    Err(end) => break end,
-                },
+                () = self.stream.next(&mut self.batch) => {
+                    self.written = true;
+                    self.wrote = Instant::now();
+                    return Some(self.batch.block());
+                }
                 () = self.heartbeat.as_mut() => {
                     let silent = self.wrote.elapsed() >= HEARTBEAT;
                     if silent {

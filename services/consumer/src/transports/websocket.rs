@@ -166,14 +166,11 @@ impl Writer {
                     Some(Ok(_)) => return finish(socket).await,
                     Some(Err(_)) | None => return,
                 },
-                taken = self.stream.next(&mut batch) => match taken {
-                    Ok(()) => {
-                        if write(socket, &mut batch, self.encoding, &self.metrics).await.is_err() {
-                            return;
-                        }
+                () = self.stream.next(&mut batch) => {
+                    if write(socket, &mut batch, self.encoding, &self.metrics).await.is_err() {
+                        return;
                     }
-                    Err(end) => break end,
-                },
+                }
                 () = &mut ping => {
                     if unanswered == 2 {
                         self.open.reason = "timeout";

@@ -3,23 +3,15 @@
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use herald_testing::{Record, create_topic, eventually, kafka, produce, random_topic};
+use herald_testing::{Record, eventually, produce};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::client::{Client, Transport};
 use crate::http::{Http, once};
 use crate::limits::memory;
-use crate::replica::Replica;
+use crate::replica::with_topic;
 
 const OPEN: &str = "/socket.io/?EIO=4&transport=polling";
-
-async fn replica(name: &str, options: &[&str]) -> Option<(String, String, Replica)> {
-    let kafka = kafka()?;
-    let topic = random_topic(name);
-    create_topic(&kafka, &topic, 1, &[]).await;
-    let replica = Replica::start(&kafka, &topic, options).await;
-    Some((kafka, topic, replica))
-}
 
 /// Opens a session; its address, or nothing when there is no room.
 async fn open(http: &mut Http) -> Option<String> {
@@ -44,7 +36,7 @@ async fn join(http: &mut Http, session: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handshakes_whose_connections_are_closed_leave_no_connection_behind() {
-    let Some((.., replica)) = replica("handshakes", &[]).await else {
+    let Some((.., replica)) = with_topic("handshakes", &[]).await else {
         return;
     };
     for _ in 0..40 {
@@ -61,7 +53,7 @@ async fn handshakes_whose_connections_are_closed_leave_no_connection_behind() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_upgrades_is_one_connection() {
-    let Some((kafka, topic, replica)) = replica("upgrade", &[]).await else {
+    let Some((kafka, topic, replica)) = with_topic("upgrade", &[]).await else {
         return;
     };
     let mut http = Http::connect(replica.public).await.expect("a connection");
@@ -106,7 +98,7 @@ async fn a_client_that_upgrades_is_one_connection() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_without_end_over_a_few_connections_are_capped_and_cost_little() {
-    let Some((.., replica)) = replica("flood", &[]).await else {
+    let Some((.., replica)) = with_topic("flood", &[]).await else {
         return;
     };
     let before = memory(replica.id());
@@ -148,7 +140,7 @@ async fn sessions_without_end_over_a_few_connections_are_capped_and_cost_little(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn as_many_sessions_as_the_cap_are_opened_at_once_and_one_that_ends_makes_room() {
     let options = ["--max-connections", "8"];
-    let Some((.., replica)) = replica("sessions", &options).await else {
+    let Some((.., replica)) = with_topic("sessions", &options).await else {
         return;
     };
     let mut opening = tokio::task::JoinSet::new();
@@ -190,7 +182,7 @@ async fn as_many_sessions_as_the_cap_are_opened_at_once_and_one_that_ends_makes_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_is_an_error_is_no_poll() {
-    let Some((kafka, topic, replica)) = replica("polls", &[]).await else {
+    let Some((kafka, topic, replica)) = with_topic("polls", &[]).await else {
         return;
     };
     let mut http = Http::connect(replica.public).await.expect("a connection");
@@ -216,7 +208,7 @@ async fn an_answer_that_is_an_error_is_no_poll() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_without_a_request_is_kept_as_long_as_configured_and_a_stream_longer() {
     let options = ["--keep-alive", "2s"];
-    let Some((.., replica)) = replica("keep-alive", &options).await else {
+    let Some((.., replica)) = with_topic("keep-alive", &options).await else {
         return;
     };
     let mut stream = Http::connect(replica.public).await.expect("a connection");
@@ -256,7 +248,7 @@ async fn a_connection_without_a_request_is_kept_as_long_as_configured_and_a_stre
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_is_not_named_as_the_library_reads_it_is_counted_too() {
     let options = ["--max-connections", "8"];
-    let Some((.., replica)) = replica("named", &options).await else {
+    let Some((.., replica)) = with_topic("named", &options).await else {
         return;
     };
     let mut opened = 0;
@@ -271,7 +263,7 @@ async fn a_session_that_is_not_named_as_the_library_reads_it_is_counted_too() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_handshakes_over_ever_new_connections_is_bounded_in_memory() {
     let options = ["--max-connections", "2000"];
-    let Some((.., replica)) = replica("new-flood", &options).await else {
+    let Some((.., replica)) = with_topic("new-flood", &options).await else {
         return;
     };
     let before = memory(replica.id());

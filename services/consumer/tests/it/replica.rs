@@ -8,6 +8,15 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
+/// Kafka's address, a new topic of one partition, and a consumer of it that is ready.
+pub async fn with_topic(name: &str, options: &[&str]) -> Option<(String, String, Replica)> {
+    let kafka = herald_testing::kafka()?;
+    let topic = herald_testing::random_topic(name);
+    herald_testing::create_topic(&kafka, &topic, 1, &[]).await;
+    let replica = Replica::start(&kafka, &topic, options).await;
+    Some((kafka, topic, replica))
+}
+
 pub struct Replica {
     process: Child,
     lines: mpsc::UnboundedReceiver<String>,

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use herald_testing::{Record, create_topic, kafka, produce, random_topic};
+use herald_testing::{Record, produce};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::client::{Client, TRANSPORTS, Transport};
 use crate::http::{Http, header, once};
-use crate::replica::Replica;
+use crate::replica::with_topic;
 
 const ADDRESSES: [&str; 8] = [
     "/",
@@ -27,18 +27,10 @@ const UPGRADE: [(&str, &str); 4] = [
     ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
 ];
 
-async fn replica(name: &str, options: &[&str]) -> Option<(String, String, Replica)> {
-    let kafka = kafka()?;
-    let topic = random_topic(name);
-    create_topic(&kafka, &topic, 1, &[]).await;
-    let replica = Replica::start(&kafka, &topic, options).await;
-    Some((kafka, topic, replica))
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_to_another_host_is_rejected_on_every_address() {
     let options = ["--allowed-hosts", "localhost, herald.example"];
-    let Some((.., replica)) = replica("hosts", &options).await else {
+    let Some((.., replica)) = with_topic("hosts", &options).await else {
         return;
     };
     for path in ADDRESSES {
@@ -70,7 +62,7 @@ async fn a_request_to_another_host_is_rejected_on_every_address() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_element_of_another_sites_page_gets_nothing_and_a_link_opens_the_page() {
-    let Some((.., replica)) = replica("embedded", &[]).await else {
+    let Some((.., replica)) = with_topic("embedded", &[]).await else {
         return;
     };
     let image = [
@@ -91,7 +83,7 @@ async fn an_element_of_another_sites_page_gets_nothing_and_a_link_opens_the_page
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_of_a_listed_origin_may_send_headers_of_its_own_and_reads_the_answer() {
     let options = ["--allowed-origins", "https://app.example"];
-    let Some((.., replica)) = replica("preflight", &options).await else {
+    let Some((.., replica)) = with_topic("preflight", &options).await else {
         return;
     };
     let wanted = "cache-control, x-requested-with, traceparent";
@@ -152,7 +144,7 @@ async fn a_page_of_a_listed_origin_may_send_headers_of_its_own_and_reads_the_ans
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn head_is_get_without_a_body_and_holds_no_stream_open() {
-    let Some((.., replica)) = replica("head", &[]).await else {
+    let Some((.., replica)) = with_topic("head", &[]).await else {
         return;
     };
     let mut http = Http::connect(replica.public).await.expect("a connection");
@@ -185,7 +177,7 @@ async fn head_is_get_without_a_body_and_holds_no_stream_open() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unknown_address_is_404_whatever_the_method_and_a_wrong_method_is_405() {
-    let Some((.., replica)) = replica("methods", &[]).await else {
+    let Some((.., replica)) = with_topic("methods", &[]).await else {
         return;
     };
     for method in ["GET", "POST", "PUT", "DELETE"] {
@@ -218,7 +210,7 @@ async fn an_unknown_address_is_404_whatever_the_method_and_a_wrong_method_is_405
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_answer_has_the_id_of_its_request_and_so_has_the_log() {
-    let Some((.., mut replica)) = replica("ids", &["--log-level", "debug"]).await else {
+    let Some((.., mut replica)) = with_topic("ids", &["--log-level", "debug"]).await else {
         return;
     };
     for path in ADDRESSES {
@@ -246,7 +238,7 @@ async fn every_answer_has_the_id_of_its_request_and_so_has_the_log() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_polyfills_last_event_id_in_the_url_resumes_on_every_transport_and_in_pages() {
-    let Some((kafka, topic, replica)) = replica("polyfill", &[]).await else {
+    let Some((kafka, topic, replica)) = with_topic("polyfill", &[]).await else {
         return;
     };
     produce(
@@ -294,7 +286,7 @@ async fn a_polyfills_last_event_id_in_the_url_resumes_on_every_transport_and_in_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_parameter_that_was_meant_as_a_position_is_rejected_on_every_transport() {
-    let Some((.., replica)) = replica("mistaken", &[]).await else {
+    let Some((.., replica)) = with_topic("mistaken", &[]).await else {
         return;
     };
     for name in ["offset", "cursor", "since", "from_offset"] {
@@ -338,7 +330,7 @@ async fn a_parameter_that_was_meant_as_a_position_is_rejected_on_every_transport
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_parameter_given_twice_is_rejected_over_the_socket() {
-    let Some((.., replica)) = replica("twice", &[]).await else {
+    let Some((.., replica)) = with_topic("twice", &[]).await else {
         return;
     };
     let twice = [("last", "1".to_owned()), ("last", "2".to_owned())];
@@ -355,7 +347,7 @@ async fn a_parameter_given_twice_is_rejected_over_the_socket() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_sends_too_much_gets_the_code_and_no_reset() {
     use futures_util::{SinkExt as _, StreamExt as _};
-    let Some((.., replica)) = replica("too-big", &[]).await else {
+    let Some((.., replica)) = with_topic("too-big", &[]).await else {
         return;
     };
     for _ in 0..10 {
