@@ -44,3 +44,15 @@ impl Fault {
         }
     }
 }
+
+/// The topic cannot be read until somebody changes something; the clause is for users.
+#[derive(Debug)]
+pub struct Denied(pub &'static str);
+
+impl std::fmt::Display for Denied {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Denied {}

@@ -1,22 +1,22 @@
 //! Reads ranges of a topic on demand: pages of history, and what a client missed that is older than the ring.
 
+mod fill;
+mod unreadable;
+mod watermarks;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use rdkafka::consumer::Consumer as _;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::BorrowedMessage;
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::Offset;
 
-use super::decode::{event, recreated};
-use super::fault::Fault;
-use super::health::{Health, ReaderContext};
+use self::fill::Cursor;
+use super::decode::recreated;
+use super::health::Health;
 use super::pool::{Budget, Client, Pool, Purpose};
-use super::range::{Found, Range, Taken, merge_backward, merge_forward};
+use super::range::{Found, Range, merge_backward, merge_forward};
 use crate::cursor::{Position, Vector};
 use crate::page::{Limit, Page};
-use crate::record::{Event, GapReason};
+use crate::record::Event;
 
 /// How long Kafka may be silent before a request for a range fails.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -160,7 +160,7 @@ impl Log {
     ) -> anyhow::Result<Option<Position>> {
         self.read(Purpose::Audit, move |log, client, budget| {
             let (low, high) = log.watermarks(client, partition)?;
-            let mut unknown = None;
+            let mut last = None;
             let held = positions.partition_point(|position| position.offset <= high);
             // What is kept of a log is kept from its start: where one position agrees, so do all before it.
             let (mut agreeing, mut end) = (0, held);
@@ -168,13 +168,13 @@ impl Log {
                 let middle = agreeing + (end - agreeing) / 2;
                 let position = positions[middle];
                 if position.offset <= low || log.agrees(client, budget, partition, position)? {
-                    unknown = Some(position);
+                    last = Some(position);
                     agreeing = middle + 1;
                 } else {
                     end = middle;
                 }
             }
-            Ok(unknown.filter(|position| position.offset > low))
+            Ok(last.filter(|position| position.offset > low))
         })
         .await
     }
@@ -303,26 +303,6 @@ impl Log {
         Ok(page)
     }
 
-    fn count_partitions(&self, client: &Client) -> anyhow::Result<usize> {
-        let metadata = client
-            .fetch_metadata(Some(&self.topic), PATIENCE)
-            .context("cannot reach Kafka")?;
-        // With the metadata comes the topic's id, in librdkafka's log.
-        ReaderContext::serve(client);
-        let topic = metadata
-            .topics()
-            .first()
-            .with_context(|| format!("Kafka does not know topic {:?}", self.topic))?;
-        if let Some(error) = topic.error() {
-            let code = RDKafkaErrorCode::from(error);
-            if let Fault::Denied(reason) = Fault::of(&KafkaError::MessageConsumption(code)) {
-                return Err(Denied(reason).into());
-            }
-            bail!("cannot read topic {:?}: {code}", self.topic);
-        }
-        Ok(topic.partitions().len())
-    }
-
     /// Kafka knows of no record at or after a time. The embedded broker says so of any time, so the last record is asked; where
     /// it is late enough, the log is looked through.
     fn first_since(
@@ -371,367 +351,7 @@ impl Log {
             from = range.position.offset;
         }
     }
-
-    fn watermarks(&self, client: &Client, partition: usize) -> anyhow::Result<(i64, i64)> {
-        client
-            .fetch_watermarks(&self.topic, partition as i32, PATIENCE)
-            .with_context(|| {
-                format!(
-                    "cannot fetch the watermarks of topic {:?}, partition {partition}",
-                    self.topic
-                )
-            })
-    }
-
-    /// The watermarks of all partitions, with two requests to each broker.
-    fn all_watermarks(
-        &self,
-        client: &Client,
-        partitions: usize,
-    ) -> anyhow::Result<Vec<(i64, i64)>> {
-        let of =
-            |end: Offset| self.offsets(client, (0..partitions).map(|partition| (partition, end)));
-        let mut ends = vec![(0, 0); partitions];
-        for (partition, found) in of(Offset::Beginning)? {
-            let Offset::Offset(low) = found else {
-                bail!("Kafka does not tell where topic {:?} begins", self.topic);
-            };
-            ends[partition].0 = low;
-        }
-        for (partition, found) in of(Offset::End)? {
-            let Offset::Offset(high) = found else {
-                bail!("Kafka does not tell where topic {:?} ends", self.topic);
-            };
-            ends[partition].1 = high;
-        }
-        Ok(ends)
-    }
-
-    /// Asks for the offset of a time (or of the start or the end of the log) in each of these partitions.
-    fn offsets(
-        &self,
-        client: &Client,
-        times: impl Iterator<Item = (usize, Offset)>,
-    ) -> anyhow::Result<Vec<(usize, Offset)>> {
-        let mut list = TopicPartitionList::new();
-        for (partition, time) in times {
-            list.add_partition_offset(&self.topic, partition as i32, time)
-                .context("cannot ask for a time")?;
-        }
-        if list.count() == 0 {
-            return Ok(Vec::new());
-        }
-        let ask = || {
-            let found = client.offsets_for_times(list.clone(), PATIENCE)?;
-            let elements = found.elements();
-            let offsets = elements.iter().map(|element| {
-                element.error()?;
-                Ok((element.partition() as usize, element.offset()))
-            });
-            offsets.collect::<Result<Vec<_>, KafkaError>>()
-        };
-        let found = ask().or_else(|_| -> anyhow::Result<_> {
-            // This client may not know partitions that were added since it was used.
-            self.count_partitions(client)?;
-            Ok(ask()?)
-        });
-        found.with_context(|| format!("cannot find offsets in topic {:?}", self.topic))
-    }
-
-    /// Reads all ranges at once, until each has reached its end or holds as much as a page may.
-    fn fill(
-        &self,
-        client: &Client,
-        budget: &Budget,
-        ranges: &mut [Range],
-        limit: Limit,
-        cursor: Cursor,
-    ) -> anyhow::Result<()> {
-        let share = limit.bytes / ranges.len().max(1);
-        for range in ranges.iter_mut() {
-            range.done = range.is_empty();
-        }
-        self.assign(client, ranges)?;
-        let mut deadline = Instant::now() + PATIENCE;
-        while ranges.iter().any(|range| !range.done) {
-            budget.check()?;
-            let polled = client.poll(Duration::from_millis(100));
-            if matches!(polled, Some(Ok(_) | Err(KafkaError::PartitionEOF(_)))) {
-                deadline = Instant::now() + PATIENCE;
-            } else if Instant::now() > deadline {
-                bail!(
-                    "Kafka did not answer within {} s while topic {:?} was read",
-                    PATIENCE.as_secs(),
-                    self.topic
-                );
-            }
-            match polled {
-                None => {}
-                Some(Ok(message)) => {
-                    let time = message_time(&message);
-                    let event = event(&message, self.max_bytes);
-                    if let Some(range) = unfinished(ranges, event.partition)
-                        && range.take(event, time, limit.events, share) == Taken::OtherLog
-                    {
-                        self.other_log(client, range, cursor)?;
-                        self.assign(client, ranges)?;
-                    }
-                }
-                Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    if let Some(range) = unfinished(ranges, partition as usize) {
-                        range.done = true;
-                        // The end came before it was expected: compaction and markers leave holes, or the log is shorter now.
-                        if range.verify || range.position.offset < range.until.offset {
-                            let (_, high) = self.watermarks(client, range.partition)?;
-                            if range.verify && high < range.from.offset {
-                                self.other_log(client, range, cursor)?;
-                                self.assign(client, ranges)?;
-                            } else if high < range.until.offset {
-                                // Where was read to is of another log: nothing is known beyond what was found.
-                                range.until = range.position;
-                            }
-                        }
-                    }
-                }
-                Some(Err(error)) => {
-                    match Fault::of(&error) {
-                        Fault::OutOfRange => {
-                            for range in ranges.iter_mut().filter(|range| !range.done) {
-                                self.recover(client, range, cursor)?;
-                            }
-                        }
-                        Fault::Unreadable => {
-                            for range in ranges.iter_mut().filter(|range| !range.done) {
-                                self.skip_unreadable(client, budget, range)?;
-                            }
-                            deadline = Instant::now() + PATIENCE;
-                        }
-                        Fault::Denied(reason) => return Err(Denied(reason).into()),
-                        Fault::Passing => {
-                            tracing::debug!(topic = &*self.topic, %error, "error while a range of the log was read");
-                            continue;
-                        }
-                    }
-                    self.assign(client, ranges)?;
-                }
-            }
-        }
-        client
-            .unassign()
-            .context("cannot end the reading of a range")
-    }
-
-    fn assign(&self, client: &Client, ranges: &[Range]) -> anyhow::Result<()> {
-        let unfinished = ranges.iter().filter(|range| !range.done);
-        self.assign_offsets(
-            client,
-            unfinished.map(|range| (range.partition, range.next_fetch())),
-        )
-    }
-
-    fn assign_offsets(
-        &self,
-        client: &Client,
-        offsets: impl Iterator<Item = (usize, i64)>,
-    ) -> anyhow::Result<()> {
-        let mut list = TopicPartitionList::new();
-        for (partition, offset) in offsets {
-            list.add_partition_offset(&self.topic, partition as i32, Offset::Offset(offset))
-                .context("cannot assign a partition")?;
-        }
-        client
-            .assign(&list)
-            .with_context(|| format!("cannot assign the partitions of topic {:?}", self.topic))
-    }
-
-    /// An offset was out of range: finds out whether it was this range's, and why.
-    fn recover(&self, client: &Client, range: &mut Range, cursor: Cursor) -> anyhow::Result<()> {
-        let (low, high) = self.watermarks(client, range.partition)?;
-        let next = range.next_fetch();
-        if next >= low && next <= high {
-            return Ok(());
-        }
-        if range.position.offset > high {
-            return self.other_log(client, range, cursor);
-        }
-        range.verify = false;
-        if range.position.offset < low {
-            let from = range.position.offset;
-            range.jump(GapReason::Retention, from, Some(low), Position::at(low));
-        }
-        range.done = range.is_empty();
-        Ok(())
-    }
-
-    /// Goes on behind a batch that cannot be read, if that is what this range has come to.
-    fn skip_unreadable(
-        &self,
-        client: &Client,
-        budget: &Budget,
-        range: &mut Range,
-    ) -> anyhow::Result<()> {
-        let from = range.next_fetch();
-        let to = self.find_readable(client, budget, range.partition, from)?;
-        if to > from {
-            range.verify = false;
-            let from = range.position.offset.min(to);
-            let to = to.min(range.until.offset.max(from));
-            if to > from {
-                range.jump(GapReason::Unreadable, from, Some(to), Position::at(to));
-            }
-            range.done = range.is_empty();
-        }
-        Ok(())
-    }
-
-    /// The log does not hold what the cursor says that the client has read: the topic lost the end of its log, or it is
-    /// another topic.
-    fn other_log(&self, client: &Client, range: &mut Range, cursor: Cursor) -> anyhow::Result<()> {
-        if !cursor.same_topic {
-            return self.restart(client, range);
-        }
-        let (low, high) = self.watermarks(client, range.partition)?;
-        let to = range.from.offset;
-        let (from, next) = match self.health.kept(range.partition, to) {
-            Some(kept) if kept.offset <= high => (kept.offset, kept),
-            // This replica has not seen how much was lost: the gap bounds it, from the start of the log.
-            _ => (low, Position::at(high.min(to))),
-        };
-        range.found.clear();
-        range.verify = false;
-        range.jump(GapReason::Truncated, from, Some(to), next);
-        range.done = range.is_empty();
-        Ok(())
-    }
-
-    /// The topic was deleted and recreated: the gap, then the new log from its start to its end.
-    fn restart(&self, client: &Client, range: &mut Range) -> anyhow::Result<()> {
-        let (low, high) = self.watermarks(client, range.partition)?;
-        range.found.clear();
-        range.verify = false;
-        if range.from.offset > 0 {
-            range.jump(
-                GapReason::Recreated,
-                range.from.offset,
-                None,
-                Position::at(low),
-            );
-        }
-        range.until = Position::at(high);
-        range.done = range.is_empty();
-        Ok(())
-    }
-
-    /// The first offset at or after `from` that can be read. Where batches begin and end is not told, so offsets are tried:
-    /// ever further ones until one can be read, then the ones between.
-    fn find_readable(
-        &self,
-        client: &Client,
-        budget: &Budget,
-        partition: usize,
-        from: i64,
-    ) -> anyhow::Result<i64> {
-        let (_, high) = self.watermarks(client, partition)?;
-        if from >= high || self.is_readable(client, budget, partition, from)? {
-            return Ok(from);
-        }
-        let (mut unreadable, mut step) = (from, 1);
-        let mut readable = loop {
-            let offset = unreadable.saturating_add(step);
-            if offset >= high {
-                break high;
-            }
-            if self.is_readable(client, budget, partition, offset)? {
-                break offset;
-            }
-            unreadable = offset;
-            step *= 2;
-        };
-        while readable - unreadable > 1 {
-            let offset = unreadable + (readable - unreadable) / 2;
-            if self.is_readable(client, budget, partition, offset)? {
-                readable = offset;
-            } else {
-                unreadable = offset;
-            }
-        }
-        Ok(readable)
-    }
-
-    fn is_readable(
-        &self,
-        client: &Client,
-        budget: &Budget,
-        partition: usize,
-        offset: i64,
-    ) -> anyhow::Result<bool> {
-        self.assign_offsets(client, std::iter::once((partition, offset)))?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            budget.check()?;
-            match client.poll(Duration::from_millis(100)) {
-                Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(true),
-                Some(Err(error)) => match Fault::of(&error) {
-                    Fault::Unreadable => return Ok(false),
-                    // Whoever reads there learns that anew.
-                    Fault::OutOfRange => return Ok(true),
-                    Fault::Denied(reason) => return Err(Denied(reason).into()),
-                    Fault::Passing => {}
-                },
-                None => {}
-            }
-            if Instant::now() > deadline {
-                bail!(
-                    "Kafka did not answer within {} s at offset {offset} of topic {:?}, partition {partition}",
-                    PATIENCE.as_secs(),
-                    self.topic
-                );
-            }
-        }
-    }
-
-    /// Whether the log holds the record that a position names.
-    fn agrees(
-        &self,
-        client: &Client,
-        budget: &Budget,
-        partition: usize,
-        position: Position,
-    ) -> anyhow::Result<bool> {
-        let limit = Limit {
-            events: 1,
-            bytes: 1,
-        };
-        let mut range = [Range::new(partition, position, position, true)];
-        self.fill(
-            client,
-            budget,
-            &mut range,
-            limit,
-            Cursor { same_topic: false },
-        )?;
-        Ok(range[0].found.is_empty())
-    }
 }
-
-/// What is known of the cursor that a range begins at.
-#[derive(Clone, Copy)]
-struct Cursor {
-    /// It names the id that the topic has now.
-    same_topic: bool,
-}
-
-/// The topic cannot be read until somebody changes something; the clause is for users.
-#[derive(Debug)]
-pub struct Denied(pub &'static str);
-
-impl std::fmt::Display for Denied {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0)
-    }
-}
-
-impl std::error::Error for Denied {}
 
 /// What was read of a partition backward, and how far the next look goes.
 struct Window {
@@ -760,15 +380,4 @@ impl Window {
             )
         }
     }
-}
-
-fn unfinished(ranges: &mut [Range], partition: usize) -> Option<&mut Range> {
-    ranges
-        .iter_mut()
-        .find(|range| range.partition == partition && !range.done)
-}
-
-fn message_time(message: &BorrowedMessage<'_>) -> i64 {
-    use rdkafka::Message as _;
-    message.timestamp().to_millis().unwrap_or(i64::MIN)
 }
