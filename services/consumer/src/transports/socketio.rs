@@ -255,7 +255,7 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
             return;
         }
     }
-    let mut turn = std::pin::pin!(app.drain.deadline());
+    let mut drained = std::pin::pin!(app.drain.deadline());
     let mut expired = std::pin::pin!(permit.expired());
     // `env` and `custom_header` are on their way.
     let mut emitter = Emitter::new(socket.clone(), &app.sessions, 2);
@@ -264,7 +264,7 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
         tokio::select! {
             biased;
             () = gone.cancelled() => break None,
-            () = &mut turn => break Some(End::Drain),
+            () = &mut drained => break Some(End::Drain),
             () = &mut expired => break Some(End::Expired),
             () = stream.next(&mut batch) => {
                 let deadline = Instant::now() + STALLED;
@@ -382,14 +382,10 @@ impl<'a> Emitter<'a> {
     async fn taken(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(1);
         tokio::time::sleep(LAST_WORD).await;
-        let waits = |emitter: &Self| {
-            let connection = emitter.connection.as_ref();
-            let last = emitter.ends.back();
-            connection
-                .zip(last)
-                .is_some_and(|(connection, end)| connection.written() < *end)
-        };
-        while waits(self) && Instant::now() < deadline {
+        while let (Some(connection), Some(end)) = (&self.connection, self.ends.back())
+            && connection.written() < *end
+            && Instant::now() < deadline
+        {
             tokio::time::sleep(FULL_AT_MOST).await;
         }
     }
