@@ -272,13 +272,7 @@ impl Log {
             if older.is_empty() {
                 break;
             }
-            self.fill(
-                client,
-                budget,
-                &mut older,
-                limit,
-                Cursor { same_topic: false },
-            )?;
+            self.fill(client, budget, &mut older, limit, Cursor::UNKNOWN)?;
             for (window, older) in widened.iter_mut().zip(older) {
                 window.range.prepend(older);
                 window.width = window.width.saturating_mul(8);
@@ -317,17 +311,9 @@ impl Log {
             events: 1000,
             bytes: 8 << 20,
         };
-        let read = |from: i64| -> anyhow::Result<Range> {
-            let mut range = [Range::new(partition, Position::at(from), end, false)];
-            self.fill(
-                client,
-                budget,
-                &mut range,
-                limit,
-                Cursor { same_topic: false },
-            )?;
-            let [range] = range;
-            Ok(range)
+        let read = |from: i64| {
+            let range = Range::new(partition, Position::at(from), end, false);
+            self.fill_one(client, budget, range, limit)
         };
         let late_enough = |found: &&Found| found.time >= time;
         if end.offset == 0

@@ -25,6 +25,11 @@ pub struct Cursor {
     pub same_topic: bool,
 }
 
+impl Cursor {
+    /// There is none, or it does not name the topic that there is now.
+    pub const UNKNOWN: Self = Self { same_topic: false };
+}
+
 impl Log {
     /// Reads all ranges at once, until each has reached its end or holds as much as a page may.
     pub(super) fn fill(
@@ -189,6 +194,20 @@ impl Log {
         Ok(())
     }
 
+    /// Reads one range of which no cursor speaks.
+    pub(super) fn fill_one(
+        &self,
+        client: &Client,
+        budget: &Budget,
+        range: Range,
+        limit: Limit,
+    ) -> anyhow::Result<Range> {
+        let mut range = [range];
+        self.fill(client, budget, &mut range, limit, Cursor::UNKNOWN)?;
+        let [range] = range;
+        Ok(range)
+    }
+
     /// Whether the log holds the record that a position names.
     pub(super) fn agrees(
         &self,
@@ -201,15 +220,9 @@ impl Log {
             events: 1,
             bytes: 1,
         };
-        let mut range = [Range::new(partition, position, position, true)];
-        self.fill(
-            client,
-            budget,
-            &mut range,
-            limit,
-            Cursor { same_topic: false },
-        )?;
-        Ok(range[0].found.is_empty())
+        let range = Range::new(partition, position, position, true);
+        let range = self.fill_one(client, budget, range, limit)?;
+        Ok(range.found.is_empty())
     }
 }
 
