@@ -10,7 +10,7 @@ use herald_runtime::kafka::{Context, Source};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::util::Timeout;
 use tokio::sync::watch;
 
@@ -163,6 +163,11 @@ impl Health {
         self.publish(&state);
     }
 
+    /// The client has lost all brokers: the next statistics only have to confirm it.
+    fn suspect(&self) {
+        self.lock().tracker.suspect(SystemTime::now());
+    }
+
     /// A client was given this id with the topic's metadata. Only the live reader's client knows it before it fetches.
     fn identified(&self, id: &str, live: bool) {
         let mut state = self.lock();
@@ -256,6 +261,9 @@ impl ClientContext for ReaderContext {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.called();
+        if self.live && error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.topics.values().for_each(|health| health.suspect());
+        }
         self.connection.error(error, reason);
     }
 
@@ -330,6 +338,16 @@ mod tests {
         assert_eq!(*health.source().borrow(), source);
         health.solve(Scope::Partition(1));
         assert_eq!(*health.source().borrow(), Source::Up);
+    }
+
+    #[test]
+    fn the_loss_of_all_brokers_needs_one_confirmation_by_statistics() {
+        let health = Health::new("my-topic");
+        health.observe(true);
+        health.suspect();
+        assert_eq!(*health.source().borrow(), Source::Up);
+        health.observe(false);
+        assert!(matches!(*health.source().borrow(), Source::Down { .. }));
     }
 
     #[test]

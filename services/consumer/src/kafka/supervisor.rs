@@ -102,13 +102,14 @@ impl Supervisor {
 
     /// Fills the ring with the newest history, as soon as Kafka and the topic are there, and has the topic read on from it.
     async fn fill(&self) {
-        let mut attempts = 0;
+        // Only Kafka itself can say that there is no such topic: while it does not answer, that does not count.
+        let mut denied = 0;
         loop {
             let Err(error) = self.try_fill().await else {
                 return;
             };
-            attempts += 1;
-            if attempts >= PATIENCE {
+            denied += usize::from(error.is::<Denied>());
+            if denied >= PATIENCE {
                 self.note_denial(&error);
             }
             let error = format!("{error:#}");
