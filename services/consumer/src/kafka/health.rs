@@ -20,6 +20,9 @@ use crate::metrics::Metrics;
 /// How many losses of a log's end are remembered, for clients that come back from before them.
 const REMEMBERED_TRUNCATIONS: usize = 16;
 
+/// How many ids are remembered that a topic had before it was recreated.
+const REMEMBERED_IDS: usize = 16;
+
 /// What is known of one topic.
 pub struct Health {
     pub topic: String,
@@ -34,6 +37,8 @@ struct State {
     id: Option<String>,
     /// The id that a client of the pool was given, where it differs.
     other_id: Option<String>,
+    /// The ids before. None of them comes back, but a broker that lags behind may still give one.
+    former_ids: Vec<String>,
     tracker: HealthTracker,
     connection: Source,
     /// What keeps the topic, or one of its partitions, from being read, and since when.
@@ -55,6 +60,16 @@ pub struct Truncation {
     pub end: i64,
 }
 
+impl State {
+    fn adopt(&mut self, id: String) {
+        if self.former_ids.len() == REMEMBERED_IDS {
+            self.former_ids.remove(0);
+        }
+        self.former_ids.extend(self.id.replace(id));
+        self.other_id = None;
+    }
+}
+
 impl Health {
     pub fn new(topic: &str) -> Self {
         Self {
@@ -64,6 +79,7 @@ impl Health {
             state: Mutex::new(State {
                 id: None,
                 other_id: None,
+                former_ids: Vec::new(),
                 tracker: HealthTracker::new(),
                 connection: Source::Unknown,
                 problems: BTreeMap::new(),
@@ -89,11 +105,18 @@ impl Health {
         state.other_id.is_some() && state.other_id != state.id
     }
 
-    /// Takes the id over that a client of the pool was given.
+    /// The id that any client was given last.
+    pub fn newest_id(&self) -> TopicId {
+        let state = self.lock();
+        let id = state.other_id.as_deref().or(state.id.as_deref());
+        id.map(TopicId::new).unwrap_or_default()
+    }
+
+    /// Takes the id over that a client of the pool was given, because the topic is read under it from now on.
     pub fn adopt_id(&self) {
         let mut state = self.lock();
         if let Some(id) = state.other_id.take() {
-            state.id = Some(id);
+            state.adopt(id);
         }
     }
 
@@ -172,9 +195,10 @@ impl Health {
     fn identified(&self, id: &str, live: bool) {
         let mut state = self.lock();
         match &state.id {
-            Some(known) if known == id => {}
+            Some(known) if known == id => state.other_id = None,
+            Some(_) if state.former_ids.iter().any(|former| former == id) => {}
             Some(_) if live => {
-                state.id = Some(id.to_owned());
+                state.adopt(id.to_owned());
                 self.recreated.store(true, Ordering::Release);
             }
             Some(_) => state.other_id = Some(id.to_owned()),
@@ -223,6 +247,8 @@ pub struct ReaderContext {
     pub topics: Arc<HashMap<String, Arc<Health>>>,
     pub metrics: Metrics,
     pub live: bool,
+    /// Whether another client reads on instead: what this one says while it closes does not count.
+    pub retired: Arc<AtomicBool>,
     /// How often librdkafka has called.
     pub calls: Arc<AtomicU64>,
 }
@@ -240,8 +266,20 @@ impl ReaderContext {
         }
     }
 
-    fn called(&self) {
+    /// The context of the client that reads on instead of this one's.
+    pub fn successor(&self) -> Self {
+        self.retired.store(true, Ordering::Release);
+        Self {
+            retired: Arc::default(),
+            calls: Arc::default(),
+            ..self.clone()
+        }
+    }
+
+    /// Whether what librdkafka calls for counts.
+    fn called(&self) -> bool {
         self.calls.fetch_add(1, Ordering::Relaxed);
+        !self.retired.load(Ordering::Acquire)
     }
 }
 
@@ -249,7 +287,9 @@ impl ClientContext for ReaderContext {
     /// A topic that is recreated under a reader is not reported by librdkafka 2.12 when the new log is the longer one: it
     /// reads on in its middle. It does write the topic's new id into its debug log, before it fetches from it.
     fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
-        self.called();
+        if !self.called() {
+            return;
+        }
         if matches!(level, RDKafkaLogLevel::Debug)
             && let Some((topic, id)) = topic_id(message)
             && let Some(health) = self.topics.get(topic)
@@ -260,7 +300,9 @@ impl ClientContext for ReaderContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.called();
+        if !self.called() {
+            return;
+        }
         if self.live && error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
             self.topics.values().for_each(|health| health.suspect());
         }
@@ -268,7 +310,9 @@ impl ClientContext for ReaderContext {
     }
 
     fn stats_raw(&self, statistics: &[u8]) {
-        self.called();
+        if !self.called() {
+            return;
+        }
         let statistics: Statistics = match serde_json::from_slice(statistics) {
             Ok(statistics) => statistics,
             Err(error) => return tracing::warn!(%error, "cannot read librdkafka's statistics"),
@@ -314,6 +358,27 @@ mod tests {
         let line = "[thrd:main]: Topic my-topic changed id from AAAAAAAAAAAAAAAAAAAAAA to l4NnrqAYRzWUlDG9sSEtLg";
         assert_eq!(topic_id(line), Some(("my-topic", "l4NnrqAYRzWUlDG9sSEtLg")));
         assert_eq!(topic_id("[thrd:main]: Topic my-topic partition 0"), None);
+    }
+
+    #[test]
+    fn the_id_of_a_topic_that_was_deleted_never_comes_back() {
+        let health = Health::new("my-topic");
+        health.identified("a", true);
+        health.identified("b", false);
+        assert!(health.id_differs());
+        assert_eq!(health.newest_id(), TopicId::new("b"));
+        assert_eq!(health.topic_id(), TopicId::new("a"));
+        health.adopt_id();
+        // A broker that lags behind gives the old one.
+        health.identified("a", false);
+        health.identified("a", true);
+        assert_eq!(health.topic_id(), TopicId::new("b"));
+        assert!(!health.id_differs() && !health.recreated.load(Ordering::Acquire));
+        // A client of the pool has not heard yet what the live reader knows.
+        health.identified("c", false);
+        health.identified("d", true);
+        assert_eq!(health.newest_id(), TopicId::new("d"));
+        assert!(health.recreated.load(Ordering::Acquire));
     }
 
     #[test]

@@ -72,9 +72,10 @@ struct Live {
     received: Sampler,
 }
 
+#[derive(Default)]
 struct Partition {
-    queue: PartitionQueue<ReaderContext>,
-    assigned: bool,
+    /// While it is assigned.
+    queue: Option<PartitionQueue<ReaderContext>>,
     /// Until the supervisor has decided where reading goes on, nothing is taken.
     paused: bool,
     failing: bool,
@@ -107,6 +108,7 @@ impl Reader {
             topics: healths.clone(),
             metrics: metrics.clone(),
             live,
+            retired: Arc::default(),
             calls: Arc::default(),
         };
         let live = context(true);
@@ -195,10 +197,12 @@ impl Reader {
         let stop = shutdown.child_token();
         let thread = Thread {
             client: Arc::new(client),
+            config: self.config,
+            context: self.context.clone(),
             ready: self.ready.clone(),
             commands: self.commands,
             topics: self.topics,
-            metrics: self.context.metrics.clone(),
+            metrics: self.context.metrics,
             decode: self.decode,
             max_message_bytes: self.max_message_bytes,
             stop: stop.clone(),
@@ -243,6 +247,8 @@ struct Thread {
     /// Behind the topics, since fields are dropped in this order: a `PartitionQueue` that is the last to hold its client drops
     /// that first, and then its queue, which is gone by then.
     client: Arc<Client>,
+    config: ClientConfig,
+    context: ReaderContext,
     ready: Arc<Ready>,
     commands: mpsc::Receiver<Command>,
     metrics: Metrics,
@@ -285,8 +291,11 @@ impl Thread {
         };
         // When the supervisor has ended, so does the process.
         let report = |problem| _ = problems.send(problem);
+        let Some(queue) = &partition.queue else {
+            return;
+        };
         for _ in 0..BATCH {
-            let Some(polled) = partition.queue.poll(Duration::ZERO) else {
+            let Some(polled) = queue.poll(Duration::ZERO) else {
                 return;
             };
             if partition.paused {
@@ -353,49 +362,90 @@ impl Thread {
 
     fn execute(&mut self, command: Command) -> anyhow::Result<()> {
         self.deliver(command.topic);
+        let recreated = command.recreated.is_some();
         let live = &mut self.topics[command.topic];
+        if recreated {
+            live.health.adopt_id();
+            live.partitions.clear();
+        }
         live.push(command.events, command.recreated, &self.metrics);
+        if recreated {
+            self.replace_client()?;
+        }
         let Live {
             topic, partitions, ..
-        } = live;
-        if let Some(count) = command.partitions {
-            let removed: Vec<usize> = (count..partitions.len())
-                .filter(|&number| partitions[number].assigned)
-                .collect();
-            unassign(&self.client, &topic.name, &removed)?;
-            partitions.truncate(count);
-            topic.feed.shrink(count);
-            topic.feed.grow(count);
-            self.metrics.partitions(&topic.name, count);
-        }
-        let mut again = Vec::new();
-        for &number in &command.read {
-            while partitions.len() <= number {
-                partitions.push(open(
-                    &self.client,
-                    &self.ready,
-                    &topic.name,
-                    (command.topic, partitions.len()),
-                )?);
-            }
-            if std::mem::replace(&mut partitions[number].assigned, true) {
-                again.push(number);
+        } = &mut self.topics[command.topic];
+        let count = command.partitions.unwrap_or(partitions.len());
+        let removed = count.min(partitions.len())..partitions.len();
+        // It may be of a moment ago, when the topic had more partitions.
+        let read = command.read.into_iter().filter(|&number| number < count);
+        let mut unassigned = TopicPartitionList::new();
+        for number in read.clone().chain(removed) {
+            let partition = partitions.get_mut(number);
+            if partition.is_some_and(|partition| partition.queue.take().is_some()) {
+                unassigned.add_partition(&topic.name, number as i32);
             }
         }
-        unassign(&self.client, &topic.name, &again)?;
-        let mut list = TopicPartitionList::new();
-        for &number in &command.read {
+        if unassigned.count() > 0 {
+            self.client
+                .incremental_unassign(&unassigned)
+                .with_context(|| format!("cannot stop reading topic {:?}", topic.name))?;
+        }
+        partitions.resize_with(count, Partition::default);
+        topic.feed.shrink(count);
+        topic.feed.grow(count);
+        self.metrics.partitions(&topic.name, count);
+        let mut assigned = TopicPartitionList::new();
+        for number in read {
             let offset = Offset::Offset(topic.feed.position(number).offset);
-            list.add_partition_offset(&topic.name, number as i32, offset)
+            assigned
+                .add_partition_offset(&topic.name, number as i32, offset)
                 .context("cannot assign a partition")?;
-            let partition = &mut partitions[number];
+            // Only now, since librdkafka drops a partition that does not exist when it is unassigned, its queue included.
+            let queue = open(
+                &self.client,
+                &self.ready,
+                &topic.name,
+                (command.topic, number),
+            )?;
             // What the queue holds is from before; librdkafka drops it too, but only most of it.
-            while partition.queue.poll(Duration::ZERO).is_some() {}
+            while queue.poll(Duration::ZERO).is_some() {}
+            let partition = &mut partitions[number];
+            partition.queue = Some(queue);
             partition.paused = false;
         }
         self.client
-            .incremental_assign(&list)
+            .incremental_assign(&assigned)
             .with_context(|| format!("cannot read topic {:?} on", topic.name))
+    }
+
+    /// Reads on with a new client. librdkafka 2.12 keeps a partition's leader epoch when its topic is recreated, where epochs
+    /// begin at 0 again, and ignores every leader with a lower one: it would never read the new topic.
+    fn replace_client(&mut self) -> anyhow::Result<()> {
+        let context = self.context.successor();
+        let new = Arc::new(create(&self.config, context.clone())?);
+        self.context = context;
+        let old = std::mem::replace(&mut self.client, new);
+        let mut list = TopicPartitionList::new();
+        for (number, live) in self.topics.iter_mut().enumerate() {
+            let Topic { name, feed, .. } = &*live.topic;
+            for (partition, state) in live.partitions.iter_mut().enumerate() {
+                if state.queue.is_none() {
+                    continue;
+                }
+                let queue = open(&self.client, &self.ready, name, (number, partition))?;
+                state.queue = Some(queue);
+                let offset = Offset::Offset(feed.position(partition).offset);
+                list.add_partition_offset(name, partition as i32, offset)
+                    .context("cannot assign a partition")?;
+            }
+        }
+        self.client
+            .incremental_assign(&list)
+            .context("cannot read the other topics on")?;
+        // It waits for its threads, which may wait for a broker.
+        std::thread::spawn(move || drop(old));
+        Ok(())
     }
 }
 
@@ -404,33 +454,14 @@ fn open(
     client: &Arc<Client>,
     ready: &Arc<Ready>,
     topic: &str,
-    numbers: (usize, usize),
-) -> anyhow::Result<Partition> {
-    let partition = numbers.1;
+    (number, partition): (usize, usize),
+) -> anyhow::Result<PartitionQueue<ReaderContext>> {
     let mut queue = client
         .split_partition_queue(topic, partition as i32)
         .with_context(|| format!("cannot open partition {partition} of topic {topic:?}"))?;
     let ready = ready.clone();
-    queue.set_nonempty_callback(move || ready.add(numbers.0, numbers.1));
-    Ok(Partition {
-        queue,
-        assigned: false,
-        paused: false,
-        failing: false,
-    })
-}
-
-fn unassign(client: &Client, topic: &str, partitions: &[usize]) -> anyhow::Result<()> {
-    if partitions.is_empty() {
-        return Ok(());
-    }
-    let mut list = TopicPartitionList::new();
-    for &number in partitions {
-        list.add_partition(topic, number as i32);
-    }
-    client
-        .incremental_unassign(&list)
-        .with_context(|| format!("cannot stop reading partitions of topic {topic:?}"))
+    queue.set_nonempty_callback(move || ready.add(number, partition));
+    Ok(queue)
 }
 
 impl Live {

@@ -91,8 +91,8 @@ impl Supervisor {
                     None => return Ok(()),
                 },
                 () = tokio::time::sleep(wait) => {
-                    self.retry().await;
                     self.audit(&mut anchors).await;
+                    self.retry().await;
                 }
                 _ = source.changed() => self.audit(&mut anchors).await,
                 () = self.topic.recheck.notified() => self.audit(&mut anchors).await,
@@ -188,8 +188,7 @@ impl Supervisor {
         } = &*self.topic;
         let partitions = self.servable_partitions(Purpose::Audit).await?;
         let ends = log.ends(partitions, Purpose::Audit).await?;
-        self.health.adopt_id();
-        let (head, topic_id) = (feed.head(), self.health.topic_id());
+        let (head, topic_id) = (feed.head(), self.health.newest_id());
         if head.topic_id.is(topic_id) {
             // It was found out twice, and announced the first time.
             self.command(vec![], None, Some(partitions), 0..partitions);
@@ -362,7 +361,7 @@ impl Supervisor {
             self.health.fail(Scope::Topic, TOO_MANY_PARTITIONS);
         } else {
             self.health.solve(Scope::Topic);
-            if partitions < read {
+            if partitions < read || self.health.id_differs() {
                 return self.recreated().await;
             }
             if partitions > read {
