@@ -124,6 +124,24 @@ describe("the page", { skip }, () => {
     assert.deepEqual(await texts(page), numbers(4_401, 4_502));
   });
 
+  test("older messages that come when the list begins elsewhere by now are loaded again", async (context) => {
+    const { fake, window, open } = await setUp(context, { count: 10 });
+    let answer;
+    const asked = new Promise((resolve) => {
+      const answered = new Promise((resolve) => (answer = resolve));
+      window.route("**/messages?*", async (route) => (resolve(), await answered, route.continue()));
+    });
+    const page = await open();
+    await shows(page, 10);
+    await asked;
+    for (const data of numbers(10, 2_600)) fake.publish(data);
+    await last(page, "m2599");
+    await shows(page, 2_000);
+    answer();
+    await scrollTo(page, 0);
+    await until("older ones came", async () => (await texts(page))[0] === "m500");
+  });
+
   test("a gap is marked where it is, in plain words and with its range", async (context) => {
     const { fake, open } = await setUp(context, { count: 5 });
     const page = await open();

@@ -17,6 +17,8 @@ const LONG = 1_500;
 /** So many pixels from an end count as there. */
 const END = 40;
 const BEGINNING = 300;
+/** So many milliseconds without a message are a pause. */
+const SETTLED = 250;
 
 export class MessageList {
   loaded = 0; // when older ones were put in front
@@ -26,6 +28,7 @@ export class MessageList {
   #shown;
   #waiting = []; // has arrived and is not in the list yet
   #planned = false;
+  #filling; // the timer that fills a window that the list does not fill
   #held = false; // the end of the list is being fetched: what arrives waits
   #messages = new WeakMap();
   #characters = 0;
@@ -111,7 +114,9 @@ export class MessageList {
     this.#trim();
     this.#toEnd();
     this.#describe();
-    this.#fill();
+    // While the history of the stream is still coming, the list is not short yet.
+    clearTimeout(this.#filling);
+    this.#filling = setTimeout(() => this.#isShort() && this.#loadOlder(), SETTLED);
   }
 
   #delay(message, now) {
@@ -176,6 +181,9 @@ export class MessageList {
         cursor = message.cursor;
         this.#older = cursor ?? this.#older;
         this.#atBeginning = false;
+        // What is being loaded no longer belongs in front of the first message.
+        if (this.#loading) this.#$("older").textContent = "Older messages";
+        this.#loading = null;
       } else {
         this.#cutOff = true;
         this.#gaps = [];
@@ -269,6 +277,11 @@ export class MessageList {
     if (this.#following) this.#unseen = 0;
     this.#describe();
     this.#fill();
+  }
+
+  #isShort() {
+    const { clientHeight, scrollHeight } = this.#$("scroller");
+    return scrollHeight - clientHeight < BEGINNING && !document.hidden;
   }
 
   /** Loads older ones while the beginning of the list is in sight. */
