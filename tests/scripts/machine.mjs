@@ -3,7 +3,7 @@
 import { spawn, spawnSync } from "node:child_process";
 import { chmodSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { after } from "node:test";
 import { fileURLToPath } from "node:url";
 
@@ -13,7 +13,7 @@ after(() => folders.forEach((folder) => rmSync(folder, { recursive: true, force:
 
 export const which = (name) => spawnSync("sh", ["-c", `command -v ${name}`], { encoding: "utf8" }).stdout.trim();
 export const bash = which("bash");
-const real = "bash sh cat chmod dirname grep gzip mkdir mktemp mv ps readlink rm sed sha256sum sleep tar touch".split(" ");
+const real = "bash sh cat chmod dirname grep gzip mkdir mktemp mv ps rm sed sha256sum sleep tar touch tr".split(" ");
 
 /** What is asked on the way and changes nothing. */
 const question = /^(id|perl|uname|xcode-select) ?|^cc -print|^helm version/;
@@ -55,8 +55,8 @@ export function machine(programs) {
       return { status, stdout, stderr };
     },
     /** In a process group of its own, as a terminal does it; not `run`, where a test has other processes to look after. */
-    start(script, args = []) {
-      const child = spawn(bash, [join(folder, script), ...args], { env: env("linux-gnu"), detached: true });
+    start(script, args = [], variables = {}) {
+      const child = spawn(bash, [join(folder, script), ...args], { env: env("linux-gnu", variables), detached: true });
       const result = { stdout: "", stderr: "" };
       child.stdout.on("data", (text) => (result.stdout += text));
       child.stderr.on("data", (text) => (result.stderr += text));
@@ -67,12 +67,18 @@ export function machine(programs) {
   };
 }
 
-/** A process whose program is named so. */
-export function started(fake, name, lines = "read -r _") {
+/** The command lines of what runs in the background. */
+export const forwardOf = (environment) => ["target/debug/xtask", "forward", environment];
+export const localOf = (environment) => ["target/release/local", environment];
+
+/** A process with the command line `program script rest`, whose script consists of `lines`. */
+export function started(fake, [name, script, ...rest], lines = "read -r _") {
   const program = join(fake.folder, name);
-  copyFileSync(bash, program);
+  mkdirSync(dirname(program), { recursive: true });
+  if (!existsSync(program)) copyFileSync(bash, program);
   chmodSync(program, 0o755);
-  const child = spawn(program, ["-c", lines], { stdio: ["pipe", "pipe", "inherit"] });
+  writeFileSync(join(fake.folder, script), `${lines}\n`);
+  const child = spawn(program, [script, ...rest], { cwd: fake.folder, stdio: ["pipe", "pipe", "inherit"] });
   const ended = new Promise((resolve) => child.once("exit", (code, signal) => resolve(signal ?? code)));
   return { child, ended, said: new Promise((resolve) => child.stdout.once("data", resolve)) };
 }

@@ -6,7 +6,7 @@ import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { connect } from "node:net";
 import { join } from "node:path";
 import { describe, test } from "node:test";
-import { bash, build, complete, machine, started, top } from "./machine.mjs";
+import { bash, build, complete, forwardOf, localOf, machine, started, top } from "./machine.mjs";
 import { curl, releases } from "./web.mjs";
 
 /** Nothing here takes longer; what waits for something that does not come fails by it. */
@@ -82,6 +82,23 @@ describe("setup.sh", () => {
     });
   }
 
+  test("with --kafka the environments read a Kafka that runs already", () => {
+    const { status, calls } = setup({}, ["--kafka", "kafka.example:9092", "dev"]);
+    const forward = "cargo xtask forward --background dev";
+    assert.deepEqual({ status, calls }, { status: 0, calls: ["cargo xtask up --kafka kafka.example:9092 dev", forward] });
+  });
+
+  test("with --kafka there is no way without a cluster, which has a broker of its own", () => {
+    const { status, calls } = setup({ cargo: cargo("exit 3") }, ["--kafka", "kafka.example:9092"]);
+    assert.deepEqual({ status, calls }, { status: 3, calls: ["cargo xtask up --kafka kafka.example:9092"] });
+  });
+
+  test("--kafka without an address is refused", () => {
+    const { status, stderr, calls } = setup({}, ["--kafka"]);
+    assert.deepEqual({ status, calls }, { status: 2, calls: [] });
+    assert.match(stderr, /^--kafka needs HOST:PORT/);
+  });
+
   test("an option that it does not know is refused", () => {
     const { status, stderr, calls } = setup({}, ["--cluster"]);
     assert.deepEqual({ status, calls }, { status: 2, calls: [] });
@@ -90,7 +107,7 @@ describe("setup.sh", () => {
 
   test("--help says what it does, and nothing else", () => {
     const { stdout } = setup({}, ["--help"]);
-    assert.match(stdout, /^setup\.sh \[--local\] \[ENV…\]: [^#]*--local: .*\n$/);
+    assert.match(stdout, /^setup\.sh \[--local \| --kafka HOST:PORT\] \[ENV…\]: [^#]*--local: [^#]*--kafka: .*\n$/);
   });
 });
 
@@ -98,7 +115,7 @@ describe("from one way to the other", () => {
   test("`local` serves until the cluster is up, then makes room for the port-forwards", patience, async () => {
     const listed = 'if [ -e port_forward_pids.txt ]; then echo "$2: listed"; else echo "$2: gone"; fi';
     const fake = machine({ ...complete, cargo: listed });
-    const old = started(fake, "local");
+    const old = started(fake, localOf("dev"));
     writeFileSync(fake.pids, `${old.child.pid}\n`);
     const { status, stdout } = await fake.start("setup.sh").ended;
     assert.equal(status, 0);
@@ -108,7 +125,7 @@ describe("from one way to the other", () => {
 
   test("port-forwards make room for `local`", patience, async () => {
     const fake = machine({ ...complete, cargo: "" });
-    const old = started(fake, "xtask");
+    const old = started(fake, forwardOf("dev"));
     writeFileSync(fake.pids, `${old.child.pid} dev\n`);
     const { status } = await fake.start("setup.sh", ["--local"]).ended;
     assert.equal(status, 0);
@@ -118,16 +135,16 @@ describe("from one way to the other", () => {
 
   test("so do those of a cluster that is gone", patience, async () => {
     const fake = machine({ ...complete, cargo: cargo("exit 3") });
-    const old = started(fake, "xtask");
+    const old = started(fake, forwardOf("dev"));
     writeFileSync(fake.pids, `${old.child.pid} dev\n`);
     assert.equal((await fake.start("setup.sh").ended).status, 0);
     assert.equal(await old.ended, "SIGTERM");
   });
 
-  for (const [name, args, line] of [["local", ["--local"], ""], ["xtask", [], " dev"]]) {
-    test(`what runs in the same way goes on (${name})`, patience, async () => {
+  for (const [command, args, line] of [[localOf("dev"), ["--local"], ""], [forwardOf("dev"), [], " dev"]]) {
+    test(`what runs in the same way goes on (${command[0]})`, patience, async () => {
       const fake = machine({ ...complete, cargo: "" });
-      const same = started(fake, name);
+      const same = started(fake, command);
       writeFileSync(fake.pids, `${same.child.pid}${line}\n`);
       assert.equal((await fake.start("setup.sh", args).ended).status, 0);
       assert.ok(existsSync(fake.pids));
@@ -136,9 +153,19 @@ describe("from one way to the other", () => {
     });
   }
 
+  for (const [args, line] of [[[], ""], [["--local"], " dev"]]) {
+    test(`what holds the ports and cannot be ended ends it with that code (${args[0] ?? "cluster"})`, () => {
+      const fake = machine({ ...complete, cargo: "" });
+      writeFileSync(fake.pids, `123${line}\n`);
+      writeFileSync(join(fake.folder, "kill_port_forward.sh"), `#!${bash}\nexit 7\n`);
+      assert.equal(fake.run("setup.sh", args).status, 7);
+      assert.deepEqual(fake.calls().map((call) => call.trim()), args.length > 0 ? [] : ["cargo xtask up"]);
+    });
+  }
+
   test("a cluster that fails leaves `local` alone", patience, async () => {
     const fake = machine({ ...complete, cargo: cargo("exit 1") });
-    const old = started(fake, "local");
+    const old = started(fake, localOf("dev"));
     writeFileSync(fake.pids, `${old.child.pid}\n`);
     assert.equal((await fake.start("setup.sh").ended).status, 1);
     old.child.stdin.end("\n");
@@ -188,7 +215,7 @@ describe("Ctrl-C, then the same again:", () => {
 
   test("while `local` is being ended", patience, async () => {
     const fake = machine({ ...complete, cargo: "" });
-    const slow = started(fake, "local", "trap 'read -r -t 1 _; exit' TERM; echo ready; while :; do read -r -t 1 _; done");
+    const slow = started(fake, localOf("dev"), "trap 'read -r -t 1 _; exit' TERM; echo ready; while :; do read -r -t 1 _; done");
     await slow.said;
     writeFileSync(fake.pids, `${slow.child.pid}\n`);
     const first = fake.start("setup.sh");

@@ -150,8 +150,12 @@ async fn unanswered(pod: PodStream, request: &Request, to: &Target) -> End {
         return End::Done;
     }
     to.avoid();
+    // That the pod was not reached is read from an error's words: not certain enough to repeat what may change something.
+    let may_repeat = request.bytes.is_empty() || request.is_repeatable();
     match trouble {
-        Some(trouble) if !has_arrived(&trouble) => End::NotReached(Some(in_short(&trouble))),
+        Some(trouble) if may_repeat && !has_arrived(&trouble) => {
+            End::NotReached(Some(in_short(&trouble)))
+        }
         _ => End::NotAnswered,
     }
 }

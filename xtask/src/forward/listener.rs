@@ -15,8 +15,18 @@ use super::log::Log;
 use super::service::Target;
 use crate::port;
 
-/// Each has a connection of its own to the API server. More of them wait to be accepted.
+/// Each has a connection of its own to the API server, so it takes two descriptors. More of them wait to be accepted.
 const MAX_CONNECTIONS: usize = 1000;
+
+/// Descriptors for all connections and what else is open. A shell starts programs with 1,024 (Linux) or 256 (macOS).
+const DESCRIPTORS: u64 = 4096;
+
+/// Raises this process's limit of open files, as far as the system lets it.
+pub fn raise_limit() {
+    if let Err(error) = rlimit::increase_nofile_limit(DESCRIPTORS) {
+        println!("cannot raise the limit of open files, so there may be fewer than {MAX_CONNECTIONS} connections: {error}");
+    }
+}
 
 /// Listens on both addresses that a browser may take for `localhost`.
 pub async fn bind(port: u16) -> anyhow::Result<Vec<TcpListener>> {

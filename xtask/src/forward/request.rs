@@ -53,7 +53,7 @@ impl Request {
 
     /// Whether a pod that may have had it already can have it again: HTTP's methods that change nothing.
     pub fn is_repeatable(&self) -> bool {
-        let safe = [&b"GET "[..], b"HEAD ", b"OPTIONS "];
+        let safe = [&b"GET "[..], b"HEAD "];
         !self.answered
             && !self.is_full()
             && safe.iter().any(|method| self.bytes.starts_with(method))
@@ -102,7 +102,13 @@ mod tests {
 
     #[test]
     fn what_may_change_something_is_not_said_twice() {
-        for (text, repeatable) in [("GET /events", true), ("POST /likes", false), ("", false)] {
+        for (text, repeatable) in [
+            ("GET /events", true),
+            ("HEAD /events", true),
+            ("OPTIONS /likes", false),
+            ("POST /likes", false),
+            ("", false),
+        ] {
             let request = Request {
                 bytes: text.into(),
                 ..Request::default()
