@@ -12,9 +12,10 @@ export const path = (...names) => join(top, ...names);
 const LIMIT = 30 * 60_000;
 
 /** Runs a command at the top of the repository; it must succeed, or with `fails` must not. */
-export function run(program, args, { fails = false, input } = {}) {
+export function run(program, args, { fails = false, input, env } = {}) {
   const begin = performance.now();
-  const { status, stdout, stderr, error } = spawnSync(program, args, { cwd: top, encoding: "utf8", input, timeout: LIMIT, maxBuffer: 1 << 28 });
+  const options = { cwd: top, encoding: "utf8", input, timeout: LIMIT, maxBuffer: 1 << 28, env: { ...process.env, ...env } };
+  const { status, stdout, stderr, error } = spawnSync(program, args, options);
   const said = `${program} ${args.join(" ")} ended with ${status ?? error}:\n${stdout}\n${stderr}`;
   assert.equal(status !== 0, fails, said);
   return { stdout, stderr, seconds: (performance.now() - begin) / 1000 };
@@ -36,6 +37,7 @@ export function interrupted(line) {
 
 export const kubectl = (...args) => run("kubectl", ["--context", "minikube", ...args]);
 export const helm = (...args) => run("helm", ["--kube-context", "minikube", ...args]);
+export const apply = (object) => run("kubectl", ["--context", "minikube", "create", "--filename", "-"], { input: JSON.stringify(object) });
 export const json = (...args) => JSON.parse(kubectl(...args, "--output", "json").stdout);
 
 /** The table that xtask and local read. */

@@ -5,7 +5,8 @@ import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import { after, before, describe, test } from "node:test";
 import { gunzipSync as gunzip, gzipSync as gzip } from "node:zlib";
 import { launch, texts, until } from "../page/browser.js";
-import { environments, helm, interrupted, json, kubectl, path, pods, releases, run, setup } from "./cluster.js";
+import { homedir } from "node:os";
+import { apply, environments, helm, interrupted, json, kubectl, path, pods, releases, run, setup } from "./cluster.js";
 
 // It deletes the cluster first, so it never runs in one that may be somebody's own.
 const skip = process.env.HERALD_DISPOSABLE_CLUSTER === "1" ? false : "HERALD_DISPOSABLE_CLUSTER is not 1";
@@ -131,7 +132,7 @@ describe("./setup.sh", { skip }, () => {
       },
       data: { release: data },
     };
-    run("kubectl", ["--context", "minikube", "create", "--filename", "-"], { input: JSON.stringify(secret) });
+    apply(secret);
     assert.match(setup("dev").stdout, /^dev: its last revision is pending-upgrade$/m);
     await live(dev);
   });
@@ -151,8 +152,103 @@ describe("./setup.sh", { skip }, () => {
     }
   });
 
+  test("behind a proxy the cluster is reached directly, and doctor says so", () => {
+    const env = { HTTPS_PROXY: "http://127.0.0.1:9", HTTP_PROXY: "http://127.0.0.1:9", NO_PROXY: "localhost" };
+    assert.match(run("./setup.sh", ["dev"], { env }).stdout, /^dev: nothing to change$/m);
+    const { stdout } = run("cargo", ["xtask", "doctor"], { env });
+    assert.match(stdout, /^note {3}HTTPS_PROXY is set: .*xtask goes to the cluster directly$/m);
+    assert.match(stdout, /^nothing is wrong$/m);
+  });
+
+  test("a cluster of ours that holds more is deleted only by somebody who knows that", () => {
+    kubectl("create", "namespace", "theirs");
+    try {
+      const { stderr } = run("cargo", ["xtask", "down", "--cluster"], { fails: true });
+      assert.equal(stderr.trim().split("\n").at(-1), 'error: the cluster "minikube" holds more than Herald: namespace theirs; --yes deletes it all the same');
+      assert.equal(Object.keys(releases()).length, 3, "and nothing was ended");
+    } finally {
+      kubectl("delete", "namespace", "theirs");
+    }
+  });
+
+  describe("in a cluster that was there before", () => {
+    const profile = `${process.env.MINIKUBE_HOME ?? `${homedir()}/.minikube`}/profiles/minikube/config.json`;
+    const labels = { "app.kubernetes.io/name": "kafka", "app.kubernetes.io/instance": "my-cluster" };
+    const service = (name) => ({
+      apiVersion: "v1",
+      kind: "Service",
+      metadata: { name, namespace: "kafka", labels },
+      spec: { selector: { theirs: "yes" }, ports: [{ port: 9092 }] },
+    });
+    const volume = {
+      apiVersion: "v1",
+      kind: "PersistentVolumeClaim",
+      metadata: { name: "data-theirs", namespace: "kafka", labels },
+      spec: { accessModes: ["ReadWriteOnce"], resources: { requests: { storage: "1Mi" } } },
+    };
+    let ours;
+    before(() => {
+      ours = readFileSync(profile, "utf8");
+      assert.ok(ours.includes("made-by-herald"), "up has made it");
+      writeFileSync(profile, ours.replace("made-by-herald", "made-by-others"));
+      apply(service("theirs"));
+      apply(volume);
+    });
+    after(async () => {
+      writeFileSync(profile, ours);
+      for (const object of ["service/theirs", "service/my-cluster-kafka-bootstrap", "persistentvolumeclaim/data-theirs"]) {
+        kubectl("delete", object, "--namespace", "kafka", "--ignore-not-found");
+      }
+      for (const namespace of ["theirs", "dev"]) kubectl("delete", "namespace", namespace, "--ignore-not-found");
+      setup();
+      await live(dev);
+    });
+
+    test("down --cluster deletes Herald's own Kafka, and nothing of others that looks like it", () => {
+      const theirs = () => json("get", "service/theirs", "persistentvolumeclaim/data-theirs", "--namespace", "kafka").items.map((one) => one.metadata.uid);
+      const had = theirs();
+      const { stdout } = run("cargo", ["xtask", "down", "--cluster"]);
+      assert.match(stdout, /^the cluster was there before Herald: it stays$/m);
+      assert.deepEqual(theirs(), had);
+      const left = json("get", "statefulsets,services,persistentvolumeclaims,configmaps,networkpolicies", "--namespace", "kafka").items;
+      const names = left.map(({ metadata }) => metadata.name).filter((name) => name !== "kube-root-ca.crt");
+      assert.deepEqual(names.sort(), ["data-theirs", "theirs"]);
+      assert.match(run("cargo", ["xtask", "down", "--cluster"]).stdout, /^there is no Kafka of Herald's in namespace kafka$/m);
+    });
+
+    test("a Kafka of others under our names is refused in one sentence, and left as it is", () => {
+      apply(service("my-cluster-kafka-bootstrap"));
+      const look = () => json("get", "service", "my-cluster-kafka-bootstrap", "--namespace", "kafka").metadata.resourceVersion;
+      const had = look();
+      const { stderr } = run("./setup.sh", ["dev"], { fails: true });
+      assert.equal(
+        stderr.trim().split("\n").at(-1),
+        "error: namespace kafka has a Kafka that is not Herald's (Service my-cluster-kafka-bootstrap): use it with --kafka HOST:PORT, or remove it",
+      );
+      assert.equal(look(), had);
+    });
+
+    test("--kafka uses a Kafka that exists, in namespaces that others have made and that stay as they are", async () => {
+      kubectl("delete", "namespace", "dev", "--ignore-not-found");
+      for (const namespace of ["dev", "theirs"]) kubectl("create", "namespace", namespace);
+      const kafka = kubectl("kustomize", path("k8s/kafka")).stdout.replaceAll("herald-xtask", "them");
+      const theirs = kafka.replaceAll("namespace: kafka", "namespace: theirs").replaceAll("brokers.kafka.svc", "brokers.theirs.svc");
+      run("kubectl", ["--context", "minikube", "create", "--filename", "-"], { input: theirs });
+      const kafkaOf = ["--kafka", "my-cluster-kafka-bootstrap.theirs.svc.cluster.local:9092"];
+      run("./setup.sh", [...kafkaOf, "dev"]);
+      await live(dev);
+      const { labels } = json("get", "namespace", "dev").metadata;
+      assert.deepEqual(Object.keys(labels), ["kubernetes.io/metadata.name"]);
+      const { stdout } = run("cargo", ["xtask", "doctor"], { fails: true });
+      assert.match(stdout, /^ok {5}dev uses the Kafka at my-cluster-kafka-bootstrap\.theirs\.svc\.cluster\.local:9092$/m);
+      run("cargo", ["xtask", "down", "dev"]);
+    });
+  });
+
   test("a stopped minikube is started, and the pages live again with what they had", async () => {
     run("minikube", ["stop"]);
+    const { stderr } = run("cargo", ["xtask", "down", "--cluster"], { fails: true });
+    assert.match(stderr, /^error: the cluster "minikube" is stopped, so what else it holds cannot be seen; --yes deletes it all the same$/m);
     const doctor = run("cargo", ["xtask", "doctor"], { fails: true });
     assert.match(doctor.stdout, /^WRONG {2}the cluster "minikube": it is stopped, or a part of it is$/m);
     const { stdout, seconds } = setup();
@@ -163,6 +259,18 @@ describe("./setup.sh", { skip }, () => {
   });
 
   const long = process.env.HERALD_TEST_LONG ? false : "it takes minutes (HERALD_TEST_LONG)";
+  test("a cluster whose making was interrupted is Herald's own all the same", { skip: long }, async () => {
+    run("minikube", ["stop"]);
+    run("cargo", ["xtask", "down", "--cluster", "--yes"]);
+    assert.equal(run("minikube", ["profile", "list"], { fails: true }).stdout.includes("minikube"), false);
+    rmSync("/tmp/hostpath-provisioner", { recursive: true, force: true });
+    assert.equal(await interrupted("Preparing Kubernetes"), 130);
+    setup();
+    await live(dev);
+    const { labels } = json("get", "namespace", "default").metadata;
+    assert.equal(labels["pod-security.kubernetes.io/enforce"], "restricted");
+  });
+
   test("Ctrl-C in any phase ends it at once, and the next run mends what it left", { skip: long }, async () => {
     for (const phase of ["minikube", "images", "load", "kafka", "releases", "pods"]) {
       // So that every phase has something to do.

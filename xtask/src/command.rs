@@ -8,10 +8,14 @@ use std::thread;
 
 use anyhow::{Context, bail};
 
-/// A command in the top folder of the repository.
+use crate::tools;
+
+/// A command in the top folder of the repository. What ./install_requirements.sh has installed comes before what else the
+/// PATH has under the same name.
 pub fn command<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = A>) -> Command {
     let mut command = Command::new(program);
     command.args(args).current_dir(crate::root());
+    command.env("PATH", tools::path());
     command
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, ResourceExt};
 
-use crate::cluster::{Cluster, wait_for};
+use crate::cluster::{Cluster, PROXIES, wait_for};
 use crate::environments::{self, Environment};
 use crate::minikube::{self, State};
 use crate::release::{self, Installed};
@@ -87,6 +87,11 @@ fn has_cluster(cluster: &Cluster, findings: &mut Findings) -> bool {
     };
     let what = format!("the cluster \"{}\"", cluster.context);
     let there = findings.of(&what, state, UP);
+    if let Some(name) = PROXIES.iter().find(|name| std::env::var_os(name).is_some()) {
+        println!(
+            "note   {name} is set: minikube gets images through it; xtask goes to the cluster directly"
+        );
+    }
     if let Some(current) = minikube::current_context()
         && current != cluster.context
     {
@@ -127,8 +132,15 @@ async fn look(
             "kubectl describe nodes says why; minikube stop and up again",
         );
     }
-    workloads(&client, &Workloads::kafka(), findings).await?;
-    for environment in environments::chosen(&[])? {
+    let environments = environments::chosen(&[])?;
+    let others = release::other_kafkas(cluster, &environments, installed)?;
+    if others.len() < environments.len() {
+        workloads(&client, &Workloads::kafka(), findings).await?;
+    }
+    for (name, kafka) in others {
+        findings.right(&format!("{name} uses the Kafka at {kafka}"));
+    }
+    for environment in environments {
         let remedy = format!("{UP} {}", environment.name);
         let trouble = release::trouble(cluster, &environment, installed)?;
         let what = format!("release {}", environment.release);

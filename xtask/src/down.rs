@@ -2,13 +2,23 @@
 
 use std::process::ExitCode;
 
-use crate::cluster::Cluster;
-use crate::command::{command, run as run_command};
+use anyhow::{bail, ensure};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim};
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt};
+
+use crate::cluster::{Cluster, minikube as run_minikube, wait_for};
+use crate::command::{output, run as run_command};
 use crate::environments;
 use crate::forward;
-use crate::minikube;
+use crate::minikube::{self, State};
 use crate::release;
-use crate::rollout::Workloads;
+use crate::up::{MANAGED_BY, XTASK};
+
+/// What k8s/kafka makes, and the volume.
+const KINDS: &str =
+    "statefulset,service,configmap,serviceaccount,networkpolicy,persistentvolumeclaim";
 
 /// End the port-forwards and uninstall the environments; Kafka and what it holds stay.
 #[derive(clap::Args)]
@@ -20,18 +30,27 @@ pub struct Args {
     /// Also delete Kafka with everything it holds, and the cluster, when `up` made it.
     #[arg(long)]
     cluster: bool,
+
+    /// With --cluster: delete a cluster that `up` made also when it holds more than Herald, or is stopped.
+    #[arg(long, requires = "cluster")]
+    yes: bool,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let environments = environments::chosen(&args.environments)?;
     let _lock = crate::lock()?;
-    forward::stop(&environments)?;
     let cluster = Cluster::minikube();
-    if args.cluster && minikube::is_ours(&cluster)? {
-        run_command(&mut command(
-            "minikube",
-            ["delete", "--profile", &cluster.context],
-        ))?;
+    let is_ours = args.cluster && minikube::is_ours(&cluster);
+    if is_ours && !args.yes {
+        confirm(&cluster)?;
+    }
+    forward::stop(&environments)?;
+    if is_ours {
+        run_command(&mut run_minikube(&[
+            "delete",
+            "--profile",
+            &cluster.context,
+        ]))?;
         return Ok(ExitCode::SUCCESS);
     }
     let installed = release::installed(&cluster)?;
@@ -44,12 +63,81 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         run_command(uninstall.args(["--namespace", &environment.namespace]))?;
     }
     if args.cluster {
-        // What k8s/kafka made, and the volume; the namespace may hold somebody else's as well.
-        let kinds =
-            "statefulset,service,configmap,serviceaccount,networkpolicy,persistentvolumeclaim";
-        let mut delete = cluster.kubectl(&["delete", kinds, "--namespace", "kafka"]);
-        run_command(delete.args(["--selector", &Workloads::kafka().selector]))?;
+        delete_kafka(&cluster)?;
         println!("the cluster was there before Herald: it stays");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Deletes the Kafka of `up`; one that others have made stays.
+fn delete_kafka(cluster: &Cluster) -> anyhow::Result<()> {
+    let selector = format!("{MANAGED_BY}={XTASK}");
+    let ours = ["--namespace", "kafka", "--selector", &selector];
+    let mut get = cluster.kubectl(&["get", KINDS, "--output", "name"]);
+    if output(get.args(ours))?.trim().is_empty() {
+        println!("there is no Kafka of Herald's in namespace kafka");
+        return Ok(());
+    }
+    run_command(cluster.kubectl(&["delete", KINDS]).args(ours))
+}
+
+/// An error when the cluster may hold what is not Herald's, which names it.
+fn confirm(cluster: &Cluster) -> anyhow::Result<()> {
+    let name = &cluster.context;
+    match minikube::state(cluster) {
+        Ok(State::Nothing) => Ok(()),
+        Ok(State::Running) => {
+            let foreign = wait_for(async { foreign(&cluster.client().await?).await })?;
+            ensure!(
+                foreign.is_empty(),
+                "the cluster \"{name}\" holds more than Herald: {}; --yes deletes it all the same",
+                foreign.join(", ")
+            );
+            Ok(())
+        }
+        Ok(State::Stopped) => bail!(
+            "the cluster \"{name}\" is stopped, so what else it holds cannot be seen; --yes deletes it all the same"
+        ),
+        Err(no_cluster) => bail!("{no_cluster}"),
+    }
+}
+
+/// Namespaces, workloads and volumes that neither Herald nor Kubernetes itself has made.
+async fn foreign(client: &Client) -> anyhow::Result<Vec<String>> {
+    let not_ours = ListParams::default().labels(&format!("{MANAGED_BY}!={XTASK}"));
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let mut foreign = Vec::new();
+    for namespace in namespaces.list(&not_ours).await? {
+        let name = namespace.name_any();
+        if name != "default" && !name.starts_with("kube-") {
+            foreign.push(format!("namespace {name}"));
+        }
+    }
+    // What is in a foreign namespace goes without saying.
+    let others = ListParams::default().labels(&format!(
+        "{MANAGED_BY}!={XTASK},app.kubernetes.io/part-of!=herald"
+    ));
+    let ours = ["default", "kafka"].into_iter().map(str::to_owned);
+    let environments = environments::chosen(&[])?;
+    let mut ours: Vec<String> = ours
+        .chain(environments.into_iter().map(|one| one.namespace))
+        .collect();
+    ours.sort();
+    ours.dedup();
+    for namespace in &ours {
+        let within = |kind, name| format!("{kind} {name} in namespace {namespace}");
+        let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+        for one in deployments.list(&others).await? {
+            foreign.push(within("deployment", one.name_any()));
+        }
+        let sets: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);
+        for one in sets.list(&others).await? {
+            foreign.push(within("statefulset", one.name_any()));
+        }
+        let volumes: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+        for one in volumes.list(&others).await? {
+            foreign.push(within("volume", one.name_any()));
+        }
+    }
+    Ok(foreign)
 }

@@ -120,6 +120,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn in_foreground(forwards: Vec<Forward>) -> anyhow::Result<ExitCode> {
+    listener::raise_limit();
     let runtime = tokio::runtime::Runtime::new().context("cannot start tokio")?;
     let result = runtime.block_on(until_signal(forwards));
     // Open connections are cut, not waited for.

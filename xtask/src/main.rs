@@ -9,6 +9,7 @@ mod environments;
 mod forward;
 mod images;
 mod kafka;
+mod kafka_address;
 mod local;
 mod logs;
 mod minikube;

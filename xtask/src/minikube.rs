@@ -2,11 +2,10 @@
 
 use std::fmt;
 
-use anyhow::Context;
 use serde::Deserialize;
 
-use crate::cluster::Cluster;
-use crate::command::{command, output, run, stream};
+use crate::cluster::{Cluster, minikube};
+use crate::command::{command, output, stream};
 use crate::images;
 use crate::tools::{self, Tool};
 
@@ -126,8 +125,8 @@ pub enum State {
 
 /// Errors when minikube does not say.
 pub fn state(cluster: &Cluster) -> Result<State, NoCluster> {
-    let mut status = command("minikube", ["status", "--output=json", "--profile"]);
-    let said = status.arg(&cluster.context).output();
+    let mut status = minikube(&["status", "--output=json", "--profile", &cluster.context]);
+    let said = status.output();
     let said = said.map_err(|error| NoCluster(format!("cannot run minikube: {error}")))?;
     // It has exit codes for what does not run as well, and says what it knows all the same; 85 is an unknown profile.
     if said.status.code() == Some(85) {
@@ -181,43 +180,125 @@ pub fn start(cluster: &Cluster) -> Result<Found, NoCluster> {
         let ours = &cluster.context;
         println!("kubectl's current context stays \"{other}\"; Herald goes to \"{ours}\"");
     }
+    if let Some(profile) = profile(cluster) {
+        kubernetes_is_new_enough(&profile)?;
+    }
     let found = match state(cluster)? {
         State::Running if is_known(cluster) => return Ok(Found::Running),
         // Another program has rewritten the kubeconfig, or the cluster hangs: a start mends both.
         State::Running | State::Stopped => Found::Started,
         State::Nothing => Found::Made,
     };
-    let keep: &[&str] = if other.is_some() {
-        &["--keep-context"]
-    } else {
-        &[]
-    };
-    run_minikube(cluster, &[&["start"], keep].concat())?;
+    let mut args = vec!["start"];
+    if other.is_some() {
+        args.push("--keep-context");
+    }
+    if found == Found::Made {
+        args.extend(["--apiserver-names", OURS]);
+    }
+    run_minikube(cluster, &args)?;
+    // That of a new cluster is chosen by the user's own configuration of minikube.
+    match profile(cluster) {
+        Some(profile) => kubernetes_is_new_enough(&profile)?,
+        None => return Err(NoCluster("minikube does not list its cluster".to_owned())),
+    }
     Ok(found)
 }
 
-/// In a cluster that is Herald's alone, the default namespace takes restricted pods only, as dev and prod do anywhere; and
-/// `down --cluster` may delete it.
-pub fn mark_as_ours(cluster: &Cluster) -> Result<(), NoCluster> {
-    let marks = [
-        ["kube-system", OURS],
-        ["default", "pod-security.kubernetes.io/enforce=restricted"],
-    ];
-    for [namespace, label] in marks {
-        run(&mut cluster.kubectl(&["label", "--overwrite", "namespace", namespace, label]))
-            .map_err(|error| NoCluster(format!("{error:#}")))?;
-    }
-    Ok(())
+/// A further name in the certificate of the API server of a cluster that we have made. minikube keeps it with the cluster's
+/// configuration from the first moment on, so that it is there after Ctrl-C, and while the cluster is stopped.
+const OURS: &str = "made-by-herald";
+
+/// What minikube knows of a cluster, whether it runs or not.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Profile {
+    name: String,
+    #[serde(default)]
+    config: Configuration,
 }
 
-const OURS: &str = "made-by=herald";
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase")]
+struct Configuration {
+    kubernetes_config: KubernetesConfiguration,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct KubernetesConfiguration {
+    kubernetes_version: String,
+    #[serde(rename = "APIServerNames")]
+    api_server_names: Option<Vec<String>>,
+}
+
+fn profile(cluster: &Cluster) -> Option<Profile> {
+    // An error when there is none at all.
+    let list = output(&mut minikube(&[
+        "profile",
+        "list",
+        "--light",
+        "--output=json",
+    ]))
+    .ok()?;
+    find_profile(&list, &cluster.context)
+}
+
+fn find_profile(list: &str, name: &str) -> Option<Profile> {
+    #[derive(Deserialize)]
+    struct Profiles {
+        #[serde(default)]
+        valid: Vec<Profile>,
+        /// Those that were interrupted while they were made.
+        #[serde(default)]
+        invalid: Vec<Profile>,
+    }
+    let Profiles { valid, invalid } = serde_json::from_str(list).ok()?;
+    let mut all = valid.into_iter().chain(invalid);
+    all.find(|profile| profile.name == name)
+}
+
+impl Profile {
+    fn is_ours(&self) -> bool {
+        let names = &self.config.kubernetes_config.api_server_names;
+        names.iter().flatten().any(|name| name == OURS)
+    }
+}
 
 /// Whether this cluster was made by `up`.
-pub fn is_ours(cluster: &Cluster) -> anyhow::Result<bool> {
-    let find = ["get", "namespaces", "--selector", OURS, "--output", "name"];
-    let found = output(&mut cluster.kubectl(&find))
-        .context("the cluster does not answer: start it with cargo xtask up")?;
-    Ok(found.contains("kube-system"))
+pub fn is_ours(cluster: &Cluster) -> bool {
+    profile(cluster).is_some_and(|profile| profile.is_ours())
+}
+
+/// The chart's own condition, asked before anything is built.
+fn kubernetes_is_new_enough(profile: &Profile) -> Result<(), NoCluster> {
+    let has = &profile.config.kubernetes_config.kubernetes_version;
+    let needed = oldest_kubernetes();
+    match (minor(has), minor(needed)) {
+        (Some(has), Some(needed)) if has >= needed => Ok(()),
+        (None, _) => Ok(()),
+        _ => Err(NoCluster(format!(
+            "minikube's cluster \"{0}\" has Kubernetes {has}, and Herald needs {needed} or newer \
+             (minikube start --profile {0} --kubernetes-version=stable upgrades it)",
+            profile.name
+        ))),
+    }
+}
+
+/// `1.30.0`, from the chart.
+fn oldest_kubernetes() -> &'static str {
+    let chart = include_str!("../../helm/Chart.yaml");
+    let version = chart
+        .lines()
+        .find_map(|line| line.strip_prefix("kubeVersion: \">="))
+        .expect("the chart names the oldest Kubernetes");
+    version.trim_end_matches("-0\"")
+}
+
+/// `(1, 34)` of `v1.34.4`.
+fn minor(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.trim_start_matches('v').split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// Whether kubectl reaches the cluster.
@@ -233,7 +314,7 @@ pub fn current_context() -> Option<String> {
 
 fn run_minikube(cluster: &Cluster, args: &[&str]) -> Result<(), NoCluster> {
     let mut said = Vec::new();
-    let mut minikube = command("minikube", args);
+    let mut minikube = minikube(args);
     minikube.args(["--profile", &cluster.context]);
     let status = stream(&mut minikube, |line| said.push(line.to_owned()))
         .map_err(|error| NoCluster(format!("{error:#}")))?;
@@ -292,6 +373,52 @@ mod tests {
             Some(State::Nothing)
         );
         assert_eq!(state("nonsense"), None);
+    }
+
+    #[test]
+    fn what_minikube_knows_of_a_cluster_is_read_whether_it_runs_or_not() {
+        let profile = |names: &str| {
+            format!(
+                r#"{{"Name":"mine","Config":{{"KubernetesConfig":{{"KubernetesVersion":"v1.34.4","APIServerNames":{names}}}}}}}"#
+            )
+        };
+        let made = profile(r#"["made-by-herald"]"#);
+        for list in [
+            format!(r#"{{"valid":[{made}],"invalid":[]}}"#),
+            format!(r#"{{"invalid":[{made}]}}"#),
+        ] {
+            assert!(find_profile(&list, "mine").unwrap().is_ours(), "{list}");
+            assert!(find_profile(&list, "other").is_none());
+        }
+        for names in ["null", "[]", r#"["cluster.example"]"#] {
+            let list = format!(r#"{{"valid":[{}]}}"#, profile(names));
+            assert!(!find_profile(&list, "mine").unwrap().is_ours(), "{list}");
+        }
+        // One that was interrupted at once has no configuration yet.
+        let bare = find_profile(r#"{"invalid":[{"Name":"mine"}]}"#, "mine").unwrap();
+        assert!(!bare.is_ours() && kubernetes_is_new_enough(&bare).is_ok());
+        assert!(find_profile("nonsense", "mine").is_none());
+    }
+
+    #[test]
+    fn a_cluster_that_is_too_old_is_refused_in_one_sentence() {
+        let profile = |version: &str| Profile {
+            name: "mine".to_owned(),
+            config: Configuration {
+                kubernetes_config: KubernetesConfiguration {
+                    kubernetes_version: version.to_owned(),
+                    api_server_names: None,
+                },
+            },
+        };
+        assert!(kubernetes_is_new_enough(&profile(oldest_kubernetes())).is_ok());
+        assert!(kubernetes_is_new_enough(&profile("v2.0.0")).is_ok());
+        let refused = kubernetes_is_new_enough(&profile("v1.29.15")).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "minikube's cluster \"mine\" has Kubernetes v1.29.15, and Herald needs 1.30.0 or newer \
+             (minikube start --profile mine --kubernetes-version=stable upgrades it)"
+        );
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub fn command_line(id: u32) -> String {
         return line.trim_end().to_owned();
     }
     let ps = Command::new("ps")
-        .args(["-o", "args=", "-p", &id.to_string()])
+        .args(["-ww", "-o", "args=", "-p", &id.to_string()])
         .output();
     ps.map_or(String::new(), |ps| {
         String::from_utf8_lossy(&ps.stdout).trim().to_owned()

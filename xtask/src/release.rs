@@ -10,6 +10,7 @@ use crate::cluster::Cluster;
 use crate::command::{output, run, show};
 use crate::environments::Environment;
 use crate::images::Image;
+use crate::kafka_address::Address;
 
 /// What helm knows of a release.
 #[derive(Deserialize)]
@@ -43,6 +44,8 @@ pub struct Release<'a> {
     pub cluster: &'a Cluster,
     pub environment: &'a Environment,
     pub images: &'a [Image],
+    /// The Kafka of `up --kafka`, instead of that of k8s/kafka.
+    pub kafka: Option<&'a Address>,
 }
 
 /// What an environment's release suffers from, in a few words; `None` when it is as it was installed.
@@ -73,6 +76,27 @@ fn intact(
         ));
     }
     Ok(Ok(manifest))
+}
+
+/// The environments that `up --kafka` has given another Kafka, with its address.
+pub fn other_kafkas(
+    cluster: &Cluster,
+    environments: &[Environment],
+    installed: &[Installed],
+) -> anyhow::Result<Vec<(String, String)>> {
+    let mut others = Vec::new();
+    for environment in environments {
+        if find(installed, environment).is_none() {
+            continue;
+        }
+        let mut get = cluster.helm(&["get", "values", &environment.release, "--output", "json"]);
+        let values = output(get.args(["--namespace", &environment.namespace]))?;
+        let values: serde_json::Value = serde_json::from_str(&values)?;
+        if let Some(kafka) = values["kafka"]["bootstrapServers"].as_str() {
+            others.push((environment.name.clone(), kafka.to_owned()));
+        }
+    }
+    Ok(others)
 }
 
 /// What helm installed.
@@ -174,6 +198,7 @@ impl Release<'_> {
             ));
             helm.arg(format!("--set-string={service}.image.tag={}", image.tag));
         }
+        helm.args(self.kafka.iter().flat_map(|kafka| kafka.values()));
         helm
     }
 }

@@ -93,7 +93,8 @@ impl Workloads {
         Self {
             name: "kafka".to_owned(),
             namespace: "kafka".to_owned(),
-            selector: "app.kubernetes.io/name=kafka".to_owned(),
+            selector: "app.kubernetes.io/instance=my-cluster,app.kubernetes.io/component=broker"
+                .to_owned(),
         }
     }
 

@@ -1,5 +1,7 @@
 //! The programs that a check needs, and how to get them.
 
+use std::env;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// A program that checks call by one of its names.
@@ -54,10 +56,37 @@ impl Tool {
     }
 }
 
-/// Where on the PATH a program lies.
+/// The PATH of the commands that we run: the folder of ./install_requirements.sh first, as in ./setup.sh.
+pub fn path() -> OsString {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let home = || env::home_dir().map(|home| home.join(".local/bin"));
+    let installed = env::var_os("HERALD_BIN").map(PathBuf::from).or_else(home);
+    let folders = installed.into_iter().chain(env::split_paths(&path));
+    env::join_paths(folders).unwrap_or(path)
+}
+
+/// Where on that PATH a program lies.
 pub fn find(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
+    env::split_paths(&path())
         .map(|folder| folder.join(name))
         .find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_we_have_installed_comes_before_an_older_one_elsewhere() {
+        let first = env::split_paths(&path()).next().unwrap();
+        let given = env::var_os("HERALD_BIN").map(PathBuf::from);
+        let home = env::home_dir().unwrap().join(".local/bin");
+        assert_eq!(first, given.unwrap_or(home));
+        let command = crate::command::command("helm", ["version"]);
+        let set = command
+            .get_envs()
+            .find(|(name, _)| *name == "PATH")
+            .unwrap();
+        assert_eq!(set.1, Some(path().as_os_str()));
+    }
 }

@@ -4,14 +4,23 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
+
 use crate::cluster::{Cluster, wait_for};
-use crate::command::run as run_command;
+use crate::command::{output, run as run_command, status};
 use crate::environments::{self, Environment};
 use crate::images::{self, Image};
-use crate::minikube::{self, Found};
+use crate::kafka_address::Address;
+use crate::minikube;
 use crate::pods;
 use crate::release::{self, Installed, Release};
 use crate::rollout::{self, Workloads};
+
+/// The label of what we apply ourselves; what helm installs has that of helm.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+pub const XTASK: &str = "herald-xtask";
 
 /// The exit code that tells ./setup.sh to go on without a cluster.
 const NO_CLUSTER: u8 = 3;
@@ -25,6 +34,10 @@ pub struct Args {
     /// default, dev, prod; all of them when none is named.
     #[arg(value_name = "ENV")]
     environments: Vec<String>,
+
+    /// Use a Kafka that runs already, instead of starting one in namespace kafka: its address for a pod in the cluster.
+    #[arg(long, value_name = "HOST:PORT")]
+    kafka: Option<Address>,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -41,8 +54,18 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let images = phases.time("images", images::build)?;
     phases.time("load", || images::load(&images, &cluster))?;
-    phases.time("kafka", || kafka(&cluster))?;
-    phases.time("releases", || install(&environments, &images, &cluster))?;
+    phases.time("kafka", || {
+        create_namespaces(&cluster)?;
+        if let Some(address) = &args.kafka {
+            println!("kafka: {address}");
+            return Ok(());
+        }
+        start_kafka(&cluster)
+    })?;
+    let kafka = args.kafka.as_ref();
+    phases.time("releases", || {
+        install(&environments, &images, kafka, &cluster)
+    })?;
     phases.time("pods", || wait_for(roll_out(&environments, &cluster)))?;
     println!("\n{phases}");
     Ok(ExitCode::SUCCESS)
@@ -53,20 +76,87 @@ fn have_cluster() -> Result<Cluster, minikube::NoCluster> {
     let cluster = Cluster::minikube();
     let found = minikube::start(&cluster)?;
     println!("minikube: {found}");
-    if found == Found::Made {
-        minikube::mark_as_ours(&cluster)?;
-    }
     Ok(cluster)
 }
 
-/// Namespaces and Kafka, once per cluster.
-fn kafka(cluster: &Cluster) -> anyhow::Result<()> {
+/// Creates those that are missing. One that exists may hold pods of others, which a label could keep from starting again.
+fn create_namespaces(cluster: &Cluster) -> anyhow::Result<()> {
+    const FILE: [&str; 4] = ["--filename", "k8s/namespaces.yaml", "--output", "name"];
+    let wanted = output(cluster.kubectl(&["create", "--dry-run=client"]).args(FILE))?;
+    let get = ["get", "--ignore-not-found"];
+    if output(cluster.kubectl(&get).args(FILE))? != wanted {
+        // It creates what it can and fails for those that exist.
+        status(cluster.kubectl(&["create"]).args(FILE))?;
+        let created = output(cluster.kubectl(&get).args(FILE))?;
+        anyhow::ensure!(created == wanted, "cannot create all of {}", FILE[1]);
+    }
+    if minikube::is_ours(cluster) {
+        // Nobody else's pods are there.
+        let enforce = "pod-security.kubernetes.io/enforce=restricted";
+        output(&mut cluster.kubectl(&["label", "--overwrite", "namespace", "default", enforce]))?;
+    }
+    Ok(())
+}
+
+/// What is in the cluster under the names of k8s/kafka, and not ours: a Kafka of Strimzi's quickstart, say.
+fn foreign_kafka(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
+    let mut get = cluster.kubectl(&["get", "--ignore-not-found", "--output", "json"]);
+    let ours = output(get.args(["--kustomize", "k8s/kafka"]))?;
+    let mut get = cluster.kubectl(&["get", "--ignore-not-found", "--output", "json"]);
+    let volume = ["persistentvolumeclaim", "data-my-cluster-kafka-0"];
+    let volume = output(get.args(volume).args(["--namespace", "kafka"]))?;
+    let mut foreign = Vec::new();
+    for text in [ours, volume] {
+        if text.trim().is_empty() {
+            continue;
+        }
+        let objects: Objects = serde_json::from_str(&text).context("cannot read what is there")?;
+        let objects = objects.items.unwrap_or_else(|| vec![objects.only]);
+        foreign.extend(
+            objects
+                .iter()
+                .filter(|one| !one.is_ours())
+                .map(Object::name),
+        );
+    }
+    Ok(foreign)
+}
+
+/// A list of them, or a single one.
+#[derive(Deserialize)]
+struct Objects {
+    items: Option<Vec<Object>>,
+    #[serde(flatten)]
+    only: Object,
+}
+
+#[derive(Deserialize)]
+struct Object {
+    kind: String,
+    metadata: ObjectMeta,
+}
+
+impl Object {
+    fn name(&self) -> String {
+        let name = self.metadata.name.as_deref().unwrap_or_default();
+        format!("{} {name}", self.kind)
+    }
+
+    fn is_ours(&self) -> bool {
+        let labels = self.metadata.labels.as_ref();
+        labels.is_some_and(|labels| labels.get(MANAGED_BY).is_some_and(|by| by == XTASK))
+    }
+}
+
+/// Starts the Kafka of k8s/kafka, once per cluster.
+fn start_kafka(cluster: &Cluster) -> anyhow::Result<()> {
+    let foreign = foreign_kafka(cluster)?;
+    anyhow::ensure!(
+        foreign.is_empty(),
+        "namespace kafka has a Kafka that is not Herald's ({}): use it with --kafka HOST:PORT, or remove it",
+        foreign.join(", ")
+    );
     let apply = ["apply", "--server-side", "--force-conflicts"];
-    run_command(
-        cluster
-            .kubectl(&apply)
-            .args(["--filename", "k8s/namespaces.yaml"]),
-    )?;
     run_command(cluster.kubectl(&apply).args(["--kustomize", "k8s/kafka"]))?;
     let all = [Workloads::kafka()];
     wait_for(async { rollout::wait(&cluster.client().await?, &all).await })
@@ -76,6 +166,7 @@ fn kafka(cluster: &Cluster) -> anyhow::Result<()> {
 fn install(
     environments: &[Environment],
     images: &[Image],
+    kafka: Option<&Address>,
     cluster: &Cluster,
 ) -> anyhow::Result<()> {
     let installed = release::installed(cluster)?;
@@ -83,6 +174,7 @@ fn install(
         cluster,
         environment,
         images,
+        kafka,
     });
     let releases: Vec<Release> = releases.collect();
     // Looking takes a second or two for each.

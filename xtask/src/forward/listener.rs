@@ -24,7 +24,9 @@ const DESCRIPTORS: u64 = 4096;
 /// Raises this process's limit of open files, as far as the system lets it.
 pub fn raise_limit() {
     if let Err(error) = rlimit::increase_nofile_limit(DESCRIPTORS) {
-        println!("cannot raise the limit of open files, so there may be fewer than {MAX_CONNECTIONS} connections: {error}");
+        println!(
+            "cannot raise the limit of open files, so there may be fewer than {MAX_CONNECTIONS} connections: {error}"
+        );
     }
 }
 

@@ -7,8 +7,8 @@ use std::process::Command;
 use anyhow::{Context, bail};
 
 use super::Image;
-use crate::cluster::Cluster;
-use crate::command::{command, output, run};
+use crate::cluster::{self, Cluster};
+use crate::command::{output, run};
 
 /// References as pods name them.
 type References = BTreeSet<String>;
@@ -73,7 +73,7 @@ fn used(cluster: &Cluster) -> anyhow::Result<References> {
 }
 
 fn minikube(cluster: &Cluster, verb: &str) -> Command {
-    command("minikube", ["image", verb, "--profile", &cluster.context])
+    cluster::minikube(&["image", verb, "--profile", &cluster.context])
 }
 
 /// Engines write the registry that a pod leaves out.
