@@ -18,7 +18,7 @@ use crate::read_one;
 #[command(version)]
 pub struct Config {
     /// Address of the page and the transports, for browsers.
-    #[arg(long, env, default_value = "0.0.0.0:5000")]
+    #[arg(long, env, default_value = "[::]:5000")]
     pub listen: SocketAddr,
 
     #[command(flatten)]

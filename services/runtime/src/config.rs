@@ -13,7 +13,7 @@ use jiff::SignedDuration;
 #[derive(clap::Args, Clone, Debug)]
 pub struct CommonArgs {
     /// Address of the admin server: `/livez`, `/readyz` and `/metrics`. It is for operators; no Ingress should reach it.
-    #[arg(long, env, default_value = "0.0.0.0:9090")]
+    #[arg(long, env, default_value = "[::]:9090")]
     pub admin_listen: SocketAddr,
 
     /// How the log is written to stdout. Without it: text on a terminal, json everywhere else.
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn defaults_hold() {
         let common = parsed(&[]).unwrap().common;
-        assert_eq!(common.admin_listen.to_string(), "0.0.0.0:9090");
+        assert_eq!(common.admin_listen.to_string(), "[::]:9090");
         assert_eq!(common.shutdown_grace, Duration::from_secs(30));
         assert_eq!(
             (common.log_format, common.log_level.as_str()),

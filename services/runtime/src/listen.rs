@@ -1,7 +1,7 @@
 //! A listening socket for a service.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::net::{TcpListener, TcpSocket};
 
@@ -31,7 +31,15 @@ pub fn bind_chosen(addr: SocketAddr, option: &str) -> anyhow::Result<TcpListener
     })
 }
 
+/// `[::]` takes connections over IPv4 too; where the kernel has no IPv6 it becomes `0.0.0.0`.
 fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    if addr.ip() == Ipv6Addr::UNSPECIFIED && TcpSocket::new_v6().is_err() {
+        return listen_on(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), addr.port()));
+    }
+    listen_on(addr)
+}
+
+fn listen_on(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = if addr.is_ipv4() {
         TcpSocket::new_v4()
     } else {
@@ -47,6 +55,21 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 mod tests {
     use super::*;
     use crate::config::is_invalid;
+
+    #[tokio::test]
+    async fn by_default_both_versions_of_ip_are_served() {
+        let listener = bind("[::]:0".parse().unwrap()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for address in ["127.0.0.1", "::1"] {
+            let address = SocketAddr::new(address.parse().unwrap(), port);
+            if address.is_ipv6() && TcpSocket::new_v6().is_err() {
+                continue;
+            }
+            let client = tokio::net::TcpStream::connect(address).await;
+            client.unwrap_or_else(|error| panic!("{address}: {error}"));
+            listener.accept().await.unwrap();
+        }
+    }
 
     #[tokio::test]
     async fn a_port_in_use_is_one_sentence_with_the_address_and_a_remedy() {
