@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use herald_runtime::CommonArgs;
-use herald_runtime::config::duration;
+use herald_runtime::config::{duration, invalid};
 use herald_runtime::http::{Hosts, Origins};
 use herald_runtime::kafka::KafkaArgs;
 use rdkafka::ClientConfig;
@@ -88,6 +88,23 @@ pub struct Config {
 }
 
 impl Config {
+    /// Whether the options fit each other.
+    ///
+    /// # Errors
+    ///
+    /// When the process would exit before its streams have ended.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let (grace, delay) = (self.common.shutdown_grace, self.drain_delay);
+        if grace > delay + self.drain_window {
+            return Ok(());
+        }
+        Err(invalid(format!(
+            "--shutdown-grace ({grace:?}) must be longer than --drain-delay ({delay:?}) and --drain-window ({:?}) together, \
+             or open streams are cut off",
+            self.drain_window
+        )))
+    }
+
     /// The configuration of a client that reads.
     ///
     /// # Errors
@@ -174,6 +191,24 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_grace_that_would_cut_the_drain_off_is_refused_in_one_sentence() {
+        let config = |grace: &str| {
+            let drain = ["--drain-delay", "5s", "--drain-window", "10s"];
+            let kafka = ["--kafka-bootstrap-servers", "a:1", "--kafka-topic", "a"];
+            let args = ["consumer", "--shutdown-grace", grace].into_iter();
+            Config::parse_from(args.chain(drain).chain(kafka))
+        };
+        assert!(config("16s").check().is_ok());
+        let error = config("15s").check().unwrap_err();
+        assert!(herald_runtime::config::is_invalid(&error));
+        assert_eq!(
+            error.to_string(),
+            "--shutdown-grace (15s) must be longer than --drain-delay (5s) and --drain-window (10s) together, \
+             or open streams are cut off"
+        );
+    }
 
     #[test]
     fn several_topics_are_named_with_commas() {

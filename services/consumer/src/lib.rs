@@ -55,6 +55,7 @@ pub async fn run(
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    config.check()?;
     let metrics = Metrics::new().context("cannot register the metrics")?;
     let server_metrics =
         ServerMetrics::new(&metrics.registry).context("cannot register the metrics")?;
