@@ -142,9 +142,13 @@ async fn look(
     }
     for environment in environments {
         let remedy = format!("{UP} {}", environment.name);
-        let trouble = release::trouble(cluster, &environment, installed)?;
+        let drift = release::drift(cluster, &environment, installed)?;
         let what = format!("release {}", environment.release);
-        findings.of(&what, trouble.map_or(Ok(()), Err), &remedy);
+        findings.of(
+            &what,
+            drift.map_or(Ok(()), |drift| Err(drift.to_string())),
+            &remedy,
+        );
         if release::find(installed, &environment).is_some() {
             workloads(&client, &Workloads::of(&environment), findings).await?;
             source(&client, &environment, findings).await?;
@@ -192,14 +196,11 @@ async fn source(
     environment: &Environment,
     findings: &mut Findings,
 ) -> anyhow::Result<()> {
-    let pods = Workloads::of(environment).pods(client).await?;
-    let mut state = Ok(());
-    for pod in pods.iter().filter(|pod| rollout::is_ready(pod)) {
-        let metrics = pods::metrics(client, pod).await.unwrap_or_default();
-        if metrics.sum("herald_source_up") == Some(0.0) {
-            state = Err(format!("{} cannot read it", pod.name_any()));
-        }
-    }
+    let down = pods::without_source(client, environment).await?;
+    let state = match down.as_slice() {
+        [] => Ok(()),
+        names => Err(format!("{} cannot read it", names.join(", "))),
+    };
     let remedy = format!("{UP} {}", environment.name);
     findings.of(&format!("topic {}", environment.topic), state, &remedy);
     Ok(())

@@ -8,6 +8,10 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, ResourceExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::environments::Environment;
+use crate::release;
+use crate::rollout::{self, Workloads};
+
 /// Where the services tell operators how they are.
 const ADMIN_PORT: u16 = 9090;
 
@@ -44,6 +48,29 @@ impl Metrics {
 pub async fn metrics(client: &Client, pod: &Pod) -> anyhow::Result<Metrics> {
     let (_, body) = get(client, pod, "/metrics").await?;
     Ok(Metrics::parse(&body))
+}
+
+/// The names of an environment's consumers that cannot read their topic.
+pub async fn without_source(
+    client: &Client,
+    environment: &Environment,
+) -> anyhow::Result<Vec<String>> {
+    let consumers = Workloads {
+        name: environment.name.clone(),
+        namespace: environment.namespace.clone(),
+        selector: release::selector_of(&environment.release, "consumer"),
+    };
+    let mut names = Vec::new();
+    for pod in consumers.pods(client).await? {
+        if !rollout::is_ready(&pod) {
+            continue;
+        }
+        let metrics = metrics(client, &pod).await.unwrap_or_default();
+        if metrics.sum("herald_source_up") == Some(0.0) {
+            names.push(pod.name_any());
+        }
+    }
+    Ok(names)
 }
 
 /// Why a pod is not ready, in its own words; `None` when it is.

@@ -1,16 +1,18 @@
-//! A release of the chart: what is installed, and whether it is what should be.
+//! A release of the chart: what is installed, and how it differs from what should be.
 
+use std::fmt;
 use std::io::Write;
 use std::process::Stdio;
 
 use anyhow::{Context, bail};
 use serde::Deserialize;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, wait_for};
 use crate::command::{output, run, show};
 use crate::environments::Environment;
 use crate::images::Image;
 use crate::kafka_address::Address;
+use crate::pods;
 
 /// What helm knows of a release.
 #[derive(Deserialize)]
@@ -48,32 +50,56 @@ pub struct Release<'a> {
     pub kafka: Option<&'a Address>,
 }
 
-/// What an environment's release suffers from, in a few words; `None` when it is as it was installed.
-pub fn trouble(
-    cluster: &Cluster,
-    environment: &Environment,
-    installed: &[Installed],
-) -> anyhow::Result<Option<String>> {
-    Ok(intact(cluster, environment, installed)?.err())
+/// Why a release has to be installed or upgraded.
+#[derive(Debug, PartialEq)]
+pub enum Difference {
+    NotInstalled,
+    /// The last revision has another status than `deployed`: helm failed or was interrupted.
+    NotDeployed(String),
+    /// Somebody has deleted or changed what was installed.
+    Drifted,
+    /// The chart, its values or the images are newer.
+    Outdated,
+    /// A consumer cannot read its topic. An upgrade creates a topic that was deleted.
+    SourceDown,
 }
 
-/// The manifest of a release that is as it was installed, or what it suffers from.
-fn intact(
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotInstalled => write!(f, "it is not installed"),
+            Self::NotDeployed(status) => write!(f, "its last revision is {status}"),
+            Self::Drifted => write!(f, "the cluster has something else than was installed"),
+            Self::Outdated => write!(f, "the chart, its values or the images changed"),
+            Self::SourceDown => write!(f, "its consumer cannot read the topic"),
+        }
+    }
+}
+
+/// Whether an environment's release is still as it was installed.
+pub fn drift(
     cluster: &Cluster,
     environment: &Environment,
     installed: &[Installed],
-) -> anyhow::Result<Result<String, String>> {
+) -> anyhow::Result<Option<Difference>> {
+    Ok(unchanged(cluster, environment, installed)?.err())
+}
+
+/// The manifest of a release that is as it was installed.
+fn unchanged(
+    cluster: &Cluster,
+    environment: &Environment,
+    installed: &[Installed],
+) -> anyhow::Result<Result<String, Difference>> {
     let Some(found) = find(installed, environment) else {
-        return Ok(Err("it is not installed".to_owned()));
+        return Ok(Err(Difference::NotInstalled));
     };
     if found.status != "deployed" {
-        return Ok(Err(format!("its last revision is {}", found.status)));
+        return Ok(Err(Difference::NotDeployed(found.status.clone())));
     }
     let manifest = manifest(cluster, environment)?;
-    if drifted(cluster, environment, &manifest)? {
-        return Ok(Err(
-            "the cluster has something else than was installed".to_owned()
-        ));
+    if has_drifted(cluster, environment, &manifest)? {
+        return Ok(Err(Difference::Drifted));
     }
     Ok(Ok(manifest))
 }
@@ -106,7 +132,11 @@ fn manifest(cluster: &Cluster, environment: &Environment) -> anyhow::Result<Stri
 }
 
 /// Whether somebody deleted or changed what helm installed.
-fn drifted(cluster: &Cluster, environment: &Environment, manifest: &str) -> anyhow::Result<bool> {
+fn has_drifted(
+    cluster: &Cluster,
+    environment: &Environment,
+    manifest: &str,
+) -> anyhow::Result<bool> {
     let mut diff = cluster.kubectl(&["diff", "--server-side", "--force-conflicts"]);
     // As somebody else than helm, or what helm writes beside the manifest would count as deleted by us.
     diff.args(["--namespace", &environment.namespace, "--filename", "-"])
@@ -132,16 +162,24 @@ fn drifted(cluster: &Cluster, environment: &Environment, manifest: &str) -> anyh
 }
 
 impl Release<'_> {
-    /// What is different from what should be there, in a few words; `None` when nothing is.
-    pub fn difference(&self, installed: &[Installed]) -> anyhow::Result<Option<String>> {
-        let has = match intact(self.cluster, self.environment, installed)? {
+    /// How the cluster differs from the chart, the values and the images; `None` when nothing has to be done.
+    pub fn difference(&self, installed: &[Installed]) -> anyhow::Result<Option<Difference>> {
+        let has = match unchanged(self.cluster, self.environment, installed)? {
             Ok(manifest) => manifest,
-            Err(trouble) => return Ok(Some(trouble)),
+            Err(difference) => return Ok(Some(difference)),
         };
         let mut template = self.helm(&["template", &self.environment.release]);
         let wanted = output(template.args(["--is-upgrade", "--no-hooks"]))?;
-        let same = has.trim() == wanted.trim();
-        Ok((!same).then(|| "the chart, its values or the images changed".to_owned()))
+        if has.trim() != wanted.trim() {
+            return Ok(Some(Difference::Outdated));
+        }
+        let down = wait_for(async {
+            let client = self.cluster.client().await?;
+            Ok(!pods::without_source(&client, self.environment)
+                .await?
+                .is_empty())
+        })?;
+        Ok(down.then_some(Difference::SourceDown))
     }
 
     /// Installs or upgrades it; does not wait.

@@ -14,8 +14,7 @@ use crate::environments::{self, Environment};
 use crate::images::{self, Image};
 use crate::kafka_address::Address;
 use crate::minikube;
-use crate::pods;
-use crate::release::{self, Installed, Release};
+use crate::release::{self, Release};
 use crate::rollout::{self, Workloads};
 
 /// The label of what we apply ourselves; what helm installs has that of helm.
@@ -162,7 +161,7 @@ fn start_kafka(cluster: &Cluster) -> anyhow::Result<()> {
     wait_for(async { rollout::wait(&cluster.client().await?, &all).await })
 }
 
-/// Installs or upgrades what is not as it should be.
+/// Installs or upgrades the releases that differ from what they should be.
 fn install(
     environments: &[Environment],
     images: &[Image],
@@ -180,8 +179,10 @@ fn install(
     // Looking takes a second or two for each.
     let differences: Vec<_> = thread::scope(|scope| {
         let installed = &installed;
-        let look = |release| scope.spawn(move || difference(release, installed));
-        let looks: Vec<_> = releases.iter().map(look).collect();
+        let looks = releases
+            .iter()
+            .map(|release| scope.spawn(move || release.difference(installed)));
+        let looks: Vec<_> = looks.collect();
         let seen = looks.into_iter().map(|look| look.join());
         seen.map(|seen| seen.expect("looking does not panic"))
             .collect()
@@ -197,32 +198,6 @@ fn install(
         }
     }
     Ok(())
-}
-
-/// What is not as it should be, in a few words.
-fn difference(release: &Release, installed: &[Installed]) -> anyhow::Result<Option<String>> {
-    match release.difference(installed)? {
-        Some(difference) => Ok(Some(difference)),
-        None => wait_for(ailing(release.environment, release.cluster)),
-    }
-}
-
-/// What an installation that is as it should be suffers from all the same, and a new one may mend: a topic that is gone.
-async fn ailing(environment: &Environment, cluster: &Cluster) -> anyhow::Result<Option<String>> {
-    let client = cluster.client().await?;
-    let workloads = Workloads::of(environment);
-    for pod in workloads
-        .pods(&client)
-        .await?
-        .iter()
-        .filter(|pod| rollout::is_ready(pod))
-    {
-        let metrics = pods::metrics(&client, pod).await.unwrap_or_default();
-        if metrics.sum("herald_source_up") == Some(0.0) {
-            return Ok(Some("its consumer cannot read the topic".to_owned()));
-        }
-    }
-    Ok(None)
 }
 
 async fn roll_out(environments: &[Environment], cluster: &Cluster) -> anyhow::Result<()> {
