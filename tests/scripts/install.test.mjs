@@ -86,7 +86,7 @@ describe("what it cannot help:", () => {
   test("a Linux without apt-get and dnf is told what is missing", () => {
     const { status, stderr } = install({ ...complete, perl: "exit 1" }, []);
     assert.equal(status, 1);
-    assert.equal(stderr, "Unsupported OS: linux-gnu (missing: perl)\n");
+    assert.equal(stderr, "Neither apt-get nor dnf is here: install these yourself (missing: perl)\n");
   });
 
   test("an option that it does not know is refused", () => {
@@ -133,7 +133,7 @@ describe("only what is missing:", () => {
     assert.equal(install(programs, ["--dry-run"]).stdout, "$ apt-get update && apt-get install -y libc6-dev diffutils\n");
     assert.equal(install(programs, ["--local"]).stdout, "");
     const { status, stderr } = install({ ...complete, diff: null }, []);
-    assert.deepEqual({ status, stderr }, { status: 3, stderr: "Unsupported OS: linux-gnu (missing: diffutils)\n" });
+    assert.deepEqual({ status, stderr }, { status: 3, stderr: "Neither apt-get nor dnf is here: install these yourself (missing: diffutils)\n" });
   });
 
   test("where nothing is missing it does nothing", () => {
