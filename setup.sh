@@ -40,4 +40,4 @@ if [ $cluster = yes ]; then
   echo "Without a cluster everything runs in one process on this machine, as with --local."
 fi
 end '^[0-9]+ .'
-cargo xtask local --background "$@"
+cargo xtask-local --background "$@"

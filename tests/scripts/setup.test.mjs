@@ -15,7 +15,7 @@ const patience = { timeout: 30_000 };
 /** A cargo whose `cargo xtask up` does this. */
 const cargo = (up = "") => `[ "$2" != up ] || { ${up || ":"}; }`;
 const cluster = (...names) => [["up", ...names], ["forward", "--background", ...names]].map((words) => `cargo xtask ${words.join(" ")}`);
-const local = (...names) => [`cargo xtask local --background ${names.join(" ")}`.trim()];
+const local = (...names) => [`cargo xtask-local --background ${names.join(" ")}`.trim()];
 const fallback = /^Without a cluster everything runs in one process .* as with --local\.$/m;
 
 function setup(programs, args) {
@@ -185,7 +185,7 @@ describe("Ctrl-C, then the same again:", () => {
     { phase: "the tools for the cluster", programs: { kubectl: null }, web: true, then: cluster() },
     { phase: "cargo xtask up", programs: { cargo: xtask("up") }, then: cluster() },
     { phase: "cargo xtask forward", programs: { cargo: xtask("forward") }, then: cluster() },
-    { phase: "cargo xtask local", args: ["--local"], programs: { cargo: xtask("local") }, then: local() },
+    { phase: "cargo xtask-local", args: ["--local"], programs: { cargo: `if [ "$1" = xtask-local ]; then ${asleep}; fi` }, then: local() },
     { phase: "a command that makes of it that no cluster can be had", programs: { cargo: `trap 'exit 3' INT; ${xtask("up")}` }, then: cluster() },
   ];
   for (const { phase, programs, web, args, then } of phases) {

@@ -1,7 +1,9 @@
 //! The whole check: what CI runs, and what a contributor runs before a pull request.
 
 mod charts;
+#[cfg(feature = "cluster")]
 mod cluster;
+#[cfg(feature = "cluster")]
 mod images;
 mod javascript;
 mod python;
@@ -11,6 +13,8 @@ mod tally;
 
 use std::process::ExitCode;
 use std::time::Instant;
+
+use clap::builder::PossibleValuesParser;
 
 use crate::kafka::{self, Kafka};
 use crate::tools::{self, Tool};
@@ -23,7 +27,7 @@ use tally::Tally;
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these checks; all of them when none is named.
-    #[arg(value_parser = CHECKS.map(|check| check.name))]
+    #[arg(value_parser = PossibleValuesParser::new(CHECKS.iter().map(|check| check.name)))]
     names: Vec<String>,
 
     /// Also what takes minutes: tests marked `#[ignore]`, and HERALD_TEST_LONG=1 for the suites in JavaScript.
@@ -62,7 +66,7 @@ const PLAIN: Check = Check {
 };
 
 /// In the order in which they run: what fails fast comes first.
-const CHECKS: [Check; 18] = [
+const CHECKS: &[Check] = &[
     Check {
         name: "fmt",
         about: "rustfmt changes nothing",
@@ -161,6 +165,7 @@ const CHECKS: [Check; 18] = [
         kafka: true,
         ..PLAIN
     },
+    #[cfg(feature = "cluster")]
     Check {
         name: "images",
         about: "the images: small, static, not root, readable by containerd and docker; with --long the same from any folder",
@@ -168,6 +173,7 @@ const CHECKS: [Check; 18] = [
         run: images::images,
         ..PLAIN
     },
+    #[cfg(feature = "cluster")]
     Check {
         name: "setup",
         about: "tests/cluster: ./setup.sh on minikube, from nothing, again, after changes and after damage",
@@ -183,6 +189,7 @@ const CHECKS: [Check; 18] = [
         run: javascript::cluster,
         ..PLAIN
     },
+    #[cfg(feature = "cluster")]
     Check {
         name: "server",
         about: "every manifest as the cluster's API server judges it, custom resources included",
@@ -191,6 +198,7 @@ const CHECKS: [Check; 18] = [
         run: cluster::server,
         ..PLAIN
     },
+    #[cfg(feature = "cluster")]
     Check {
         name: "delivery",
         about: "on minikube: nothing is lost while pods come and go, port-forwards follow them",
@@ -199,6 +207,7 @@ const CHECKS: [Check; 18] = [
         run: cluster::delivery,
         ..PLAIN
     },
+    #[cfg(feature = "cluster")]
     Check {
         name: "ingress",
         about: "tests/ingress: all doors through nginx with TLS, to three replicas here and to three pods on minikube",
@@ -236,7 +245,7 @@ impl Surroundings {
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.list {
-        for check in &CHECKS {
+        for check in CHECKS {
             println!("{:<12}{}", check.name, check.about);
         }
         return Ok(ExitCode::SUCCESS);
@@ -286,10 +295,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// The checks named, and the build when one of them uses it.
 fn chosen(names: &[String]) -> Vec<&'static Check> {
-    const ALL: &[Check] = &CHECKS;
     let named = |check: &Check| names.is_empty() || names.iter().any(|name| name == check.name);
-    let build = ALL.iter().any(|check| check.after_build && named(check));
-    ALL.iter()
+    let build = CHECKS.iter().any(|check| check.after_build && named(check));
+    CHECKS
+        .iter()
         .filter(|check| named(check) || (build && check.name == "build"))
         .collect()
 }

@@ -1,25 +1,41 @@
 //! Everything an engineer does to Herald. `cargo xtask --help` is the manual.
 
+// Without its feature "cluster", what is left does not use everything that is shared.
+#![cfg_attr(not(feature = "cluster"), allow(dead_code))]
+
 mod check;
+#[cfg(feature = "cluster")]
 mod cluster;
 mod command;
+#[cfg(feature = "cluster")]
 mod doctor;
+#[cfg(feature = "cluster")]
 mod down;
 mod environments;
+#[cfg(feature = "cluster")]
 mod forward;
+#[cfg(feature = "cluster")]
 mod images;
 mod kafka;
+#[cfg(feature = "cluster")]
 mod kafka_address;
 mod local;
+#[cfg(feature = "cluster")]
 mod logs;
+#[cfg(feature = "cluster")]
 mod minikube;
 mod pids;
+#[cfg(feature = "cluster")]
 mod pods;
 mod port;
+#[cfg(feature = "cluster")]
 mod release;
+#[cfg(feature = "cluster")]
 mod rollout;
+#[cfg(feature = "cluster")]
 mod status;
 mod tools;
+#[cfg(feature = "cluster")]
 mod up;
 
 use std::fs::{File, TryLockError};
@@ -33,29 +49,43 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Chore {
+    #[cfg(feature = "cluster")]
     Up(up::Args),
+    #[cfg(feature = "cluster")]
     Forward(forward::Args),
+    #[cfg(feature = "cluster")]
     Status(status::Args),
+    #[cfg(feature = "cluster")]
     Logs(logs::Args),
+    #[cfg(feature = "cluster")]
     Doctor(doctor::Args),
+    #[cfg(feature = "cluster")]
     Down(down::Args),
     Local(local::Args),
     /// Start an Apache Kafka to work with, and end it at Ctrl-C.
     Kafka,
+    #[cfg(feature = "cluster")]
     Images(images::Args),
     Check(check::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Chore::parse() {
+        #[cfg(feature = "cluster")]
         Chore::Up(args) => up::run(&args),
+        #[cfg(feature = "cluster")]
         Chore::Forward(args) => forward::run(&args),
+        #[cfg(feature = "cluster")]
         Chore::Status(args) => status::run(&args),
+        #[cfg(feature = "cluster")]
         Chore::Logs(args) => logs::run(&args),
+        #[cfg(feature = "cluster")]
         Chore::Doctor(args) => doctor::run(&args),
+        #[cfg(feature = "cluster")]
         Chore::Down(args) => down::run(&args),
         Chore::Local(args) => local::run(&args),
         Chore::Kafka => kafka::run(),
+        #[cfg(feature = "cluster")]
         Chore::Images(args) => images::run(&args),
         Chore::Check(args) => check::run(&args),
     };
