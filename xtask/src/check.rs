@@ -306,7 +306,9 @@ fn chosen(names: &[String]) -> Vec<&'static Check> {
 #[derive(Default)]
 struct Report {
     total: Tally,
-    lines: Vec<String>,
+    /// A line for each check that ran, with its seconds.
+    lines: Vec<(f64, String)>,
+    missing: Vec<String>,
     left_out: Vec<String>,
     build_failed: bool,
 }
@@ -323,7 +325,7 @@ impl Report {
         let result = if tally.failed == 0 { "ok" } else { "FAILED" };
         let line = format!("{:<12}{result:<8}{seconds:>7.1} s   {tally}", check.name);
         println!("{line}");
-        self.lines.push(line);
+        self.lines.push((seconds, line));
         self.build_failed |= check.name == "build" && tally.failed > 0;
         if tally.left_out > 0 {
             let what = format!("{} tests of {}", tally.left_out, check.name);
@@ -335,15 +337,25 @@ impl Report {
     /// What CI asks for must be there.
     fn left_out(&mut self, what: &str, why: &str) {
         if std::env::var("CI").as_deref() == Ok("true") {
-            self.lines.push(format!("{what}: FAILED, {why}"));
+            self.missing.push(format!("{what}: FAILED, {why}"));
             self.total += Tally::FAILED;
         } else {
             self.left_out.push(format!("{what}: {why}"));
         }
     }
 
-    fn end(self) -> ExitCode {
-        println!("\n{}", self.lines.join("\n"));
+    /// What takes longest comes first.
+    fn end(mut self) -> ExitCode {
+        self.lines.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+        let seconds: f64 = self.lines.iter().map(|(seconds, _)| seconds).sum();
+        println!();
+        for (_, line) in &self.lines {
+            println!("{line}");
+        }
+        println!("{:<20}{seconds:>7.1} s", "in all");
+        for line in &self.missing {
+            println!("{line}");
+        }
         if !self.left_out.is_empty() {
             println!("\nleft out:\n  {}", self.left_out.join("\n  "));
         }

@@ -1,8 +1,11 @@
 //! What cargo checks.
 
+use anyhow::Context;
+use serde::Deserialize;
+
 use super::Surroundings;
 use super::tally::Tally;
-use crate::command::{command, status, stream};
+use crate::command::{command, output, status, stream};
 
 pub fn fmt(_: &Surroundings) -> anyhow::Result<Tally> {
     cargo(&["fmt", "--all", "--check"])
@@ -36,14 +39,7 @@ pub fn clippy(_: &Surroundings) -> anyhow::Result<Tally> {
     // The tests that need a cluster are none of cargo's targets by default.
     const TARGETS: [&[&str]; 2] = [
         &["--workspace", "--all-targets"],
-        &[
-            "--package",
-            "xtask",
-            "--package",
-            "consumer",
-            "--test",
-            "cluster",
-        ],
+        &["--workspace", "--test", "cluster"],
     ];
     let mut tally = Tally::default();
     for targets in TARGETS {
@@ -69,14 +65,48 @@ pub fn test(surroundings: &Surroundings) -> anyhow::Result<Tally> {
 }
 
 pub fn embedded(_: &Surroundings) -> anyhow::Result<Tally> {
-    let mut tests = command(
-        "cargo",
-        ["test", "--package", "consumer", "--test", "it", "--locked"],
-    );
+    let program = test_program("consumer", "it")?;
+    let mut tests = command(&program, [""; 0]);
+    tests.current_dir(crate::root().join("services/consumer"));
     tests.env("HERALD_TEST_KAFKA", "embedded");
     let mut tally = Tally::default();
     let status = stream(&mut tests, |line| tally.read_cargo(line))?;
     Ok(tally.ended(status))
+}
+
+/// The program of a package's test. Of the whole workspace, since for one package alone cargo would choose other features of the
+/// dependencies and build them again.
+fn test_program(package: &str, test: &str) -> anyhow::Result<String> {
+    #[derive(Deserialize)]
+    struct Built {
+        executable: Option<String>,
+        manifest_path: Option<String>,
+    }
+    let args = [
+        "test",
+        "--workspace",
+        "--test",
+        test,
+        "--locked",
+        "--no-run",
+    ];
+    let mut build = command("cargo", args);
+    let messages = output(build.arg("--message-format=json"))?;
+    let ours = format!("/{package}/Cargo.toml");
+    let mut built = messages.lines().filter_map(|line| {
+        let built: Built = serde_json::from_str(line).ok()?;
+        let is_ours = built.manifest_path?.ends_with(&ours);
+        built.executable.filter(|_| is_ours)
+    });
+    // The package's own program is built as well.
+    let named = |program: &String| {
+        program
+            .rsplit('/')
+            .next()
+            .is_some_and(|name| name.starts_with(&format!("{test}-")))
+    };
+    let program = built.find(named);
+    program.with_context(|| format!("cargo has not built the test {test} of {package}"))
 }
 
 fn cargo(args: &[&str]) -> anyhow::Result<Tally> {
