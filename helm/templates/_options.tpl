@@ -37,6 +37,7 @@ DRAIN_DELAY: 5s
 DRAIN_WINDOW: 10s
 INTERVAL_MAX: 10s
 MAX_CONNECTIONS: "10000"
+RING_BYTES: "67108864"
 {{- end }}
 
 {{/* What a service will take for an option, whether the values name it or not: a dict with "root" and "option". */}}
@@ -55,6 +56,17 @@ MAX_CONNECTIONS: "10000"
 
 {{- define "herald.seconds" -}}
 {{ divf (include "herald.milliseconds" . | int64) 1000 | ceil }}
+{{- end }}
+
+{{/* What a connection of the consumer takes at most: 20 KiB of its own, and a send buffer of the kernel that is full. */}}
+{{- define "herald.bytesPerConnection" -}}
+{{ mul 84 1024 }}
+{{- end }}
+
+{{/* The bytes of an amount of memory; the schema refuses any but 512Ki, 256Mi or 1Gi. */}}
+{{- define "herald.bytes" -}}
+{{- $unit := get (dict "Ki" 1024 "Mi" 1048576 "Gi" 1073741824) (regexFind "..$" .) -}}
+{{ mul (regexFind "^[0-9]+" . | int64) $unit }}
 {{- end }}
 
 {{/* How long Kubernetes waits for a pod to leave: always longer than the service itself takes at most. */}}

@@ -316,9 +316,12 @@ mod tests {
             let (_, attribute) = before.rsplit_once("#[arg(").unwrap();
             let attribute = attribute.replace('_', "");
             let default = default.trim_matches('"');
+            // What the services write as `64 << 20`.
+            let megabytes = default.parse().map_or(0, |bytes: u64| bytes >> 20);
             assert!(
                 attribute.contains(&format!("\"{default}\""))
-                    || attribute.contains(&format!("= {default},")),
+                    || attribute.contains(&format!("= {default},"))
+                    || attribute.contains(&format!("= {megabytes} << 20,")),
                 "{option}: {default} is not what its #[arg({attribute} says"
             );
         }
