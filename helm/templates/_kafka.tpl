@@ -59,7 +59,8 @@ KAFKA_PROPERTIES_FILE: /etc/kafka/properties/properties
 - name: {{ $folder }}
   secret:
     secretName: {{ $secret | quote }}
-    defaultMode: 0440
+    # Whatever the user of the pod is; nobody else is in it.
+    defaultMode: 0444
 {{- end }}
 {{- end }}
 {{- end }}

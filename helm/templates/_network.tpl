@@ -28,6 +28,11 @@
       protocol: UDP
     - port: 53
       protocol: TCP
+    # OpenShift's DNS, behind a Service with port 53.
+    - port: 5353
+      protocol: UDP
+    - port: 5353
+      protocol: TCP
 {{- end }}
 
 {{/* Who may read the metrics. The kubelet's probes pass anyway. */}}

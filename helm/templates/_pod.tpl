@@ -6,11 +6,8 @@ automountServiceAccountToken: false
 # A Service named kafka would set KAFKA_PORT, and so on for any name.
 enableServiceLinks: false
 securityContext:
+  # Without ids: the images have a numeric user, and OpenShift gives each namespace a range of its own.
   runAsNonRoot: true
-  runAsUser: 65532
-  runAsGroup: 65532
-  # So that mounted Secrets can be read.
-  fsGroup: 65532
   seccompProfile:
     type: RuntimeDefault
 {{- end }}
