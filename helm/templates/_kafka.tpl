@@ -1,5 +1,19 @@
 {{/* How a pod comes to Kafka. */}}
 
+{{/* The namespaces of Kafka's pods, with spaces between them: that of the values, or those of the Services' names. */}}
+{{- define "herald.kafkaNamespaces" -}}
+{{- $named := list -}}
+{{- range splitList "," .Values.kafka.bootstrapServers -}}
+{{- with include "herald.namespaceOfService" . }}{{ $named = append $named . }}{{ end -}}
+{{- end -}}
+{{- .Values.kafka.namespace | default (uniq $named | join " ") -}}
+{{- end }}
+
+{{/* The namespace in NAME.NAMESPACE.svc:PORT, with the cluster's domain or without; nothing for any other address. */}}
+{{- define "herald.namespaceOfService" -}}
+{{- regexFind "\\.[a-z0-9-]+\\.svc[.:]" (lower .) | trimPrefix "." | trimSuffix ":" | trimSuffix "." | trimSuffix ".svc" -}}
+{{- end }}
+
 {{/* The properties of librdkafka that are no secret: TLS by the values, then the user's own, of which the last one wins. */}}
 {{- define "herald.kafkaProperties" -}}
 {{- with .Values.kafka -}}

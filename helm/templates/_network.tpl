@@ -6,7 +6,7 @@
 {{- $ports = append $ports (splitList ":" . | last | trim) }}
 {{- end }}
 - to:
-    {{- with .Values.kafka.namespace }}
+    {{- range include "herald.kafkaNamespaces" . | splitList " " | compact }}
     - namespaceSelector:
         matchLabels:
           kubernetes.io/metadata.name: {{ . | quote }}
