@@ -12,7 +12,7 @@ pub use self::rendered::Rendered;
 use self::rendered::values;
 use super::Surroundings;
 use super::tally::Tally;
-use crate::command::{command, output, run, status, stream};
+use crate::command::{command, output, run, show, status, stream};
 use crate::{environments, tools};
 
 const KUBE_SCORE: &str = "github.com/zegl/kube-score/cmd/kube-score@v1.20.0";
@@ -26,8 +26,8 @@ const PASSED: Tally = Tally {
 };
 
 pub fn charts(_: &Surroundings) -> anyhow::Result<Tally> {
-    const STEPS: [fn(&Rendered) -> anyhow::Result<Tally>; 8] = [
-        lint, unit_tests, schemas, alerts, manual, checkov, kube_score, package,
+    const STEPS: [fn(&Rendered) -> anyhow::Result<Tally>; 9] = [
+        lint, unit_tests, dependency, schemas, alerts, manual, checkov, kube_score, package,
     ];
     let rendered = Rendered::new()?;
     let mut tally = Tally::default();
@@ -69,6 +69,35 @@ fn unit_tests(_: &Rendered) -> anyhow::Result<Tally> {
     })?;
     ensure!(tally.passed > 0, "helm-unittest ran no test");
     Ok(tally.ended(status))
+}
+
+/// As a dependency of another chart the chart gets two values that helm adds: `global`, and the condition.
+fn dependency(rendered: &Rendered) -> anyhow::Result<Tally> {
+    const CHART: &str = "apiVersion: v2\nname: umbrella\nversion: 1.0.0\n\
+        dependencies: [{name: herald, version: '*', condition: herald.enabled}]\n";
+    let umbrella = rendered.folder.join("umbrella");
+    fs::create_dir_all(umbrella.join("charts"))?;
+    fs::write(umbrella.join("Chart.yaml"), CHART)?;
+    let mut package = command("helm", ["package", "helm", "--destination"]);
+    run(package.arg(umbrella.join("charts")))?;
+    let mut tally = Tally::default();
+    for (enabled, deployments) in [("true", 2), ("false", 0)] {
+        let mut helm = command("helm", ["template", "herald"]);
+        helm.arg(&umbrella);
+        helm.args([
+            "--set",
+            &format!("global.registry=x,herald.enabled={enabled}"),
+        ]);
+        show(&helm);
+        let text = output(&mut helm)?;
+        let found = text.matches("\nkind: Deployment\n").count();
+        ensure!(
+            found == deployments,
+            "with herald.enabled={enabled} an umbrella chart has {found} Deployments, not {deployments}"
+        );
+        tally += PASSED;
+    }
+    Ok(tally)
 }
 
 /// Strictly, against the oldest Kubernetes that Chart.yaml allows and the newest that the checker knows.
