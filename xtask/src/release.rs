@@ -193,7 +193,7 @@ impl Release<'_> {
         let delete = ["delete", "job", "--selector", &topic, "--namespace"];
         output(self.cluster.kubectl(&delete).arg(namespace))?;
         let mut upgrade = self.helm(&["upgrade", release]);
-        upgrade.args(["--install", "--create-namespace", "--force-conflicts"]);
+        upgrade.args(["--install", "--force-conflicts"]);
         upgrade.args(["--reset-values", "--hide-notes", "--output", "json"]);
         show(&upgrade);
         // Its output repeats the whole chart.
