@@ -1,4 +1,4 @@
-//! What the endpoints share.
+//! The state that the endpoints share.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub struct App {
     pub drain: Drain,
     pub metrics: Metrics,
     pub server_metrics: ServerMetrics,
-    /// Streams and sessions that Socket.IO may open, whatever the connections they share.
+    /// The maximum number of connections, and of Socket.IO sessions however many share a connection.
     pub max_connections: usize,
     pub sessions: Sessions,
     /// Streams that outlive their request.
@@ -35,12 +35,12 @@ pub struct App {
 
 /// Why a topic is not served to a client.
 #[derive(Debug)]
-pub enum Refused {
+pub enum TopicError {
     Unknown(String),
     Forbidden(String),
 }
 
-impl Refused {
+impl TopicError {
     /// 404 or 403 with the sentence.
     pub fn response(self) -> Response {
         let status = match self {
@@ -64,7 +64,7 @@ impl App {
         &self,
         name: Option<&str>,
         headers: &HeaderMap,
-    ) -> Result<(Arc<Topic>, Permit), Refused> {
+    ) -> Result<(Arc<Topic>, Permit), TopicError> {
         let topic = match name.filter(|name| !name.is_empty()) {
             None => self.topics.first(),
             Some(name) => self.topics.iter().find(|topic| topic.name == name),
@@ -74,13 +74,14 @@ impl App {
                 .readable(headers)
                 .map(|topic| topic.name.as_str())
                 .collect();
-            return Err(Refused::Unknown(format!(
+            return Err(TopicError::Unknown(format!(
                 "topic {:?} is not served here; these are: {}",
                 name.unwrap_or_default(),
                 names.join(", ")
             )));
         };
-        let permit = authorize(headers, Action::Read, &topic.name).map_err(Refused::Forbidden)?;
+        let permit =
+            authorize(headers, Action::Read, &topic.name).map_err(TopicError::Forbidden)?;
         Ok((topic.clone(), permit))
     }
 
@@ -91,11 +92,11 @@ impl App {
     }
 
     /// 503 with the reason and `Connection: close`.
-    pub fn refusal(&self, end: &End) -> Response {
+    pub fn rejection(&self, end: &End) -> Response {
         self.server_metrics.rejected(end.reason());
         let sentence = match end {
-            End::Overload => "this replica is full; come back in a moment",
-            _ => "this replica is leaving; come back in a moment",
+            End::Overload => "this replica is full; try again in a moment",
+            _ => "this replica is shutting down; try again in a moment",
         };
         let mut response = unavailable(sentence, 2);
         response

@@ -1,4 +1,4 @@
-//! What a consumer can be told.
+//! The consumer's configuration.
 
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -31,25 +31,25 @@ pub struct Config {
     #[arg(long, env, default_value = "my-topic")]
     pub kafka_topic: Topics,
 
-    /// A text that the page shows above the messages.
+    /// Text that the page shows above the messages.
     #[arg(long, env, default_value = "default")]
     pub custom_header: String,
 
-    /// Origins of pages that may read, beside our own: `https://a.example,https://b.example`, or `*`.
+    /// Origins of pages that may read, besides the page's own: `https://a.example,https://b.example`, or `*`.
     #[arg(long, env, default_value = "", hide_default_value = true, value_parser = Origins::parse)]
     pub allowed_origins: Origins,
 
-    /// Names under which browsers may call this server, beside its addresses: `herald.example,localhost`. Without it, any name: a page
-    /// that rebinds its own name to this address (DNS rebinding) then counts as a page of ours.
+    /// Host names that browsers may use for this server, besides its IP addresses: `herald.example,localhost`. If empty, any name
+    /// is accepted, and a page that rebinds its own name to this address (DNS rebinding) counts as same-origin.
     #[arg(long, env, default_value = "", hide_default_value = true, value_parser = Hosts::parse)]
     pub allowed_hosts: Hosts,
 
-    /// How long a connection without a request is kept open. Longer than the idle time of the balancer before it: 620s for
-    /// Google's, 3610s for Envoy's default.
+    /// How long an idle connection is kept open. Must exceed the idle timeout of the load balancer in front: 620s for Google's,
+    /// 3610s for Envoy's default.
     #[arg(long, env, default_value = "75s", value_parser = duration)]
     pub keep_alive: Duration,
 
-    /// Connections at one time; more are told to come back.
+    /// Maximum number of concurrent connections; more are rejected and told when to retry.
     #[arg(long, env, default_value_t = 10_000, value_parser = at_least_one)]
     pub max_connections: usize,
 
@@ -57,32 +57,32 @@ pub struct Config {
     #[arg(long, env, default_value_t = 1 << 20, value_parser = at_least_one)]
     pub max_message_bytes: usize,
 
-    /// Messages of a topic that are kept in memory whatever their age. Older ones come from Kafka.
+    /// Messages per topic that are kept in memory regardless of their age. Older ones are read from Kafka.
     #[arg(long, env, default_value_t = 10_000, value_parser = at_least_one)]
     pub ring_messages: usize,
 
-    /// Messages that were read within this time are kept beyond that number: clients that come back after a rollout find them.
+    /// Messages read within this time are kept beyond that number, so that clients that reconnect after a rollout find them.
     #[arg(long, env, default_value = "60s", value_parser = duration)]
     pub ring_time: Duration,
 
-    /// Bytes of a topic that are kept in memory at most, with what the transports make of them.
+    /// Maximum bytes per topic that are kept in memory, including the frames encoded for the transports.
     #[arg(long, env, default_value_t = 64 << 20, value_parser = at_least_one)]
     pub ring_bytes: usize,
 
-    /// Reads of older messages from Kafka at the same time, for all topics together. Pages of history take at most half of them.
+    /// Maximum number of concurrent reads of older messages from Kafka, for all topics. Pages of history use at most half.
     #[arg(long, env, default_value_t = 4, value_parser = at_least_one)]
     pub replay_readers: usize,
 
-    /// After SIGTERM: how long new connections are still accepted, since balancers lag.
+    /// How long new connections are still accepted after SIGTERM, because load balancers react with a delay.
     #[arg(long, env, default_value = "5s", value_parser = duration)]
     pub drain_delay: Duration,
 
-    /// After that: the time over which the ends of the open streams are spread.
+    /// Period, after the drain delay, over which the open streams are ended one by one.
     #[arg(long, env, default_value = "10s", value_parser = duration)]
     pub drain_window: Duration,
 
-    /// Instead of serving: print the next live message of the consumer at this address, such as `http://consumer-service`, and
-    /// leave; with exit code 1 when none comes within a minute.
+    /// Instead of serving, print the next live message of the consumer at this address, such as `http://consumer-service`, and
+    /// exit; with exit code 1 if none arrives within a minute.
     #[arg(long, value_name = "URL", value_parser = read_one::server)]
     pub read_one: Option<String>,
 }
@@ -109,27 +109,27 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// When the Kafka properties cannot be used.
+    /// If the Kafka properties are invalid.
     pub fn kafka_client(&self) -> anyhow::Result<ClientConfig> {
-        // Nothing is ever committed; librdkafka refuses an assignment without a group all the same. An offset that is not
-        // there any more must be seen, not skipped.
-        const RELIED_ON: [(&str, &str); 4] = [
+        // Nothing is ever committed, but librdkafka rejects an assignment without a group. An offset that no longer exists must
+        // be reported, not skipped.
+        const REQUIRED: [(&str, &str); 4] = [
             ("group.id", "herald-consumer"),
             ("enable.auto.commit", "false"),
             ("auto.offset.reset", "error"),
-            // A batch with a wrong checksum is a gap, not records with wrong contents.
+            // A batch with a wrong checksum must become a gap, not corrupt records.
             ("check.crcs", "true"),
         ];
         const DEFAULTS: [(&str, &str); 4] = [
-            // The next fetch of a full queue would wait a second.
+            // The default delays the next fetch of a full queue by a second.
             ("fetch.queue.backoff.ms", "10"),
-            // What waits in memory to be read, for each partition; and what one answer of Kafka may bring.
+            // The memory for prefetched messages per partition, and the size of one fetch response.
             ("queued.max.messages.kbytes", "1024"),
             ("fetch.max.bytes", "8388608"),
-            // The largest batch, packed; for zstd also unpacked.
+            // The largest compressed batch; with zstd also the largest decompressed one.
             ("receive.message.max.bytes", "67108864"),
         ];
-        let reserved: Vec<&str> = RELIED_ON
+        let reserved: Vec<&str> = REQUIRED
             .iter()
             .map(|(key, _)| *key)
             .chain(["enable.partition.eof"])
@@ -137,7 +137,7 @@ impl Config {
         let mut config = self
             .kafka
             .client_config("herald-consumer", &DEFAULTS, &reserved)?;
-        for (key, value) in RELIED_ON {
+        for (key, value) in REQUIRED {
             config.set(key, value);
         }
         Ok(config)
@@ -170,7 +170,7 @@ impl FromStr for Topics {
                 || !name.bytes().all(legal)
             {
                 return Err(format!(
-                    "{name:?} is no name of a topic; use letters, digits, \".\", \"_\" and \"-\""
+                    "{name:?} is not a valid topic name; use letters, digits, \".\", \"_\" and \"-\""
                 ));
             }
             if names[..index].contains(name) {
@@ -185,7 +185,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse()
         .ok()
         .filter(|number| *number > 0)
-        .ok_or_else(|| "give a whole number from 1".to_owned())
+        .ok_or_else(|| "give a whole number of at least 1".to_owned())
 }
 
 #[cfg(test)]
@@ -211,13 +211,13 @@ mod tests {
     }
 
     #[test]
-    fn several_topics_are_named_with_commas() {
+    fn several_topics_are_separated_by_commas() {
         let topics: Topics = "my-topic, dev-topic".parse().unwrap();
         assert_eq!(topics.names(), ["my-topic", "dev-topic"]);
     }
 
     #[test]
-    fn a_wrong_or_repeated_topic_is_refused_by_name() {
+    fn an_invalid_or_repeated_topic_is_rejected_by_name() {
         for (list, named) in [
             ("a,,b", "\"\""),
             ("a b", "\"a b\""),

@@ -1,28 +1,28 @@
-//! The cursor: how far a client has read, per partition, in one short token that every transport and every replica understands.
+//! The cursor: a client's position in every partition, as one short token that every transport and every replica understands.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-/// The largest number of partitions of a topic that Herald serves: a cursor names all of them.
+/// The largest number of partitions of a topic that Herald serves: a cursor contains all of them.
 pub const MAX_PARTITIONS: usize = 256;
 
-/// The first byte of every token. A token of an unknown version is treated as garbled.
+/// The first byte of every token. A token of an unknown version is treated as malformed.
 const VERSION: u8 = 2;
 
-/// Tokens of this version do not name the topic's id. They are still read.
+/// Tokens of this version do not contain the topic's id. They are still accepted.
 const WITHOUT_TOPIC_ID: u8 = 1;
 
-/// Where the reading of one partition goes on.
+/// Where reading of one partition continues.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     /// The next offset to deliver, 0 or more.
     pub offset: i64,
-    /// The fingerprint of the record at `offset - 1`, where it is known.
+    /// The fingerprint of the record at `offset - 1`, if known.
     pub fingerprint: Option<u16>,
 }
 
 impl Position {
-    /// A position of which only the offset is known.
+    /// A position with a known offset only.
     pub fn at(offset: i64) -> Self {
         Self {
             offset,
@@ -46,7 +46,7 @@ impl Position {
     }
 }
 
-/// Two bytes that tell a record from its namesake in a topic that was deleted and recreated under the same name.
+/// Two bytes that distinguish a record from the one at the same offset of a topic that was recreated under the same name.
 pub fn fingerprint(timestamp: Option<i64>, value: Option<&[u8]>) -> u16 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&timestamp.unwrap_or(-1).to_le_bytes());
@@ -55,12 +55,12 @@ pub fn fingerprint(timestamp: Option<i64>, value: Option<&[u8]>) -> u16 {
     (sum >> 16) as u16 ^ sum as u16
 }
 
-/// Two bytes of the id that Kafka gave a topic, by which a recreated topic is noticed; 0 is unknown.
+/// A two-byte hash of the id that Kafka gave a topic, to detect a recreated topic; 0 is unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TopicId(u16);
 
 impl TopicId {
-    /// From the id as Kafka's clients write it.
+    /// From the id as Kafka clients format it.
     pub fn new(id: &str) -> Self {
         let sum = crc32fast::hash(id.as_bytes());
         Self(((sum >> 16) as u16 ^ sum as u16).max(1))
@@ -77,7 +77,7 @@ impl TopicId {
     }
 }
 
-/// One position per partition, ascending from partition 0, of the topic with this id.
+/// One position per partition, from partition 0 upwards, in the topic with this id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vector {
     pub positions: Vec<Position>,
@@ -85,7 +85,7 @@ pub struct Vector {
 }
 
 impl Vector {
-    /// Of a topic whose id is not known.
+    /// A vector in a topic whose id is not known.
     pub fn new(positions: Vec<Position>) -> Self {
         Self {
             positions,
@@ -93,22 +93,22 @@ impl Vector {
         }
     }
 
-    /// How many partitions are named.
+    /// The number of partitions.
     pub fn len(&self) -> usize {
         self.positions.len()
     }
 
-    /// Whether no partition is named.
+    /// Whether there is no partition.
     pub fn is_empty(&self) -> bool {
         self.positions.is_empty()
     }
 
-    /// The position of a partition; one that is not named is read from its start.
+    /// The position of a partition; an absent one is read from its start.
     pub fn get(&self, partition: usize) -> Position {
         self.positions.get(partition).copied().unwrap_or_default()
     }
 
-    /// Sets the position of a partition, naming those before it too.
+    /// Sets the position of a partition, and adds those before it if absent.
     pub fn set(&mut self, partition: usize, position: Position) {
         if self.positions.len() <= partition {
             self.positions.resize(partition + 1, Position::default());
@@ -116,7 +116,7 @@ impl Vector {
         self.positions[partition] = position;
     }
 
-    /// The token of this vector for a topic. The form is described in `docs/protocol.md`.
+    /// The token of this vector for a topic. `docs/protocol.md` describes the format.
     pub fn encode(&self, topic: &str) -> String {
         let mut bytes = Vec::with_capacity(5 + self.positions.len() * 6);
         bytes.push(VERSION);
@@ -134,9 +134,9 @@ impl Vector {
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// Reads a token; `None` when it is garbled, or of another topic or version.
+    /// Parses a token; `None` if it is malformed, or of another topic or version.
     pub fn decode(token: &str, topic: &str) -> Option<Self> {
-        // A varint of 63 bits is at most 9 bytes, a fingerprint 2: longer tokens are not ours and not worth decoding.
+        // A varint of 63 bits is at most 9 bytes, a fingerprint 2: longer tokens are not ours, so they are not decoded.
         if token.len() > (5 + MAX_PARTITIONS * 11).div_ceil(3) * 4 {
             return None;
         }
@@ -175,12 +175,12 @@ impl Vector {
     }
 }
 
-/// Two bytes by which a cursor of another topic is noticed.
+/// Two bytes to detect a cursor of another topic.
 fn topic_tag(topic: &str) -> [u8; 2] {
     (crc32fast::hash(topic.as_bytes()) as u16).to_le_bytes()
 }
 
-/// LEB128: seven bits a byte, the lowest first.
+/// LEB128: seven bits per byte, lowest first.
 fn write_varint(bytes: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         bytes.push(number as u8 | 0x80);
@@ -189,7 +189,7 @@ fn write_varint(bytes: &mut Vec<u8>, mut number: u64) {
     bytes.push(number as u8);
 }
 
-/// Reads one varint and moves `rest` behind it; `None` when it ends early or is not in its shortest form.
+/// Reads one varint and advances `rest` past it; `None` if it is cut short or not in its shortest form.
 fn read_varint(rest: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for shift in (0..63).step_by(7) {
@@ -223,7 +223,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_token_says_what_was_put_in(positions in positions(), id in any::<u16>(), topic in "[a-z.-]{1,20}") {
+        fn decoding_an_encoded_vector_returns_it(positions in positions(), id in any::<u16>(), topic in "[a-z.-]{1,20}") {
             let vector = Vector { positions, topic_id: TopicId(id) };
             prop_assert_eq!(Vector::decode(&vector.encode(&topic), &topic), Some(vector));
         }
@@ -235,8 +235,8 @@ mod tests {
         }
 
         #[test]
-        fn garbage_never_panics_and_what_is_taken_reads_back_the_same(token in "[ -~]{0,40}") {
-            // A token of the first version is written as one of this version.
+        fn garbage_never_panics_and_an_accepted_token_encodes_to_itself(token in "[ -~]{0,40}") {
+            // A token of the first version is encoded as one of the current version.
             if let Some(vector) = Vector::decode(&token, "my-topic")
                 && token.starts_with("Ag")
             {
@@ -246,13 +246,13 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_of_another_topic_is_foreign() {
+    fn a_cursor_of_another_topic_is_rejected() {
         let token = Vector::new(vec![Position::at(7)]).encode("my-topic");
         assert_eq!(Vector::decode(&token, "dev-topic"), None);
     }
 
     #[test]
-    fn a_token_of_the_first_version_is_still_read() {
+    fn a_token_of_the_first_version_is_still_accepted() {
         // Topic "my-topic", partition 0, next offset 7, no fingerprint.
         let mut bytes = vec![1];
         bytes.extend(topic_tag("my-topic"));
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_that_are_not_known_neither_agree_nor_differ() {
+    fn unknown_ids_neither_agree_nor_differ() {
         let (a, b, unknown) = (TopicId::new("a"), TopicId::new("b"), TopicId::default());
         assert!(a.is(a) && !a.is(b) && a.differs(b));
         for id in [a, unknown] {
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_token_is_garbled() {
+    fn a_truncated_token_is_rejected() {
         let token = Vector::new(vec![Position::after(7, Some(1), Some(b"x"))]).encode("my-topic");
         assert_eq!(Vector::decode(&token[..token.len() - 1], "my-topic"), None);
     }
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn another_timestamp_or_value_is_another_record() {
+    fn another_timestamp_or_value_changes_the_fingerprint() {
         assert_ne!(
             fingerprint(Some(1), Some(b"x")),
             fingerprint(Some(2), Some(b"x"))

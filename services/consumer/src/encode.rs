@@ -1,4 +1,4 @@
-//! The bytes of an event on each transport. The cursor stands at a fixed place, so that a frame made for one cursor serves another.
+//! The bytes of an event on each transport. The cursor has a fixed position, so that it can be replaced in an encoded frame.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::record::{Event, Gap, GapReason, Message, Payload, Value};
 
-/// How events are written for one connection.
+/// How events are encoded for one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Encoding {
     pub format: Format,
-    /// Values that are not UTF-8 come as base64, not as a gap.
+    /// Values that are not UTF-8 are sent as base64, not as a gap.
     pub binary: bool,
 }
 
@@ -34,7 +34,7 @@ pub enum Format {
 }
 
 impl Encoding {
-    /// How many forms there are: [`Encoding::index`] is below it.
+    /// The number of encodings: [`Encoding::index`] is below it.
     pub const COUNT: usize = 10;
 
     pub fn index(self) -> usize {
@@ -42,13 +42,13 @@ impl Encoding {
     }
 }
 
-/// One event on its way to one client.
+/// One encoded event.
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub kind: Kind,
     /// The event as the transport writes it: an SSE block, a WebSocket frame, or a JSON object.
     pub bytes: Bytes,
-    /// The same bytes as Socket.IO's library takes them; of its transport only.
+    /// The same bytes as the Socket.IO library accepts them; only for that transport.
     pub value: Option<Arc<RawValue>>,
 }
 
@@ -57,7 +57,7 @@ pub enum Kind {
     Message,
     Start,
     Gap,
-    /// Nothing for this client up to here: its cursor moves.
+    /// Nothing to deliver up to here: only the cursor moves.
     Position,
     Status,
     Bye,
@@ -76,8 +76,8 @@ impl Kind {
     }
 }
 
-/// What a change is to a client of this form: a value that is not UTF-8 is a gap to those who did not ask for base64.
-pub fn as_seen_by(event: &Event, binary: bool) -> Cow<'_, Payload> {
+/// What a client receives of an event: a value that is not UTF-8 is a gap for clients that did not request base64.
+pub fn payload_for(event: &Event, binary: bool) -> Cow<'_, Payload> {
     match &event.payload {
         Payload::Message(Message {
             offset,
@@ -93,9 +93,9 @@ pub fn as_seen_by(event: &Event, binary: bool) -> Cow<'_, Payload> {
     }
 }
 
-/// Writes what a client of this form sees of a change, with this cursor.
+/// Encodes an event with this cursor.
 pub fn event(event: &Event, cursor: &str, encoding: Encoding) -> Frame {
-    match as_seen_by(event, encoding.binary).as_ref() {
+    match payload_for(event, encoding.binary).as_ref() {
         Payload::Gap(gap) => control(Kind::Gap, cursor, gap_fields(gap), encoding.format),
         Payload::Message(message) => {
             let tail = match encoding.format {
@@ -116,7 +116,7 @@ pub fn event(event: &Event, cursor: &str, encoding: Encoding) -> Frame {
     }
 }
 
-/// The same event with another cursor: the payload's bytes are taken over as they are.
+/// The same event with another cursor; the payload's bytes are copied unchanged.
 pub fn with_cursor(frame: &Frame, old: &str, new: &str, format: Format) -> Frame {
     let head = head(frame.kind, format);
     let tail = head.0.len() + head.1.map_or(0, |second| second.len() + old.len()) + old.len();
@@ -130,7 +130,7 @@ pub fn with_cursor(frame: &Frame, old: &str, new: &str, format: Format) -> Frame
     Frame::new(frame.kind, bytes, format)
 }
 
-/// Writes an event that is not a message. Without a cursor (before the first is known) a client keeps the one it has.
+/// Encodes an event that is not a message. If the cursor is empty (none is known yet), the client keeps its own.
 pub fn control(kind: Kind, cursor: &str, fields: Map<String, Json>, format: Format) -> Frame {
     let mut tail = json_tail(fields);
     if matches!(format, Format::SseText | Format::SseJson) {
@@ -151,9 +151,9 @@ pub fn control(kind: Kind, cursor: &str, fields: Map<String, Json>, format: Form
 }
 
 impl Frame {
-    /// The bytes that the frame holds beside its slot.
+    /// The bytes that the frame occupies on the heap.
     pub fn weight(&self) -> usize {
-        // `Bytes` counts its owners in a block of its own.
+        // `Bytes` counts its references in a separate allocation.
         self.bytes.len() + 64
     }
 
@@ -172,7 +172,7 @@ impl Frame {
     }
 }
 
-/// The bytes of a value that is also wanted as a value.
+/// The bytes of a JSON value that is also kept as a value.
 struct Shared(Arc<RawValue>);
 
 impl AsRef<[u8]> for Shared {
@@ -181,7 +181,7 @@ impl AsRef<[u8]> for Shared {
     }
 }
 
-/// A text frame (RFC 6455, section 5.2). A server's frames are not masked, so one serves all connections.
+/// A text frame (RFC 6455, section 5.2). A server's frames are not masked, so all connections share one.
 fn websocket_frame(text: &[u8]) -> Bytes {
     let mut frame = Vec::with_capacity(text.len() + 10);
     frame.push(0x81);
@@ -232,7 +232,7 @@ pub fn message_fields(partition: usize, message: &Message) -> Map<String, Json> 
     object
 }
 
-/// What the Socket.IO clients of the original protocol get: `data` is always a string.
+/// The object of the original Socket.IO protocol: `data` is always a string.
 fn socketio_fields(partition: usize, message: &Message) -> Map<String, Json> {
     let mut object = fields(json!({
         "data": text(&message.value),
@@ -244,7 +244,7 @@ fn socketio_fields(partition: usize, message: &Message) -> Map<String, Json> {
     object
 }
 
-/// Base64 that is a value cannot be told from a text that looks like it.
+/// Marks a base64 value, which is otherwise indistinguishable from text that looks like it.
 fn insert_encoding(object: &mut Map<String, Json>, value: &Value) {
     if matches!(value, Value::Binary(_)) {
         object.insert("encoding".into(), "base64".into());
@@ -267,7 +267,7 @@ fn utf8_or_base64(bytes: &[u8]) -> Json {
 }
 
 /// The rest of an SSE block after its id: one `data:` line for each line of the text. CR, LF and CRLF all end a line in
-/// SSE, so none of them may stand in one; the space after the colon keeps a leading space of the text.
+/// SSE, so a line must contain none of them; the space after the colon preserves a leading space of the text.
 fn sse_data(text: &str) -> String {
     let mut block = String::with_capacity(text.len() + 16);
     let text = if text.contains('\r') {
@@ -283,7 +283,7 @@ fn sse_data(text: &str) -> String {
     block
 }
 
-/// The text before the cursor, and before its second occurrence where there is one.
+/// The text before the cursor, and before its second occurrence if there is one.
 type Head = (&'static str, Option<&'static str>);
 
 fn head(kind: Kind, format: Format) -> Head {
@@ -336,7 +336,7 @@ fn assemble((first, second): Head, cursor: &str, tail: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// What stands after the cursor in an object: its closing quote and the other fields.
+/// The text after the cursor in an object: its closing quote and the other fields.
 fn json_tail(fields: Map<String, Json>) -> String {
     let object = Json::Object(fields).to_string();
     match &object[1..] {
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_break_of_any_kind_cannot_forge_a_field() {
+    fn no_kind_of_line_break_can_forge_a_field() {
         let hostile = message(Value::Text("a\rid: x\nevent: y\r\ndata: z\n\n".into()));
         assert_eq!(
             written(&hostile, Format::SseText),
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leading_space_and_an_empty_text_are_kept() {
+    fn a_leading_space_and_an_empty_text_are_preserved() {
         assert_eq!(
             written(&message(Value::Text(" x".into())), Format::SseText),
             "id: CUR\ndata:  x\n\n"
@@ -434,7 +434,7 @@ mod tests {
             written(&binary, Format::Json),
             r#"{"type":"gap","cursor":"CUR","ranges":[{"from":3,"partition":0,"to":4}],"reason":"not-utf8"}"#
         );
-        let asked = event(
+        let base64 = event(
             &binary,
             "CUR",
             Encoding {
@@ -442,7 +442,7 @@ mod tests {
                 binary: true,
             },
         );
-        let object: Json = serde_json::from_slice(&asked.bytes).unwrap();
+        let object: Json = serde_json::from_slice(&base64.bytes).unwrap();
         assert_eq!(
             (&object["data"], &object["encoding"]),
             (&json!("/w=="), &json!("base64"))
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_before_the_first_cursor_has_none() {
+    fn an_event_before_the_first_cursor_has_no_cursor() {
         let frame = control(
             Kind::Status,
             "",
@@ -500,7 +500,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_arrives_whole_in_json(text in any::<String>()) {
+        fn json_preserves_any_text(text in any::<String>()) {
             let frame = event(&message(Value::Text(text.clone())), "C", Encoding { format: Format::Json, binary: false });
             let object: Json = serde_json::from_slice(&frame.bytes).unwrap();
             prop_assert_eq!(object["data"].as_str(), Some(&*text));

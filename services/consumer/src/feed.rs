@@ -1,4 +1,4 @@
-//! The feed of a topic: a ring of its newest events, each turned into bytes once for each encoding, shared by all connections.
+//! The feed of a topic: a ring of its newest events, each encoded once per encoding and shared by all connections.
 
 mod batch;
 mod reader;
@@ -20,7 +20,7 @@ use crate::encode::{self, Encoding, Format, Frame, Kind};
 use crate::page::{Limit, Page};
 use crate::record::Event;
 
-/// At most so much is taken for one write: a slow reader holds it until the socket has taken all of it.
+/// The most bytes taken for one write: a slow client keeps them in memory until the socket has accepted all of them.
 const BATCH_BYTES: usize = 32 << 10;
 
 /// The newest events of one topic.
@@ -28,9 +28,9 @@ pub struct Feed {
     topic: String,
     limits: Limits,
     ring: RwLock<Ring>,
-    /// Bytes of the frames that stand beside the records in the ring.
+    /// Bytes of the frames that are cached beside the records in the ring.
     frame_bytes: AtomicUsize,
-    /// Several frames in one piece, for the range that was asked for last: connections that wake together want the same.
+    /// The last requested range of frames, joined: connections that wake together need the same one.
     joined: [Mutex<Option<Joined>>; Encoding::COUNT],
     /// The number of the next event; 0 until the ring is filled.
     head: watch::Sender<u64>,
@@ -42,7 +42,7 @@ struct Joined {
     bytes: Bytes,
 }
 
-/// The position has left the ring: the connection is slower than the topic.
+/// The position was evicted from the ring: the connection is slower than the topic.
 #[derive(Debug)]
 pub struct Lagged;
 
@@ -63,29 +63,29 @@ impl Feed {
         self.head.subscribe()
     }
 
-    /// Whether the ring was filled.
+    /// Whether the ring has been filled.
     pub fn is_filled(&self) -> bool {
         *self.head.borrow() > 0
     }
 
-    /// Wakes all connections, though there is nothing new: they look at the state of Kafka too.
+    /// Wakes all connections without a new event, so that they check the state of Kafka.
     pub fn wake(&self) {
         self.head.send_modify(|_| {});
     }
 
-    /// Sets where the ring begins, with the history before the first live event. Once, before any `push`.
+    /// Sets where the ring begins, with the history before the first live event. Called once, before any `push`.
     pub fn fill(&self, page: Page) {
         let mut ring = self.write();
         ring.begin(page.before, page.from_start);
         self.append(ring, page.events);
     }
 
-    /// Names partitions that were added while the topic was read.
+    /// Adds partitions that were created while the topic was read.
     pub fn grow(&self, partitions: usize) {
         self.write().grow(partitions);
     }
 
-    /// Forgets partitions that the topic no longer has, after their end was announced.
+    /// Removes partitions that the topic no longer has, after their end was announced.
     pub fn shrink(&self, partitions: usize) {
         self.write().shrink(partitions);
     }
@@ -95,15 +95,15 @@ impl Feed {
         self.append(self.write(), events.into_iter().map(Arc::new).collect());
     }
 
-    /// Appends the events that end the log of one topic, and goes on with another of the same name.
+    /// Appends the events that end the log of one topic, and continues with a recreated topic of the same name.
     pub fn restart(&self, mut events: Vec<Event>, topic_id: TopicId) {
         let mut ring = self.write();
-        // Until the last of them, some partitions are still of the old log: a cursor with the new id would hide that.
+        // Until the last event, some partitions still belong to the old log: a cursor with the new id would hide that.
         let last = events.pop();
         for event in events {
             ring.push(Arc::new(event));
         }
-        ring.identify(topic_id);
+        ring.set_topic_id(topic_id);
         self.append(ring, last.into_iter().map(Arc::new).collect());
     }
 
@@ -130,7 +130,7 @@ impl Feed {
         self.read().head.get(partition)
     }
 
-    /// How many partitions are read.
+    /// The number of partitions that are read.
     pub fn partitions(&self) -> usize {
         self.read().head.len()
     }
@@ -147,7 +147,7 @@ impl Feed {
         (ring.len(), ring.record_bytes + frames)
     }
 
-    /// Where a client that wants live events only begins.
+    /// Where a client starts that wants only live events.
     pub fn live(&self) -> RingReader {
         self.read().live()
     }
@@ -157,22 +157,22 @@ impl Feed {
         self.read().newest(count, fewer)
     }
 
-    /// Where a client that has read as far as `vector` goes on; see [`Ring::locate`].
+    /// Where a client that has read up to `vector` continues; see [`Ring::locate`].
     pub fn locate(&self, vector: &Vector, verified: bool) -> Option<RingReader> {
         self.read().locate(vector, verified)
     }
 
-    /// The newest page, and whether the ring holds as much as was asked for.
+    /// The newest page, and whether the ring holds as much as was requested.
     pub fn newest_page(&self, limit: Limit) -> (Page, bool) {
         self.read().newest_page(limit)
     }
 
-    /// The page after a vector; `None` when the ring cannot continue it.
+    /// The page after a vector; `None` if the ring cannot continue from it.
     pub fn page_after(&self, vector: &Vector, limit: Limit) -> Option<Page> {
         self.read().page_after(vector, limit)
     }
 
-    /// The token of what a connection has.
+    /// The cursor of a connection.
     pub fn cursor(&self, reader: &RingReader) -> String {
         match &reader.divergence {
             Some(divergence) => divergence.vector.encode(&self.topic),
@@ -180,11 +180,11 @@ impl Feed {
         }
     }
 
-    /// Takes everything between a connection's position and the head, up to the size of one write, and moves it on.
+    /// Takes the events between a connection's position and the head, up to the size of one write, and advances the position.
     ///
     /// # Errors
     ///
-    /// [`Lagged`] when the position has left the ring.
+    /// [`Lagged`] if the position has been evicted from the ring.
     pub fn take(
         &self,
         reader: &mut RingReader,
@@ -220,7 +220,7 @@ impl Feed {
         if reader.divergence.is_some() {
             return Ok(());
         }
-        // Only a connection whose vector is the ring's may have the ring's cursors.
+        // Only a connection whose vector equals the ring's may use the ring's cursors.
         let from = reader.position;
         let mut next = from;
         while has_room(next, bytes) {
@@ -248,14 +248,14 @@ impl Feed {
         Ok(())
     }
 
-    /// The frame of an event, made when it is first asked for.
+    /// The frame of an event, encoded on first use.
     fn frame<'a>(&self, ring: &Ring, entry: &'a Entry, encoding: Encoding) -> Cow<'a, Frame> {
         let slot = &entry.frames[encoding.index()];
         if let Some(frame) = slot.get() {
             return Cow::Borrowed(frame);
         }
         let frame = encode::event(&entry.event, &entry.cursor, encoding);
-        // Where backlogs are read in every encoding, the frames alone could fill the ring's share of memory.
+        // With backlogs read in every encoding, the frames alone could fill the ring's share of memory.
         let held = ring.record_bytes + self.frame_bytes.load(Ordering::Relaxed);
         if held < self.limits.bytes && slot.set(frame.clone()).is_ok() {
             self.frame_bytes
@@ -264,7 +264,7 @@ impl Feed {
         Cow::Owned(frame)
     }
 
-    /// The frames of a range in one piece.
+    /// The frames of a range, joined.
     fn join(&self, ring: &Ring, from: u64, to: u64, encoding: Encoding) -> Bytes {
         let slot = || {
             let slot = &self.joined[encoding.index()];
@@ -274,7 +274,7 @@ impl Feed {
         if let Some(joined) = slot().as_ref().filter(known) {
             return joined.bytes.clone();
         }
-        // Copied without the lock, which all connections of this encoding need.
+        // Copied without holding the lock, which all connections of this encoding need.
         let frames: Vec<_> = (from..to)
             .map(|number| self.frame(ring, ring.entry(number), encoding))
             .collect();
@@ -310,7 +310,7 @@ mod tests {
     use crate::record::{Gap, GapReason, Message, Payload, Value};
 
     const TOPIC: &str = "my-topic";
-    /// The transport whose events come one by one.
+    /// The transport whose events are sent one by one.
     const ENCODING: Encoding = Encoding {
         format: Format::SocketIo,
         binary: false,
@@ -367,7 +367,7 @@ mod tests {
         }
     }
 
-    /// A client that returns its cursor, and what it has got: the next offset of each partition.
+    /// A client that resumes with its cursor, and what it has received: the next offset of each partition.
     struct Client {
         cursor: String,
         next: Vec<i64>,
@@ -383,7 +383,7 @@ mod tests {
                 for event in &replica.order[..replica.read] {
                     if event.next.offset > vector.get(event.partition).offset {
                         vector.set(event.partition, event.next);
-                        self.got(
+                        self.receive(
                             event.partition,
                             event.next.offset - 1,
                             &vector.encode(TOPIC),
@@ -409,7 +409,7 @@ mod tests {
                 let object: serde_json::Value = serde_json::from_slice(&frame.bytes).expect("JSON");
                 let partition = object["partition"].as_u64().expect("a partition") as usize;
                 let offset = object["offset"].as_i64().expect("an offset");
-                self.got(
+                self.receive(
                     partition,
                     offset,
                     object["cursor"].as_str().expect("a cursor"),
@@ -418,7 +418,7 @@ mod tests {
             moved
         }
 
-        fn got(&mut self, partition: usize, offset: i64, cursor: &str) {
+        fn receive(&mut self, partition: usize, offset: i64, cursor: &str) {
             assert_eq!(
                 offset, self.next[partition],
                 "partition {partition}: in order, each once"
@@ -429,7 +429,7 @@ mod tests {
             let offsets: Vec<i64> = (0..self.next.len())
                 .map(|partition| named.get(partition).offset)
                 .collect();
-            assert_eq!(offsets, self.next, "the cursor says what the client has");
+            assert_eq!(offsets, self.next, "the cursor matches what the client has");
         }
     }
 
@@ -463,14 +463,14 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(4000))]
 
         #[test]
-        fn a_client_between_replicas_gets_every_record_once_and_in_order(
+        fn a_client_that_moves_between_replicas_receives_every_record_once_and_in_order(
             partitions in 1..5usize,
             picks in proptest::collection::vec(0..12usize, 0..60),
             shuffled in any::<prop::sample::Index>(),
             sizes in [1..30usize, 1..30usize],
             steps in proptest::collection::vec(step(), 0..60),
         ) {
-            // The second replica saw the same partitions in another order: rotated, each partition's own order kept.
+            // The second replica read the same partitions in another order: rotated, each partition's own order kept.
             let mut rotated = picks.clone();
             if !rotated.is_empty() {
                 rotated.rotate_left(shuffled.index(picks.len()));
@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_lags_is_told_that_its_place_is_gone_and_keeps_its_cursor() {
+    fn a_reader_whose_position_was_evicted_has_lagged_and_keeps_its_cursor() {
         let feed = feed(3, 1);
         feed.push(vec![record(0, 0)]);
         let mut reader = feed.newest(1, false).unwrap();
@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_of_a_log_that_was_made_anew_does_not_fit() {
+    fn a_cursor_of_another_log_is_not_located() {
         let feed = feed(10, 1);
         feed.push((0..4).map(|offset| record(0, offset)).collect());
         let other = Vector::new(vec![Position::after(1, Some(77), Some(b"of another log"))]);
@@ -550,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_joins_before_the_log_was_made_anew() {
+    fn no_client_joins_the_ring_before_a_recreation() {
         let feed = feed(10, 1);
         feed.push((0..4).map(|offset| record(0, offset)).collect());
         let mut watching = feed.live();
@@ -567,7 +567,7 @@ mod tests {
         );
         assert!(
             feed.newest(2, false).is_none(),
-            "what is older is of another log"
+            "older events belong to another log"
         );
         let mut batch = Batch::default();
         feed.take(&mut watching, ENCODING, &mut batch).unwrap();
@@ -597,7 +597,7 @@ mod tests {
         }
         let (events, bytes) = feed.size();
         assert!(events > 50 && events < 200, "{events}");
-        // The last frame was made after the last look at the limit.
+        // The last frame was encoded after the limit was last checked.
         assert!(bytes < 102_000, "{bytes}");
     }
 }

@@ -1,4 +1,4 @@
-//! Every address on one screen, and what every request passes first.
+//! The routes, and the checks that every request passes first.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::transports::{history, socketio, sse, websocket};
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
-/// The page's files, from the binary.
+/// The page's files, embedded in the binary.
 const FILES: &[(&str, &str, &str)] = &[
     (
         "",
@@ -60,10 +60,10 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 const UNREADABLE_QUERY: &str =
     "the query cannot be read; give each parameter once, percent-encoded";
 
-/// The addresses, without `/socket.io/`, which the layer around them answers.
+/// The routes, without `/socket.io/`, which the layer around them serves.
 fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let app = warp::any().map(move || app.clone());
-    // A HEAD is answered as a GET, and hyper leaves the body out.
+    // A HEAD is answered like a GET; hyper omits the body.
     let read = || warp::get().or(warp::head()).unify();
     let headers = warp::header::headers_cloned;
     let connection = || warp::ext::optional::<Arc<Connection>>();
@@ -79,7 +79,7 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
                 sse::answer(&app, &query, &headers, connection)
             },
         );
-    // What is wrong with the query is said over the socket: a browser shows no page the status of a handshake.
+    // An invalid query is reported over the socket: browsers hide the status of a failed handshake from the page.
     let raw_query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let ws = warp::path!("ws")
         .and(warp::get())
@@ -118,7 +118,7 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
         .and(app)
         .and(headers())
         .map(|app: Arc<App>, headers: HeaderMap| config(&app, &headers));
-    // The address first: an unknown one is not found, whatever the method.
+    // The path before the method: an unknown path is a 404, whatever the method.
     let files = warp::path::tail()
         .and_then(async |tail: warp::path::Tail| file(tail.as_str()))
         .and(read())
@@ -161,17 +161,17 @@ fn file(path: &str) -> Result<Response, Rejection> {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
     headers.insert("referrer-policy", HeaderValue::from_static("no-referrer"));
-    // The files change with the binary, and nothing in their names would tell.
+    // The files change with the binary, but their names stay the same.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     Ok(response)
 }
 
-/// What no address answers, in one sentence.
+/// The error response of a request that no route answers.
 async fn explain(rejection: Rejection) -> Result<Response, Infallible> {
     Ok(if rejection.is_not_found() {
         failure(
             StatusCode::NOT_FOUND,
-            "there is nothing at this address; /openapi.json lists what there is",
+            "there is nothing at this address; /openapi.json lists the endpoints",
         )
     } else if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
         let sentence = "this endpoint only supports GET";
@@ -183,10 +183,10 @@ async fn explain(rejection: Rejection) -> Result<Response, Infallible> {
     } else if rejection.find::<warp::reject::InvalidQuery>().is_some() {
         failure(StatusCode::BAD_REQUEST, UNREADABLE_QUERY)
     } else {
-        tracing::error!(?rejection, "a request was not understood");
+        tracing::error!(?rejection, "unhandled rejection of a request");
         failure(
             StatusCode::INTERNAL_SERVER_ERROR,
-            "this should not have happened; the log says more",
+            "internal error; see the server's log",
         )
     })
 }
@@ -195,7 +195,7 @@ async fn explain(rejection: Rejection) -> Result<Response, Infallible> {
 #[derive(Clone)]
 struct Rejected(End);
 
-/// Everything that is served: the addresses, and Socket.IO around them.
+/// Everything that is served: the routes, with the Socket.IO layer around them.
 pub fn service(
     app: Arc<App>,
 ) -> impl Service<
@@ -207,7 +207,7 @@ pub fn service(
     socketio::layer(app.clone()).layer(warp::service(routes(app)))
 }
 
-/// Answers a request: first whether this page may ask at all, then whether there is room, then the endpoint.
+/// Answers a request: checks the origin, then the capacity, then calls the endpoint.
 pub async fn answer<S, B>(
     app: Arc<App>,
     service: S,
@@ -232,14 +232,14 @@ where
         None => service.oneshot(request).await?.map(Either::Left),
     };
     let status = response.status();
-    let goes_on =
+    let keeps_open =
         status == StatusCode::SWITCHING_PROTOCOLS || in_session && status == StatusCode::OK;
     let (request_id, status) = (id.as_str(), status.as_u16());
     tracing::debug!(request_id, %method, path, status, "request");
     let headers = response.headers_mut();
-    // A client that is asked to connect again before the connection ends loses no request. (A session that polls ends with its
-    // `bye`, over the connection that it has.)
-    if app.drain.is_refusing() && !goes_on {
+    // A client that must reconnect before its next request loses none. (A polling session ends with its `bye`, over its current
+    // connection.)
+    if app.drain.is_refusing() && !keeps_open {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     headers.insert(REQUEST_ID, id.0);
@@ -253,11 +253,11 @@ where
     Ok(response)
 }
 
-/// The answer to a request that no endpoint is to take. An `EventSource` and a WebSocket are rejected by their own transport.
+/// The response to a request that must not reach an endpoint. An `EventSource` and a WebSocket are rejected by their own
+/// transport.
 fn reject(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
     if !app.hosts.contain(request.headers().get(HOST)) {
-        let sentence =
-            "this server does not answer to this name; --allowed-hosts names those that it does";
+        let sentence = "this server does not answer to this host name; add it to --allowed-hosts";
         return Some(failure(StatusCode::MISDIRECTED_REQUEST, sentence));
     }
     if let Err(sentence) = app.origins.check(request.headers()) {
@@ -290,13 +290,13 @@ fn reject(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
             request.extensions_mut().insert(Rejected(end));
             None
         }
-        // While it drains, a replica still answers what it can answer at once.
+        // While it drains, a replica still answers requests that take no time.
         _ if end == End::Drain => None,
-        _ => Some(app.refusal(&end)),
+        _ => Some(app.rejection(&end)),
     }
 }
 
-/// The browser asks before a page of a listed origin sends headers of its own: all of them are allowed.
+/// The response to a CORS preflight: a page of a listed origin may send any header.
 fn preflight(request: &HeaderMap) -> Response {
     let mut response =
         warp::reply::with_status(warp::reply(), StatusCode::NO_CONTENT).into_response();
@@ -305,8 +305,8 @@ fn preflight(request: &HeaderMap) -> Response {
         ACCESS_CONTROL_ALLOW_METHODS,
         HeaderValue::from_static("GET, HEAD, POST"),
     );
-    if let Some(asked) = request.get(ACCESS_CONTROL_REQUEST_HEADERS) {
-        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, asked.clone());
+    if let Some(requested) = request.get(ACCESS_CONTROL_REQUEST_HEADERS) {
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, requested.clone());
     }
     headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("3600"));
     headers.append(

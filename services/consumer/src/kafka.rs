@@ -1,7 +1,7 @@
-//! The only modules that know rdkafka: what Kafka holds becomes events and pages of the log.
+//! The only modules that use rdkafka: they turn Kafka's records into events and pages.
 //!
-//! `reader` is one thread with one client that reads all topics live; a `supervisor` for each topic decides where it reads
-//! when something is wrong. `pool` lends clients for everything that is asked on demand, which `log` and `range` do.
+//! `reader` is one thread with one client that reads all topics live; a `supervisor` for each topic decides where it continues
+//! after a problem. `pool` provides clients for reads on demand, which `log` and `range` perform.
 
 mod cache;
 mod commands;

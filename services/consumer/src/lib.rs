@@ -1,7 +1,7 @@
-//! Kafka to browsers: every message of a topic, to any number of them, with history and without a silent gap.
+//! Kafka to browsers: every message of a topic, to any number of clients, with history and without a silent gap.
 //!
-//! A message meets the modules in this order: `kafka` reads it, `feed` keeps it and makes it bytes once, `stream` brings it to
-//! one client, `sse`, `websocket` and `socketio` write it. `history` and `kafka::log` serve what is older than the feed.
+//! A message passes through the modules in this order: `kafka` reads it, `feed` buffers and encodes it once, `stream` carries it
+//! to one client, and `sse`, `websocket` or `socketio` writes it. `history` and `kafka::log` serve messages older than the feed.
 
 mod app;
 mod config;
@@ -49,7 +49,7 @@ pub struct Listeners {
 ///
 /// # Errors
 ///
-/// When the configuration cannot work, or a topic cannot be served.
+/// If the configuration is invalid, or a topic cannot be served.
 pub async fn run(
     config: Config,
     listeners: Listeners,
@@ -63,7 +63,7 @@ pub async fn run(
     if let (Ok(public), Ok(admin)) = (listeners.public.local_addr(), listeners.admin.local_addr()) {
         tracing::info!(%public, %admin, "listening");
     }
-    // The threads and the admin server go on while the streams drain.
+    // The reader threads and the admin server keep running while the streams drain.
     let reading = CancellationToken::new();
     let _stop_reading = reading.clone().drop_guard();
     let reader = Reader::new(&config, metrics.clone())?;
@@ -110,16 +110,16 @@ pub async fn run(
 
     tokio::select! {
         () = shutdown.cancelled() => {}
-        ended = &mut reader => return ended.context("the reader of Kafka panicked")?,
+        ended = &mut reader => return ended.context("the Kafka reader panicked")?,
         ended = &mut admin => {
             return ended.context("the admin server panicked").and(Err(anyhow::anyhow!("the admin server ended")));
         }
         ended = &mut accept => {
             return ended.context("the accept loop panicked").and(Err(anyhow::anyhow!("the accept loop ended")));
         }
-        ended = &mut watching => return ended.context("the watch over the topics panicked"),
+        ended = &mut watching => return ended.context("the topic watcher panicked"),
     }
-    // Endpoints and balancers learn late that this replica leaves: until they have, it answers, and says where it stands.
+    // Kubernetes endpoints and load balancers notice the shutdown with a delay; until then this replica still answers.
     readiness.drain();
     app.drain.refuse();
     tracing::info!(delay = ?config.drain_delay, window = ?config.drain_window, "draining");
@@ -134,9 +134,9 @@ pub async fn run(
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    // A last second for those that ended last, and for closing handshakes.
+    // One more second for the last streams to end, and for closing handshakes.
     _ = timeout(config.drain_window + second, ended).await;
-    // What is left are kept-alive connections without a request, and readers that do not read.
+    // What remains are idle keep-alive connections, and clients that do not read.
     stop.closing.cancel();
     if timeout(second, tasks.wait()).await.is_err() {
         connections.cut_all("drain");
@@ -144,16 +144,16 @@ pub async fn run(
     let all = timeout(second, tasks.wait()).await.is_ok();
     tracing::info!(all, "drained");
     reading.cancel();
-    reader.await.context("the reader of Kafka panicked")?
+    reader.await.context("the Kafka reader panicked")?
 }
 
-/// A topic that still cannot be read after this time does not keep the others from being served.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A topic that still cannot be read after this time does not block the others from being served.
+const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Ready is when all topics have been read up to what was their end at the start; or some of them, and it is known of the
-/// others why not.
+/// Reports ready once every topic has been read up to the end that it had at startup, or once some have and every other has a
+/// known problem.
 ///
-/// From then on the readiness shows what keeps topics from being read.
+/// After that, the readiness lists the topics that cannot be read.
 async fn watch_topics(topics: Vec<Arc<Topic>>, readiness: Readiness) {
     let begun = Instant::now();
     let mut tick = tokio::time::interval(Duration::from_millis(100));
@@ -162,7 +162,8 @@ async fn watch_topics(topics: Vec<Arc<Topic>>, readiness: Readiness) {
         let (filled, missing): (Vec<_>, Vec<_>) =
             topics.iter().partition(|topic| topic.feed.is_filled());
         let known = missing.iter().all(|topic| topic.problem().is_some());
-        if missing.is_empty() || (!filled.is_empty() && known && begun.elapsed() > PATIENCE) {
+        if missing.is_empty() || (!filled.is_empty() && known && begun.elapsed() > STARTUP_TIMEOUT)
+        {
             let missing: Vec<_> = missing.iter().map(|topic| &topic.name).collect();
             tracing::info!(?missing, "caught up with Kafka; ready");
             readiness.ready();
@@ -181,7 +182,7 @@ async fn watch_topics(topics: Vec<Arc<Topic>>, readiness: Readiness) {
         loop {
             readiness.note(&part, topic.problem());
             if source.changed().await.is_err() {
-                // The reader has ended, and its result says why.
+                // The reader has ended; its result holds the reason.
                 return std::future::pending().await;
             }
         }

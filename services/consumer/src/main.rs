@@ -1,4 +1,4 @@
-//! The consumer's process.
+//! The consumer binary.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! What an operator can see of the consumer from outside.
+//! The consumer's metrics.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::encode::Format;
 use crate::feed::Batch;
 use crate::record::{Event, Payload};
 
-/// The consumer's metrics, shared: each stream holds them twice.
+/// The consumer's metrics, cheap to clone: each stream holds two references.
 #[derive(Clone)]
 pub struct Metrics(Arc<Inner>);
 
@@ -25,7 +25,7 @@ impl Deref for Metrics {
     }
 }
 
-/// What is counted; the help texts are where they are registered.
+/// The metrics; `Metrics::new` has their help texts.
 pub struct Inner {
     pub registry: Registry,
     messages_consumed: IntCounterVec,
@@ -63,7 +63,7 @@ impl Metrics {
         ];
         let delay = HistogramOpts::new(
             "herald_delivery_delay_seconds",
-            "from a message's timestamp in Kafka to the write to a socket; news only, not backlog",
+            "from a message's timestamp in Kafka to the write to a socket; live messages only, not backlog",
         );
         let delivery_delay = Histogram::with_opts(delay.buckets(delays))?;
         registry.register(Box::new(delivery_delay.clone()))?;
@@ -107,12 +107,12 @@ impl Metrics {
             )?,
             replay_pages: counters(
                 "herald_replay_pages_total",
-                "pages of what streams missed, by where they came from: kafka, or memory when another stream had just read them",
+                "pages of backlog for streams, by source: kafka, or memory if another stream had just read them",
                 &["source"],
             )?,
             lag: gauges(
                 "herald_lag_messages",
-                "offsets between what was read and the end of the log; absent when that is not known",
+                "offsets between the last read and the end of the log; absent when unknown",
                 &["topic", "partition"],
             )?,
             end_offset: gauges(
@@ -147,12 +147,12 @@ impl Metrics {
         }
     }
 
-    /// Counts a page of what a stream missed: read from `kafka`, or found in `memory`.
+    /// Counts a page of a stream's backlog: read from `kafka`, or found in `memory`.
     pub fn replayed(&self, source: &str) {
         self.replay_pages.with_label_values(&[source]).inc();
     }
 
-    /// Counts what was just handed to a socket.
+    /// Counts a batch that was just handed to a socket.
     pub fn delivered(&self, format: Format, batch: &Batch) {
         if batch.messages > 0 {
             self.messages_delivered
@@ -180,11 +180,11 @@ impl Metrics {
             .set(bytes as i64);
     }
 
-    /// How far the log of a partition goes, how many of its offsets have not been read yet, and how many an open transaction
-    /// withholds. While the topic cannot be read, the lag is not known.
+    /// Sets a partition's end offset, its lag, and the number of offsets that open transactions withhold. The lag is unknown
+    /// while the topic cannot be read.
     pub fn log(&self, topic: &str, number: usize, partition: &Partition, source: Source) {
         let labels = [topic, &number.to_string()];
-        // Negative offsets are unknown ones. The position is behind markers too.
+        // A negative offset means unknown. The position is also past transaction markers.
         let known = partition.ls_offset >= 0 && partition.next_offset >= 0;
         if !known || source != Source::Up {
             _ = self.lag.remove_label_values(&labels);
@@ -202,7 +202,7 @@ impl Metrics {
         }
     }
 
-    /// Forgets partitions that a topic no longer has: `count` are left.
+    /// Removes the metrics of partitions that a topic no longer has: `count` are left.
     pub fn partitions(&self, topic: &str, count: usize) {
         for number in count..MAX_PARTITIONS {
             let labels = [topic, &number.to_string()];
@@ -234,7 +234,7 @@ impl Metrics {
     }
 }
 
-/// An open stream. It counts as ended by the client unless told otherwise.
+/// An open stream. It counts as ended by the client unless `reason` is set.
 pub struct Open {
     metrics: Metrics,
     format: Format,

@@ -1,4 +1,4 @@
-//! A piece of the log, as `kafka` returns it and `feed` takes it.
+//! A page of the log, as `kafka` returns it and `feed` accepts it.
 
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use crate::record::Event;
 /// The most messages that a page may hold.
 pub const MAX_MESSAGES: usize = 500;
 
-/// The bounds of any page of history.
+/// The limits of any page of history.
 pub const MAX_PAGE: Limit = Limit {
     events: MAX_MESSAGES,
     bytes: 1 << 20,
 };
 
-/// The bounds of one page.
+/// The limits of one page.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
     pub events: usize,
@@ -29,9 +29,9 @@ pub struct Page {
     pub before: Vector,
     /// The vector after the last one.
     pub after: Vector,
-    /// Nothing is left between `after` and what was read towards.
+    /// Nothing remains between `after` and the read's target.
     pub complete: bool,
-    /// Nothing is left before `before`.
+    /// Nothing remains before `before`.
     pub from_start: bool,
 }
 
@@ -39,7 +39,7 @@ impl Page {
     /// Visits each event with the vector after it.
     pub fn walk(&self, mut visit: impl FnMut(&Event, &Vector)) {
         let mut vector = self.before.clone();
-        // Until the last of them, some partitions are still of the log before: a cursor with the new id would hide that.
+        // Until the last reset, some partitions still belong to the old log: a cursor with the new id would hide that.
         let last_reset = self.events.iter().rposition(|event| event.resets());
         if last_reset.is_none() {
             vector.topic_id = self.after.topic_id;

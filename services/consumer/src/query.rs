@@ -1,4 +1,4 @@
-//! Where a stream starts, as a client asks for it on any transport.
+//! A stream's parameters, the same on every transport.
 
 use std::collections::HashMap;
 
@@ -15,15 +15,15 @@ pub struct StreamQuery {
     pub last: Option<String>,
     pub binary: Option<String>,
     pub format: Option<String>,
-    /// Everything else that was given.
+    /// All other parameters.
     #[serde(flatten)]
     pub other: HashMap<String, String>,
 }
 
-/// Names under which clients send a cursor that cannot send a header, such as React Native's, without case and signs.
+/// Names under which clients send a cursor if they cannot send a header (such as React Native's), lower case and letters only.
 const LAST_EVENT_ID: [&str; 2] = ["lasteventid", "lasteventsourceid"];
 
-/// Names that other systems have for a position, likewise. Here they mean nothing, and must not be ignored in silence.
+/// Names that other systems use for a position, in the same form. They are rejected, rather than silently ignored.
 const POSITIONS: [&str; 14] = [
     "offset",
     "offsets",
@@ -41,11 +41,11 @@ const POSITIONS: [&str; 14] = [
     "until",
 ];
 
-/// The cursor among the parameters that have no meaning of their own.
+/// The cursor among the other parameters.
 ///
 /// # Errors
 ///
-/// When one of them looks like a position: one sentence for the client.
+/// If one of them looks like a position: one sentence for the client.
 pub fn cursor_of(other: &HashMap<String, String>) -> Result<Option<&str>, String> {
     let plain = |name: &str| -> String {
         let kept = name.chars().filter(char::is_ascii_alphanumeric);
@@ -58,7 +58,7 @@ pub fn cursor_of(other: &HashMap<String, String>) -> Result<Option<&str>, String
             cursor = Some(value.as_str());
         } else if POSITIONS.contains(&known.as_str()) {
             return Err(format!(
-                "{name:?} is not a parameter here; say where to start by after (a cursor), from (earliest or a time) or last (a number)"
+                "{name:?} is not a parameter here; set the start with after (a cursor), from (earliest or a time) or last (a number)"
             ));
         }
     }
@@ -76,14 +76,14 @@ pub enum Start {
 }
 
 impl StreamQuery {
-    /// Where to start: `Last-Event-ID` wins over `after`, that over `from`, that over `last`. A browser that comes back
-    /// sends its header to the same URL, so what loses is not even looked at.
+    /// Where to start: `Last-Event-ID` takes precedence over `after`, then `from`, then `last`. A browser that reconnects
+    /// sends its header to the same URL, so the others are not even validated.
     ///
     /// # Errors
     ///
     /// One sentence for the client.
     pub fn start(&self, last_event_id: Option<&str>) -> Result<Start, String> {
-        // An empty value is what a client sends that has nothing yet.
+        // A client that has no cursor yet may send an empty value.
         let given =
             |value: Option<&str>| value.filter(|value| !value.is_empty()).map(str::to_owned);
         let named = cursor_of(&self.other)?;
@@ -102,7 +102,7 @@ impl StreamQuery {
         }
     }
 
-    /// Whether values that are not UTF-8 are wanted as base64.
+    /// Whether values that are not UTF-8 are sent as base64.
     pub fn binary(&self) -> Result<bool, String> {
         choice("binary", self.binary.as_deref(), &[("base64", true)], false)
     }
@@ -118,12 +118,12 @@ impl StreamQuery {
     }
 }
 
-/// Reads `earliest` or a time.
+/// Parses `earliest` or a time.
 pub fn start_from(from: &str) -> Result<Start, String> {
     if from == "earliest" {
         return Ok(Start::Earliest);
     }
-    // A "+" that was not escaped in the URL arrives as a space.
+    // An unescaped "+" in the URL arrives as a space.
     match from.replace(' ', "+").parse::<jiff::Timestamp>() {
         // Kafka has no time before 1970.
         Ok(time) => Ok(Start::Time(time.as_millisecond().max(0))),
@@ -133,7 +133,7 @@ pub fn start_from(from: &str) -> Result<Start, String> {
     }
 }
 
-/// Reads a number of messages between `least` and [`MAX_MESSAGES`].
+/// Parses a number of messages between `least` and [`MAX_MESSAGES`].
 pub fn number(name: &str, value: &str, least: usize) -> Result<usize, String> {
     match value.parse() {
         Ok(number) if (least..=MAX_MESSAGES).contains(&number) => Ok(number),
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_wins_over_after_that_over_from_that_over_last() {
+    fn the_header_takes_precedence_over_after_then_from_then_last() {
         assert_eq!(
             query("b", "earliest", "3").start(Some("a")),
             Ok(Start::After("a".into()))
@@ -193,8 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_in_the_query_under_its_header_s_name_is_one_and_another_system_s_position_is_rejected()
-     {
+    fn a_cursor_may_have_its_headers_name_but_other_systems_positions_are_rejected() {
         let with = |name: &str| StreamQuery {
             other: HashMap::from([(name.to_owned(), "a".to_owned())]),
             ..query("", "", "3")
@@ -219,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_is_rfc_3339_also_with_an_unescaped_plus() {
+    fn a_time_is_rfc_3339_even_with_an_unescaped_plus() {
         assert_eq!(
             start_from("1970-01-01T01:00:01+01:00"),
             Ok(Start::Time(1000))

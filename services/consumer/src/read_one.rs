@@ -1,4 +1,4 @@
-//! A client of one message: what a test of an installation runs, from an image that holds nothing else.
+//! A client that reads one message. The chart's test runs it, because the image contains no other client.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use anyhow::{Context, bail};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-/// The producer's longest pause is 10 seconds; a pod that is being replaced takes its time as well.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The producer's longest pause is 10 seconds; replacing a pod also takes time.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Reads `http://host:port`, or a host alone, into what one connects to.
+/// Parses `http://host:port`, or a host alone, into `host:port`.
 pub fn server(url: &str) -> Result<String, String> {
     let host = url.strip_prefix("http://").unwrap_or(url);
     let host = host.strip_suffix('/').unwrap_or(host);
@@ -26,12 +26,12 @@ pub fn server(url: &str) -> Result<String, String> {
     })
 }
 
-/// The next live message of the consumer at `server` (`host:port`), whose end, refusal or silence is an error.
+/// The next live message of the consumer at `server` (`host:port`). No message within a minute is an error.
 pub async fn read_one(server: &str) -> anyhow::Result<String> {
-    let message = tokio::time::timeout(PATIENCE, read(server)).await;
+    let message = tokio::time::timeout(TIMEOUT, read(server)).await;
     match message {
         Ok(message) => message,
-        Err(_) => bail!("no message came from {server} within {PATIENCE:?}"),
+        Err(_) => bail!("{server} sent no message within {TIMEOUT:?}"),
     }
 }
 
@@ -39,7 +39,7 @@ async fn read(server: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(server)
         .await
         .with_context(|| format!("cannot connect to {server}"))?;
-    // HTTP/1.0: an answer without chunks.
+    // HTTP/1.0: a response without chunks.
     let request = format!("GET /events HTTP/1.0\r\nHost: {server}\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut lines = BufReader::new(stream).lines();
@@ -54,7 +54,7 @@ async fn read(server: &str) -> anyhow::Result<String> {
         } else if let Some(text) = line.strip_prefix("data: ") {
             data.push(text.to_owned());
         } else if line.is_empty() {
-            // A message has no name of its own; `start`, `gap`, `status` and `bye` have.
+            // A message has no event name; `start`, `gap`, `status` and `bye` have one.
             if event.is_empty() && !data.is_empty() {
                 return Ok(data.join("\n"));
             }
@@ -62,7 +62,7 @@ async fn read(server: &str) -> anyhow::Result<String> {
             data.clear();
         }
     }
-    bail!("{server} ended the stream before a message came")
+    bail!("{server} ended the stream before it sent a message")
 }
 
 #[cfg(test)]
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_a_host_and_perhaps_a_port() {
+    fn an_address_is_a_host_with_an_optional_port() {
         assert_eq!(
             server("http://consumer-service").unwrap(),
             "consumer-service:80"

@@ -1,14 +1,14 @@
-//! What is read from Kafka, as the transports need it: a message, or a gap where one cannot be delivered.
+//! The events that are read from Kafka: a message, or a gap where one cannot be delivered.
 
 use serde::Serialize;
 
 use crate::cursor::Position;
 
-/// One step of a partition: what happened, and where reading goes on after it.
+/// One event of a partition, and where reading continues after it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     pub partition: usize,
-    /// The position after this change.
+    /// The position after this event.
     pub next: Position,
     pub payload: Payload,
 }
@@ -23,7 +23,7 @@ pub enum Payload {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
     pub offset: i64,
-    /// Milliseconds since 1970, as Kafka has it (set by the producer or by the broker, as the topic says).
+    /// Milliseconds since 1970, set by the producer or by the broker (the topic's `message.timestamp.type`).
     pub timestamp: Option<i64>,
     pub key: Option<Vec<u8>>,
     pub headers: Vec<(String, Option<Vec<u8>>)>,
@@ -35,7 +35,7 @@ pub enum Value {
     /// A tombstone: the record has no value.
     Null,
     Text(String),
-    /// Not UTF-8: a gap, or base64 for clients that ask for it.
+    /// Not UTF-8: a gap, or base64 for clients that request it.
     Binary(Vec<u8>),
 }
 
@@ -58,7 +58,7 @@ impl Value {
     }
 }
 
-/// What will not come, and why.
+/// Messages that will not be delivered, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Gap {
     pub reason: GapReason,
@@ -78,12 +78,12 @@ impl Gap {
     }
 }
 
-/// Offsets of one partition. It bounds what is missing, it does not count it.
+/// Offsets of one partition. The range bounds the missing messages; it does not count them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Range {
     pub partition: usize,
     pub from: i64,
-    /// Exclusive; `None` when the log that was read has no end any more.
+    /// Exclusive; `None` if the end of the log that was read is no longer known.
     pub to: Option<i64>,
 }
 
@@ -94,15 +94,15 @@ pub enum GapReason {
     Retention,
     /// The topic was deleted and recreated.
     Recreated,
-    /// The topic lost the end of its log; offsets go on from `from` again.
+    /// The topic lost the end of its log; offsets continue from `from` again.
     Truncated,
-    /// A batch that cannot be unpacked, or whose checksum is wrong.
+    /// A batch that cannot be decompressed, or whose checksum is wrong.
     Unreadable,
-    /// The cursor is garbled, or of another topic.
+    /// The cursor is malformed, or of another topic.
     UnknownCursor,
     /// The value is over the limit.
     TooLarge,
-    /// The value is not UTF-8, and base64 was not asked for.
+    /// The value is not UTF-8, and base64 was not requested.
     NotUtf8,
 }
 
@@ -134,7 +134,7 @@ impl GapReason {
 }
 
 impl Event {
-    /// What will not come of one partition; reading goes on at `next`.
+    /// A gap in one partition; reading continues at `next`.
     pub fn gap(
         reason: GapReason,
         partition: usize,
@@ -149,7 +149,7 @@ impl Event {
         }
     }
 
-    /// Why something will not come, if that is what the event says.
+    /// The reason, if the event is a gap.
     pub fn gap_reason(&self) -> Option<GapReason> {
         match &self.payload {
             Payload::Gap(gap) => Some(gap.reason),
@@ -157,13 +157,13 @@ impl Event {
         }
     }
 
-    /// Whether offsets begin again with this event: nothing before it can be compared with what comes after.
+    /// Whether offsets restart with this event: offsets before it cannot be compared with those after it.
     pub fn resets(&self) -> bool {
         let reason = self.gap_reason();
         matches!(reason, Some(GapReason::Recreated | GapReason::Truncated))
     }
 
-    /// The first offset that the event speaks of.
+    /// The first offset that the event covers.
     pub fn first_offset(&self) -> i64 {
         match &self.payload {
             Payload::Message(message) => message.offset,
@@ -174,7 +174,7 @@ impl Event {
         }
     }
 
-    /// The bytes that the record holds in memory, near enough to bound a buffer by.
+    /// The approximate bytes that the record occupies in memory, for bounding a buffer.
     pub fn weight(&self) -> usize {
         let content = match &self.payload {
             Payload::Gap(_) => 0,
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_gap_reason_is_named_the_same_on_the_wire_in_metrics_in_the_docs_and_on_the_page() {
+    fn every_gap_reason_has_one_name_on_the_wire_in_metrics_in_the_docs_and_on_the_page() {
         let protocol = include_str!("../../../docs/protocol.md");
         let openapi = include_str!("openapi.json");
         let page = include_str!("page/words.js");

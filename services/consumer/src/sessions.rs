@@ -1,4 +1,4 @@
-//! The sessions of Engine.IO, as far as its library does not tell of them.
+//! State of Engine.IO sessions that the library does not expose.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,21 +11,20 @@ use socketioxide::extract::SocketRef;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// What the library's task needs to hand a `bye` to the kernel, before the transport is cut.
-pub const LAST_WORD: Duration = Duration::from_millis(100);
+/// The time that the library's task needs to hand a `bye` to the kernel, before the transport is cut.
+pub const BYE_FLUSH: Duration = Duration::from_millis(100);
 
-/// After so many sessions that a TCP connection has opened and that have not ended, the next one needs another connection.
+/// Open sessions per TCP connection. A connection that has opened this many is closed, so that the next one opens elsewhere.
 const PER_CONNECTION: usize = 16;
 
-/// What the library does not tell: how many sessions there are, over which connection each one goes, how often it polled, and
-/// which ones we have ended.
+/// The number of sessions, and for each session its connection, the number of its polls, and whether the server has ended it.
 #[derive(Default)]
 pub struct Sessions {
     open: Arc<AtomicUsize>,
     known: Mutex<HashMap<String, Session>>,
 }
 
-/// The room that a session takes, from its handshake to its end: the library keeps the request's extensions as long.
+/// A session's share of the capacity, from its handshake to its end: the library keeps the request's extensions that long.
 #[derive(Debug)]
 pub struct Slot {
     open: Arc<AtomicUsize>,
@@ -43,44 +42,44 @@ impl Drop for Slot {
 struct Session {
     /// The WebSocket that a polling session was upgraded to.
     upgraded: Weak<Connection>,
-    /// How many polls were answered, and who waits for the next one.
+    /// The number of answered polls, and a notification of each.
     polls: u64,
     answered: Arc<Notify>,
     joined: bool,
-    /// Cancelled when we have ended it.
+    /// Cancelled when the server has ended the session.
     cut: CancellationToken,
 }
 
 impl Sessions {
-    /// Room for a session that this connection opens; `None` when there are `most` already.
-    pub fn reserve(&self, connection: &Arc<Connection>, most: usize) -> Option<Arc<Slot>> {
+    /// Reserves capacity for a session that this connection opens; `None` if `max` sessions are open already.
+    pub fn reserve(&self, connection: &Arc<Connection>, max: usize) -> Option<Arc<Slot>> {
         let before = self.open.fetch_add(1, Ordering::Relaxed);
         connection.sessions.fetch_add(1, Ordering::Relaxed);
         let slot = Slot {
             open: self.open.clone(),
             connection: connection.clone(),
         };
-        (before < most).then(|| Arc::new(slot))
+        (before < max).then(|| Arc::new(slot))
     }
 
-    /// Whether a connection has opened so many sessions that it is to be closed. (A proxy's connection carries many clients:
-    /// none of them is rejected for it.)
+    /// Whether a connection has opened so many sessions that it should be closed. (A proxy's connection carries many clients,
+    /// so none of them is rejected.)
     pub fn is_full(connection: &Connection) -> bool {
         connection.sessions.load(Ordering::Relaxed) >= PER_CONNECTION
     }
 
-    /// A session was upgraded to this connection.
+    /// Records that a session was upgraded to this connection.
     pub fn upgraded(&self, sid: &str, connection: &Arc<Connection>) {
         let mut sessions = self.lock();
-        // It may not have joined yet, and the library upgrades ids too that it does not know: it closes those connections, and
-        // what has neither joined nor a connection is forgotten from time to time.
+        // The session may not have joined yet, and the library also upgrades unknown ids, whose connections it then closes:
+        // entries that have neither joined nor a connection are removed periodically.
         if sessions.len() >= 1024 && sessions.len().is_multiple_of(256) {
             sessions.retain(|_, session| session.joined || session.upgraded.strong_count() > 0);
         }
         sessions.entry(sid.to_owned()).or_default().upgraded = Arc::downgrade(connection);
     }
 
-    /// Whether a session was ended by us: the client is to open a new one.
+    /// Whether the server has ended a session, so that the client must open a new one.
     pub fn has_ended(&self, sid: &str) -> bool {
         let sessions = self.lock();
         sessions
@@ -88,18 +87,17 @@ impl Sessions {
             .is_some_and(|session| session.cut.is_cancelled())
     }
 
-    /// Waits until a poll has nothing more to wait for, because its session was ended by us. One that comes or waits after
-    /// the end has a moment to carry the `bye`.
-    pub async fn poll_is_over(&self, sid: &str) {
+    /// Waits until a poll must end because the server has ended its session. The poll gets a moment to deliver the `bye`.
+    pub async fn poll_ended(&self, sid: &str) {
         let cut = self.lock().get(sid).map(|session| session.cut.clone());
         let Some(cut) = cut else {
             return std::future::pending().await;
         };
         cut.cancelled().await;
-        tokio::time::sleep(LAST_WORD).await;
+        tokio::time::sleep(BYE_FLUSH).await;
     }
 
-    /// A poll was answered.
+    /// Records that a poll was answered.
     pub fn polled(&self, sid: &str) {
         if let Some(session) = self.lock().get_mut(sid) {
             session.polls += 1;
@@ -107,21 +105,21 @@ impl Sessions {
         }
     }
 
-    /// A session has joined; it is known until it is forgotten, when the library lets go of it.
+    /// Records that a session has joined. It is kept until the library releases it, and [`remove`](Self::remove) is called.
     pub fn join(&self, sid: &str) {
         self.lock().entry(sid.to_owned()).or_default().joined = true;
     }
 
-    pub fn forget(&self, sid: &str) {
+    pub fn remove(&self, sid: &str) {
         self.lock().remove(sid);
     }
 
-    /// How many polls of a session were answered.
+    /// The number of answered polls of a session.
     pub fn polls(&self, sid: &str) -> u64 {
         self.lock().get(sid).map_or(0, |session| session.polls)
     }
 
-    /// Tells when a poll of a session was answered.
+    /// Notifies of each answered poll of a session.
     pub fn answered(&self, sid: &str) -> Arc<Notify> {
         let sessions = self.lock();
         sessions
@@ -129,7 +127,7 @@ impl Sessions {
             .map_or_else(Arc::default, |session| session.answered.clone())
     }
 
-    /// Ends a session by cutting its transport. The library's own `disconnect` would tell the client not to come back.
+    /// Ends a session by cutting its transport. The library's own `disconnect` would tell the client not to reconnect.
     pub fn cut(&self, socket: &SocketRef, reason: &'static str) {
         match self.connection(socket) {
             Some(connection) => connection.cut(reason),
@@ -141,7 +139,7 @@ impl Sessions {
         }
     }
 
-    /// The connection of a session that goes over a WebSocket.
+    /// The connection of a session that uses a WebSocket.
     pub fn connection(&self, socket: &SocketRef) -> Option<Arc<Connection>> {
         if socket.transport_type() != TransportType::Websocket {
             return None;

@@ -17,16 +17,16 @@ use crate::page::{Limit, MAX_PAGE, Page};
 use crate::query::Start;
 use crate::record::{Event, Gap, GapReason};
 
-/// How much of a backlog is read from Kafka for one write.
+/// The limit of one read of a backlog from Kafka, which becomes one write.
 const REPLAY: Limit = Limit {
     events: 500,
     bytes: 256 << 10,
 };
 
-/// After a failed attempt to read Kafka.
+/// The delay before Kafka is read again after a failure.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Why a stream is ended by us.
+/// Why the server ends a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     Drain,
@@ -49,10 +49,10 @@ impl End {
         }
     }
 
-    /// When the client should come back, in ms: each at its own moment.
+    /// When the client should reconnect, in ms, with jitter.
     pub fn retry(&self) -> u64 {
         match self {
-            // A full replica stays full for a while.
+            // A full replica does not empty quickly.
             Self::Overload => rand::random_range(2_000..10_000),
             _ => drain::retry(),
         }
@@ -68,37 +68,37 @@ impl End {
     }
 }
 
-/// A question to Kafka that is under way. It is kept, so that a wait that is dropped does not ask it again.
+/// A pending request to Kafka. It is kept, so that a cancelled wait does not repeat it.
 type Reading<T> = Pin<Box<dyn Future<Output = anyhow::Result<T>> + Send + Sync>>;
 
-/// A client's way through a topic.
+/// One client's read through a topic.
 pub struct Stream {
     topic: Arc<Topic>,
     encoding: Encoding,
     state: State,
     head: watch::Receiver<u64>,
     source: watch::Receiver<Source>,
-    /// The reason that the client was sent, while the topic cannot be read.
+    /// The reason last sent to the client, while the topic cannot be read.
     reported_down: Option<&'static str>,
 }
 
 /// What to do when there was nothing to write.
 enum Step {
-    /// Go on at once, from where the stream is now.
-    Next,
+    /// Continue immediately in the current state.
+    Continue,
     /// Wait until the ring or the state of Kafka changes.
-    News,
-    /// Kafka cannot tell yet; ask again in a moment.
-    Later,
+    Wait,
+    /// Kafka has no answer yet; retry after a pause.
+    Retry,
 }
 
 enum State {
-    /// Nothing was sent yet. `finding` asks Kafka for the vector of the start.
+    /// Nothing was sent yet. `finding` looks up the start's vector in Kafka.
     Begin {
         start: Start,
         finding: Option<Reading<Vector>>,
     },
-    /// What comes next is older than the ring, or Kafka must be asked whether the cursor is of this log.
+    /// The next event is older than the ring, or Kafka must confirm that the cursor belongs to this log.
     Replay {
         vector: Box<Vector>,
         verified: bool,
@@ -107,9 +107,9 @@ enum State {
     Ring(RingReader),
 }
 
-/// What Kafka answered.
+/// The result of a read from Kafka.
 enum Replayed {
-    /// The number of partitions, for a client that has read more of them than this replica.
+    /// The number of partitions, for a client that has read more partitions than this replica.
     Partitions(usize),
     Page(Page),
 }
@@ -128,7 +128,7 @@ impl Stream {
     pub fn new(topic: Arc<Topic>, start: Start, encoding: Encoding) -> Self {
         let head = topic.feed.watch();
         let mut source = topic.source.clone();
-        // So that a client that comes while Kafka is away hears of it at once.
+        // A client that connects while Kafka is unavailable is notified immediately.
         source.mark_changed();
         Self {
             topic,
@@ -143,7 +143,7 @@ impl Stream {
         }
     }
 
-    /// The newest cursor: what the client has, once it has what was taken. Empty before the first.
+    /// The cursor after the last event taken. Empty before the first.
     pub fn cursor(&self) -> String {
         match &self.state {
             State::Begin {
@@ -156,28 +156,28 @@ impl Stream {
         }
     }
 
-    /// Waits until there is something to write and takes all of it. May be dropped while it waits; nothing is lost by that.
+    /// Waits until there is something to write, and takes it. Cancel-safe: dropping the future loses nothing.
     pub async fn next(&mut self, batch: &mut Batch) {
         loop {
             self.report_source(batch);
             if !batch.frames.is_empty() {
-                // At once: what comes next may have to wait for Kafka.
+                // Not delayed by the next step, which may have to wait for Kafka.
                 return;
             }
             let step = match &mut self.state {
-                State::Begin { .. } if *self.head.borrow_and_update() == 0 => Step::News,
+                State::Begin { .. } if *self.head.borrow_and_update() == 0 => Step::Wait,
                 State::Begin { .. } => self.begin(batch).await,
                 State::Replay { .. } => self.replay(batch).await,
                 State::Ring(reader) => {
                     self.head.mark_unchanged();
                     match self.topic.feed.take(reader, self.encoding, batch) {
-                        Ok(()) => Step::News,
-                        // Slower than the topic: what the ring has dropped comes from Kafka.
+                        Ok(()) => Step::Wait,
+                        // Slower than the topic: events that the ring has evicted come from Kafka.
                         Err(Lagged) => {
                             let cursor = self.topic.feed.cursor(reader);
                             let vector = Vector::decode(&cursor, &self.topic.name);
                             self.state = State::replay(vector.expect("the ring's own token"));
-                            Step::Next
+                            Step::Continue
                         }
                     }
                 }
@@ -186,18 +186,18 @@ impl Stream {
                 return;
             }
             match step {
-                Step::Next => {}
-                // Changes of Kafka's state wake the ring's readers too. The sender lives as long as the process.
-                Step::News => _ = self.head.changed().await,
-                Step::Later => tokio::time::sleep(PAUSE).await,
+                Step::Continue => {}
+                // A change of Kafka's state wakes the ring's readers too. The sender lives as long as the process.
+                Step::Wait => _ = self.head.changed().await,
+                Step::Retry => tokio::time::sleep(PAUSE).await,
             }
         }
     }
 
-    /// Finds the place where the client wants to start.
+    /// Finds the client's start position.
     async fn begin(&mut self, batch: &mut Batch) -> Step {
         let State::Begin { start, finding } = &mut self.state else {
-            return Step::Next;
+            return Step::Continue;
         };
         let Topic {
             name, feed, log, ..
@@ -205,12 +205,12 @@ impl Stream {
         if finding.is_none() {
             let reader = match start {
                 Start::Live => Some(feed.live()),
-                // While Kafka is away, fewer than were asked for are better than none; `start` says where they begin.
+                // While Kafka is unavailable, fewer messages than requested are better than none; `start` has their position.
                 Start::Last(count) => feed.newest(*count, self.topic.is_down()),
                 Start::After(token) => match Vector::decode(token, name) {
                     Some(vector) => {
                         self.enter_at(vector, batch);
-                        return Step::Next;
+                        return Step::Continue;
                     }
                     None => {
                         self.enter(feed.live(), batch);
@@ -223,43 +223,39 @@ impl Stream {
                         let frame =
                             encode::control(Kind::Gap, &self.cursor(), about, self.encoding.format);
                         batch.frames.push(frame);
-                        return Step::Next;
+                        return Step::Continue;
                     }
                 },
                 Start::Earliest | Start::Time(_) => None,
             };
             if let Some(reader) = reader {
                 self.enter(reader, batch);
-                return Step::Next;
+                return Step::Continue;
             }
             *finding = Some(find(start.clone(), feed.head(), log.clone()));
         }
         let Some(found) = finding else {
-            return Step::Next;
+            return Step::Continue;
         };
         match found.await {
             Ok(vector) => {
                 self.enter_at(vector, batch);
-                Step::Next
+                Step::Continue
             }
             Err(error) => {
                 *finding = None;
                 let error = format!("{error:#}");
-                tracing::debug!(
-                    topic = name,
-                    error,
-                    "cannot find where a client wants to start"
-                );
-                Step::Later
+                tracing::debug!(topic = name, error, "cannot find a client's start position");
+                Step::Retry
             }
         }
     }
 
-    /// Starts after what this vector has.
+    /// Starts after this vector.
     fn enter_at(&mut self, vector: Vector, batch: &mut Batch) {
         let cursor = vector.encode(&self.topic.name);
         self.state = match self.topic.feed.locate(&vector, false) {
-            // The token is the client's own, not the ring's at that place: it names what the client has.
+            // The cursor is the client's own, not the ring's at that position: it describes what the client has.
             Some(reader) => State::Ring(reader),
             None => State::replay(vector),
         };
@@ -281,7 +277,7 @@ impl Stream {
         ));
     }
 
-    /// Takes a piece of what is older than the ring, or joins the ring.
+    /// Reads a page of events older than the ring, or joins the ring.
     async fn replay(&mut self, batch: &mut Batch) -> Step {
         let State::Replay {
             vector,
@@ -289,17 +285,17 @@ impl Stream {
             reading,
         } = &mut self.state
         else {
-            return Step::Next;
+            return Step::Continue;
         };
         let Topic {
             name, feed, log, ..
         } = &*self.topic;
         if let Some(reader) = feed.locate(vector, *verified) {
             self.state = State::Ring(reader);
-            return Step::Next;
+            return Step::Continue;
         }
         let request = reading.get_or_insert_with(|| {
-            // In this order, the ring's head is never older than what is found out about the topic.
+            // Read first, so that the head is never newer than what Kafka returns about the topic.
             let head = feed.head();
             let (log, from) = (log.clone(), (**vector).clone());
             Box::pin(async move {
@@ -315,7 +311,7 @@ impl Stream {
         *reading = None;
         match replayed {
             Ok(Replayed::Page(page)) => {
-                // Complete, and nothing came of it, twice: the ring is of another log than Kafka has now, or lags.
+                // Complete but empty, twice: the ring is of another log than Kafka's current one, or it lags.
                 let stuck = *verified && page.complete && page.events.is_empty();
                 page.walk(|event, vector| {
                     batch.count(event, false, self.encoding.binary);
@@ -333,7 +329,7 @@ impl Stream {
                 }
                 *verified = page.complete;
                 **vector = page.after;
-                if stuck { Step::Later } else { Step::Next }
+                if stuck { Step::Retry } else { Step::Continue }
             }
             Ok(Replayed::Partitions(partitions)) if partitions < vector.len() => {
                 for partition in partitions..vector.len() {
@@ -353,22 +349,22 @@ impl Stream {
                     }
                 }
                 vector.positions.truncate(partitions);
-                Step::Next
+                Step::Continue
             }
-            // Another replica has seen partitions that this one is about to see.
+            // Another replica has already discovered partitions that this one has not.
             Ok(Replayed::Partitions(_)) => {
                 self.topic.recheck.notify_one();
-                Step::Later
+                Step::Retry
             }
             Err(error) => {
                 let error = format!("{error:#}");
-                tracing::debug!(topic = name, error, "cannot read what a client missed");
-                Step::Later
+                tracing::debug!(topic = name, error, "cannot read a client's backlog");
+                Step::Retry
             }
         }
     }
 
-    /// Reports that the topic cannot be read, and to clients that were sent that, that it can be again.
+    /// Sends `status` when the topic can no longer be read, and again when it can, to clients that were sent the first.
     fn report_source(&mut self, batch: &mut Batch) {
         if !self.source.has_changed().unwrap_or(false) {
             return;
@@ -388,7 +384,7 @@ impl Stream {
     }
 }
 
-/// Asks Kafka for the vector of a start.
+/// Looks up the vector of a start in Kafka.
 fn find(start: Start, head: Vector, log: Arc<Log>) -> Reading<Vector> {
     Box::pin(async move {
         match start {

@@ -1,4 +1,4 @@
-//! The ways to a client: files of the same shape, and pages of history beside them.
+//! The transports, and pages of history.
 
 pub mod history;
 pub mod socketio;

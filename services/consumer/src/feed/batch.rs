@@ -1,11 +1,11 @@
-//! What one write carries.
+//! The events of one write.
 
 use bytes::{Bytes, BytesMut};
 
 use crate::encode::{self, Frame};
 use crate::record::{Event, GapReason, Payload};
 
-/// Frames that are written together, and what is counted once they are.
+/// Frames that are written together, and what is counted afterwards.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub frames: Vec<Frame>,
@@ -16,7 +16,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Everything that was taken, in one piece.
+    /// All frames, joined.
     pub fn block(&self) -> Bytes {
         match &*self.frames {
             [frame] => frame.bytes.clone(),
@@ -31,7 +31,7 @@ impl Batch {
         }
     }
 
-    /// Forgets what was written. A connection keeps no more room than a quiet topic needs.
+    /// Clears the batch after a write. A connection keeps no more capacity than a quiet topic needs.
     pub fn clear(&mut self) {
         self.frames.clear();
         self.timestamps.clear();
@@ -42,9 +42,9 @@ impl Batch {
         self.messages = 0;
     }
 
-    /// Counts an event that a client of this encoding is sent.
+    /// Counts an event that is sent to a client.
     pub fn count(&mut self, event: &Event, live: bool, binary: bool) {
-        match encode::as_seen_by(event, binary).as_ref() {
+        match encode::payload_for(event, binary).as_ref() {
             Payload::Gap(gap) => self.gaps.push(gap.reason),
             Payload::Message(message) => {
                 self.messages += 1;

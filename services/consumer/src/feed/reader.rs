@@ -6,12 +6,12 @@ use crate::cursor::Vector;
 use crate::encode::{self, Encoding, Frame};
 use crate::record::{Event, Gap, GapReason, Payload};
 
-/// Where a connection is in the ring.
+/// A connection's position in the ring.
 #[derive(Debug)]
 pub struct RingReader {
     /// The number of the next event.
     pub(super) position: u64,
-    /// The token of what the client has. It is kept, since the ring may forget it before the client has to resume.
+    /// The cursor of the last event taken. It is kept here, because the ring may evict that event before the client resumes.
     pub(super) cursor: Arc<str>,
     /// Events from here on are live, not backlog.
     pub(super) live_from: u64,
@@ -19,23 +19,24 @@ pub struct RingReader {
     pub(super) divergence: Option<Box<Divergence>>,
 }
 
-/// Another replica may have read the partitions in another order. A client that comes from there has more of some
-/// partitions than this ring had at the same position, so it is given a vector and cursors of its own:
+/// Another replica may have read the partitions in another order. A client that comes from there is ahead of this ring's
+/// position in some partitions, so it gets its own vector and cursors until the two are equal:
 ///
 /// ```text
 /// ring      0/7  1/3  0/8  1/4  0/9 …      (partition/offset)
 /// client    has 0/8 and 1/3: position before 0/8, ahead in partition 0
-///           skips 0/8, takes 1/4 with a cursor of its own; both vectors are now equal, and frames are shared from 0/9 on
+///           skips 0/8, takes 1/4 with its own cursor; both vectors are now equal, and frames are shared from 0/9
 /// ```
 #[derive(Debug)]
 pub struct Divergence {
     pub(super) vector: Vector,
-    /// Partitions of which the client has more than the ring before its position.
+    /// Partitions in which the client is ahead of its position in the ring.
     pub(super) ahead: Vec<usize>,
 }
 
 impl Divergence {
-    /// What the client is sent of the ring's next event; `None` when it has it. `frame` makes the ring's own frame of it.
+    /// The frame of the ring's next event for this client; `None` if the client already has it. `frame` returns the ring's own
+    /// frame.
     pub(super) fn take(
         &mut self,
         event: &Event,
@@ -55,7 +56,7 @@ impl Divergence {
         }
         self.vector.set(partition, next);
         if resets {
-            // The ring's vectors name the topic of after the reset; so does this client's from here on.
+            // The ring's vectors have the topic id after the reset; from here, this client's has it too.
             if let Some(vector) = Vector::decode(ring_cursor, topic) {
                 self.vector.topic_id = vector.topic_id;
             }
@@ -69,7 +70,7 @@ impl Divergence {
                 encoding.format,
             ));
         };
-        // The ring's gap begins, or ends, where the ring was; this client's where it is.
+        // The ring's gap begins, or ends, at the ring's position; this client's at its own.
         let own = Gap {
             reason: gap.reason,
             ranges: gap

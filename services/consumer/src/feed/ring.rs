@@ -1,4 +1,4 @@
-//! The newest events of a topic, in the order in which this replica read them: pure, without a lock and without a socket.
+//! The newest events of a topic, in the order in which this replica read them. Pure: without locks or I/O.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -10,16 +10,16 @@ use crate::encode::{Encoding, Frame};
 use crate::page::{Limit, Page};
 use crate::record::{Event, Payload};
 
-/// How much of a topic is kept at hand.
+/// How much of a topic is kept in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Events that are kept whatever their age.
+    /// Events that are kept regardless of their age.
     pub events: usize,
     /// Younger events are kept beyond that number.
     pub age: Duration,
-    /// Bytes of records and frames together, which are never exceeded by more than one event.
+    /// Maximum bytes of records and frames together, exceeded by at most one event.
     pub bytes: usize,
-    /// Events that are taken for one write.
+    /// Maximum number of events for one write.
     pub batch_events: u64,
 }
 
@@ -28,14 +28,14 @@ pub struct Ring {
     entries: VecDeque<Entry>,
     /// The number of the first entry. Numbers begin at 1.
     pub first: u64,
-    /// Where clients may join by a cursor: behind the last reset, before which offsets mean another log.
+    /// The first entry at which clients may join by a cursor: after the last reset, before which offsets belong to another log.
     joinable: u64,
     /// The vector before the entry `joinable`.
     tail: Vector,
     /// The vector after the last entry, and its token.
     pub head: Vector,
     pub head_cursor: Arc<str>,
-    /// Nothing is older than the first entry.
+    /// The first entry is the oldest of the log.
     begins_log: bool,
     /// Bytes of the entries without their frames.
     pub record_bytes: usize,
@@ -50,9 +50,9 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Bytes held without the frames.
+    /// Bytes without the frames.
     fn weight(&self) -> usize {
-        // An `Arc` has two counters before its content.
+        // An `Arc` stores two counters before its content.
         self.event.weight() + self.cursor.len() + 32 + size_of::<Self>()
     }
 
@@ -85,14 +85,14 @@ impl Ring {
         self.head = start;
     }
 
-    /// Names the topic's id in the cursors from here on.
-    pub fn identify(&mut self, topic_id: TopicId) {
+    /// Sets the topic id of all following cursors.
+    pub fn set_topic_id(&mut self, topic_id: TopicId) {
         self.head.topic_id = topic_id;
         self.tail.topic_id = topic_id;
         self.head_cursor = self.head.encode(&self.topic).into();
     }
 
-    /// Names partitions that were added.
+    /// Adds new partitions.
     pub fn grow(&mut self, partitions: usize) {
         if partitions > self.head.len() {
             self.head.set(partitions - 1, Position::default());
@@ -101,14 +101,14 @@ impl Ring {
         }
     }
 
-    /// Forgets partitions that the topic no longer has.
+    /// Removes partitions that the topic no longer has.
     pub fn shrink(&mut self, partitions: usize) {
         self.head.positions.truncate(partitions);
         self.tail.positions.truncate(partitions);
         self.head_cursor = self.head.encode(&self.topic).into();
     }
 
-    /// Appends an event. `topic_id` is that of the topic it was read from.
+    /// Appends an event.
     pub fn push(&mut self, event: Arc<Event>) {
         self.head.set(event.partition, event.next);
         self.head_cursor = self.head.encode(&self.topic).into();
@@ -128,8 +128,8 @@ impl Ring {
         }
     }
 
-    /// Drops the oldest event when the ring holds more than it may; returns the bytes of its frames. `frame_bytes` are those
-    /// of all frames.
+    /// Evicts the oldest event if the ring is over its limits; returns the bytes of its frames. `frame_bytes` is the total of all
+    /// frames.
     pub fn evict(&mut self, limits: &Limits, frame_bytes: usize) -> Option<usize> {
         let oldest = self.entries.front()?;
         let many = self.entries.len() > limits.events && oldest.added.elapsed() > limits.age;
@@ -161,7 +161,7 @@ impl Ring {
         &self.entries[(number - self.first) as usize]
     }
 
-    /// Where a client that wants live events only begins.
+    /// Where a client starts that wants only live events.
     pub fn live(&self) -> RingReader {
         RingReader {
             position: self.end(),
@@ -171,7 +171,7 @@ impl Ring {
         }
     }
 
-    /// Before the newest `count` messages. When the ring holds fewer, before all of them if `fewer` will do, else `None`.
+    /// Before the newest `count` messages. If the ring holds fewer: before all of them if `fewer` is acceptable, else `None`.
     pub fn newest(&self, count: usize, fewer: bool) -> Option<RingReader> {
         let mut position = self.end();
         let mut missing = count;
@@ -195,8 +195,8 @@ impl Ring {
         })
     }
 
-    /// Where a client that has read as far as `vector` goes on; `None` when the ring cannot continue it without a hole, or
-    /// cannot tell that it is of the same log. `verified` says that Kafka was asked: what the ring has not yet read then waits.
+    /// Where a client that has read up to `vector` continues; `None` if the ring cannot continue without a hole, or cannot
+    /// confirm that the vector is of the same log. `verified`: Kafka has confirmed it, so the client may be ahead of the ring.
     pub fn locate(&self, vector: &Vector, verified: bool) -> Option<RingReader> {
         let partitions = self.head.len();
         let mut unknown = vector.positions.iter().skip(partitions);
@@ -221,7 +221,7 @@ impl Ring {
                 ahead.push(partition);
             }
         }
-        // Backwards until, in every partition, an event that the client has; within one, offsets ascend.
+        // Search backwards until every partition has an event that the client has; within a partition, offsets ascend.
         let mut settled: Vec<bool> = (0..partitions)
             .map(|p| vector.get(p).offset >= self.head.get(p).offset)
             .collect();
@@ -262,7 +262,7 @@ impl Ring {
         })
     }
 
-    /// The newest page, and whether the ring holds as much as was asked for.
+    /// The newest page, and whether the ring holds as much as was requested.
     pub fn newest_page(&self, limit: Limit) -> (Page, bool) {
         let (mut position, mut messages, mut bytes) = (self.end(), 0, 0);
         while position > self.joinable && messages < limit.events && bytes < limit.bytes {
@@ -285,7 +285,7 @@ impl Ring {
         (page, whole)
     }
 
-    /// The page after a vector; `None` when the ring cannot continue it.
+    /// The page after a vector; `None` if the ring cannot continue from it.
     pub fn page_after(&self, vector: &Vector, limit: Limit) -> Option<Page> {
         let mut position = self.locate(vector, false)?.position;
         let mut after = vector.clone();
@@ -309,7 +309,7 @@ impl Ring {
         })
     }
 
-    /// The positions of one partition that the ring knows, ascending: those of one log.
+    /// The positions of one partition that the ring knows, ascending and all of the current log.
     pub fn positions(&self, partition: usize) -> Vec<Position> {
         let entries = (self.joinable..self.end()).map(|number| self.entry(number));
         let events = entries

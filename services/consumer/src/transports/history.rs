@@ -1,4 +1,4 @@
-//! Pages of what is older, as far back as Kafka keeps.
+//! Pages of older messages, as far back as Kafka retains them.
 
 use herald_runtime::http::{failure, unavailable};
 use hyper::header::{CACHE_CONTROL, HeaderValue};
@@ -30,7 +30,7 @@ pub struct PageQuery {
     other: HashMap<String, String>,
 }
 
-/// PageStart a page lies.
+/// Where a page starts.
 enum PageStart {
     Newest,
     After(String),
@@ -42,22 +42,22 @@ enum PageStart {
 pub async fn answer(app: &App, query: PageQuery, headers: &HeaderMap) -> Response {
     let topic = match app.topic(query.topic.as_deref(), headers) {
         Ok((topic, _)) => topic,
-        Err(refused) => return refused.response(),
+        Err(error) => return error.response(),
     };
-    let (place, limit, binary) = match query.read() {
+    let (start, limit, binary) = match query.read() {
         Ok(read) => read,
         Err(sentence) => return failure(StatusCode::BAD_REQUEST, &sentence),
     };
     if !topic.feed.is_filled() {
         return unavailable("the consumer has not read the topic yet", 1);
     }
-    // Waiting for Kafka would take the browser's patience, and end the same.
-    let away = "Kafka does not answer; older messages will be available again when it does";
-    if topic.is_down() && !matches!(place, PageStart::Newest | PageStart::After(_)) {
-        return unavailable(away, 1);
+    // Waiting for Kafka would only delay the same error.
+    let unreachable = "Kafka does not answer; older messages will be available again when it does";
+    if topic.is_down() && !matches!(start, PageStart::Newest | PageStart::After(_)) {
+        return unavailable(unreachable, 1);
     }
     let mut gaps = Vec::new();
-    match read(&topic, place, limit, &mut gaps).await {
+    match read(&topic, start, limit, &mut gaps).await {
         Ok(page) => reply(&topic.name, page, gaps, binary),
         Err(error) => {
             tracing::warn!(
@@ -65,7 +65,7 @@ pub async fn answer(app: &App, query: PageQuery, headers: &HeaderMap) -> Respons
                 error = format!("{error:#}"),
                 "cannot read a page of history"
             );
-            unavailable(away, 1)
+            unavailable(unreachable, 1)
         }
     }
 }
@@ -75,12 +75,12 @@ impl PageQuery {
         let given = |value: Option<String>| value.filter(|value| !value.is_empty());
         if self.other.contains_key("last") {
             return Err(
-                "a page has no last; give limit, which is the number of its messages".into(),
+                "last is not a parameter here; set the number of messages with limit".into(),
             );
         }
         let named = cursor_of(&self.other)?.map(str::to_owned);
         let after = given(named).or_else(|| given(self.after));
-        let place = match (after, given(self.before), given(self.from)) {
+        let start = match (after, given(self.before), given(self.from)) {
             (None, None, None) => PageStart::Newest,
             (Some(cursor), None, None) => PageStart::After(cursor),
             (None, Some(cursor), None) => PageStart::Before(cursor),
@@ -97,13 +97,13 @@ impl PageQuery {
             ..Default::default()
         }
         .binary()?;
-        Ok((place, Limit { events, ..MAX_PAGE }, binary))
+        Ok((start, Limit { events, ..MAX_PAGE }, binary))
     }
 }
 
 async fn read(
     topic: &Topic,
-    place: PageStart,
+    start: PageStart,
     limit: Limit,
     gaps: &mut Vec<Gap>,
 ) -> anyhow::Result<Page> {
@@ -121,14 +121,14 @@ async fn read(
         }
         vector
     };
-    match place {
+    match start {
         PageStart::After(token) => match cursor(&token) {
-            // From memory where that is enough: clients that look whether they have missed anything ask for nothing new.
+            // From memory if that is enough: a client that only checks for missed messages then causes no read from Kafka.
             Some(vector) => match feed.page_after(&vector, limit) {
                 Some(page) => Ok(page),
                 None => log.forward(vector, head, limit, Purpose::Page).await,
             },
-            // As on a stream: what is said is said, and from here it goes on live.
+            // As on a stream: the gap is reported, and the client continues live from here.
             None => Ok(Page {
                 before: head.clone(),
                 after: head,
@@ -162,7 +162,7 @@ async fn read(
     }
 }
 
-/// The newest page, from the ring where it holds enough: it is there even while Kafka is away.
+/// The newest page, from the ring if it holds enough: that works even while Kafka is unavailable.
 async fn newest(topic: &Topic, limit: Limit) -> anyhow::Result<Page> {
     let (page, whole) = topic.feed.newest_page(limit);
     if whole || topic.is_down() {
@@ -173,7 +173,7 @@ async fn newest(topic: &Topic, limit: Limit) -> anyhow::Result<Page> {
         .backward(topic.feed.head(), limit, Purpose::Page)
         .await
     {
-        // While Kafka is away, less than was asked for is better than nothing; `before` asks for the rest.
+        // While Kafka is unavailable, fewer messages than requested are better than none; `before` leads to the rest.
         Err(_) if !page.events.is_empty() => Ok(page),
         result => result,
     }
@@ -199,7 +199,7 @@ fn reply(topic: &str, page: Page, mut gaps: Vec<Gap>, binary: bool) -> Response 
             let text = String::from_utf8(frame.bytes.to_vec()).expect("JSON is UTF-8");
             let message = RawValue::from_string(text);
             messages.push(message.expect("a frame of this format is one JSON value"));
-        } else if let Payload::Gap(gap) = encode::as_seen_by(event, binary).as_ref() {
+        } else if let Payload::Gap(gap) = encode::payload_for(event, binary).as_ref() {
             gaps.push(gap.clone());
         }
     });
@@ -211,7 +211,7 @@ fn reply(topic: &str, page: Page, mut gaps: Vec<Gap>, binary: bool) -> Response 
         after: &after,
     };
     let mut response = warp::reply::json(&body).into_response();
-    // The newest page changes with every message, and any other one when its log is recreated.
+    // The newest page changes with every message, and every other page when its log is recreated.
     response
         .headers_mut()
         .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -1,4 +1,4 @@
-//! Socket.IO, by socketioxide: the contract's events, and ours beside them.
+//! Socket.IO, with socketioxide: the events of the contract and our own.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,32 +18,32 @@ use tower::{Service, ServiceExt as _};
 use warp::Reply;
 use warp::reply::Response;
 
-use crate::app::{App, Refused};
+use crate::app::{App, TopicError};
 use crate::encode::{Encoding, Format, Frame};
 use crate::feed::Batch;
 use crate::query::{Start, StreamQuery};
-use crate::sessions::{LAST_WORD, Sessions};
+use crate::sessions::{BYE_FLUSH, Sessions};
 use crate::stream::{End, Stream};
 
-/// Where the library answers.
+/// The library's path.
 pub const PATH: &str = "/socket.io";
 
-/// The library's queue is full: its reader is slower than we are. It is asked again after so long, and less and less often.
+/// While the library's queue is full because the client is slow: the first and the longest delay between two attempts.
 const FULL: Duration = Duration::from_millis(1);
-const FULL_AT_MOST: Duration = Duration::from_millis(50);
+const MAX_FULL: Duration = Duration::from_millis(50);
 
-/// Packets that the library's queue takes for each session. Its pings wait in it too, and one that finds no room ends the
-/// session, so some of it stays free.
+/// Capacity of the library's queue per session, in packets. Pings share the queue, and one that finds it full ends the session,
+/// so events fill only a part of it.
 const QUEUE: usize = 32;
-const QUEUE_OF_EVENTS: usize = 24;
+const EVENT_QUEUE: usize = 24;
 
-/// Bytes that are handed over before the first of them are taken, or one message: each packet is a copy of its own.
-const HANDED_BYTES: u64 = 128 << 10;
+/// Maximum bytes in flight, or one message: each packet is a copy of its own.
+const MAX_IN_FLIGHT: u64 = 128 << 10;
 
-/// Packets between two polls: python-socketio gives up on an answer of more than 16, and two polls' worth may meet in one.
+/// Packets between two polls: python-socketio rejects a response of more than 16, and one may contain those of two polls.
 const POLL_PACKETS: usize = 7;
 
-/// A reader that takes nothing for so long is ended.
+/// A client that accepts nothing for this long is disconnected.
 const STALLED: Duration = Duration::from_secs(10);
 
 /// The layer around the other endpoints.
@@ -58,24 +58,24 @@ pub fn layer(app: Arc<App>) -> SocketIoLayer {
         .ws_max_frame_size(64 << 10)
         .build_layer();
     let check = app.clone();
-    let refuse_invalid = move |socket: SocketRef, TryData(auth): TryData<Json>| {
+    let reject_invalid = move |socket: SocketRef, TryData(auth): TryData<Json>| {
         let app = check.clone();
         async move { open(&app, &socket, auth.ok()).map(|_| ()) }
     };
     let serve = move |socket: SocketRef, TryData(auth): TryData<Json>| {
         serve(app.clone(), socket, auth.ok())
     };
-    io.ns("/", serve.with(refuse_invalid));
+    io.ns("/", serve.with(reject_invalid));
     layer
 }
 
-/// Whether Engine.IO's library would take this path: its own, and everything below it.
+/// Whether the Engine.IO library would handle this path: its own, and everything below it.
 pub fn is_path(path: &str) -> bool {
     path.strip_prefix(PATH)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The answer to a request that the library is not to take.
+/// The response to a request that must not reach the library.
 pub fn reject(app: &App, request: &mut Request<Incoming>, end: Option<End>) -> Option<Response> {
     if request.uri().path().len() > PATH.len() + 1 {
         let sentence = "there is nothing at this address; Socket.IO is at /socket.io/";
@@ -83,21 +83,21 @@ pub fn reject(app: &App, request: &mut Request<Incoming>, end: Option<End>) -> O
     }
     let Some(sid) = session(request) else {
         if let Some(end) = end {
-            return Some(app.refusal(&end));
+            return Some(app.rejection(&end));
         }
         // One connection can open many sessions.
         let connection = request.extensions().get::<Arc<Connection>>()?;
         let Some(slot) = app.sessions.reserve(connection, app.max_connections) else {
-            return Some(app.refusal(&End::Overload));
+            return Some(app.rejection(&End::Overload));
         };
         request.extensions_mut().insert(slot);
         return None;
     };
-    // A poll may still carry the `bye`.
+    // A poll may still deliver the `bye`.
     (!is_poll(request) && app.sessions.has_ended(&sid)).then(unknown_session)
 }
 
-/// Lets the library answer, unless the session is ended by us while it does.
+/// Lets the library answer, unless the server ends the session meanwhile.
 pub async fn answer<S, B>(
     app: &App,
     service: S,
@@ -110,16 +110,16 @@ where
     let polls = is_poll(&request);
     let connection = request.extensions().get::<Arc<Connection>>().cloned();
     detach(&mut request);
-    let over = async {
+    let ended = async {
         match &sid {
-            Some(sid) if polls => app.sessions.poll_is_over(sid).await,
+            Some(sid) if polls => app.sessions.poll_ended(sid).await,
             _ => std::future::pending().await,
         }
     };
     let mut response = tokio::select! {
         biased;
         response = service.oneshot(request) => response?,
-        () = over => return Ok(Err(unknown_session())),
+        () = ended => return Ok(Err(unknown_session())),
     };
     match (sid, connection) {
         (None, Some(connection)) if polls && Sessions::is_full(&connection) => {
@@ -135,27 +135,27 @@ where
     Ok(Ok(response))
 }
 
-/// Copies the head of a request. Socket.IO keeps it with the session, and as hyper gives it, it holds the buffer it was read into.
+/// Copies the head of a request. Socket.IO keeps it with the session, and hyper's own head would retain the whole read buffer.
 fn detach(request: &mut Request<Incoming>) {
     let mut headers = HeaderMap::with_capacity(request.headers().len());
     for (name, value) in request.headers() {
-        let name = HeaderName::from_bytes(name.as_str().as_bytes()).expect("it was one");
+        let name = HeaderName::from_bytes(name.as_str().as_bytes()).expect("it was valid");
         headers.append(
             name,
-            HeaderValue::from_bytes(value.as_bytes()).expect("it was one"),
+            HeaderValue::from_bytes(value.as_bytes()).expect("it was valid"),
         );
     }
     *request.headers_mut() = headers;
     let uri = request.uri().to_string();
-    *request.uri_mut() = uri.parse().expect("it was one");
+    *request.uri_mut() = uri.parse().expect("it was valid");
 }
 
-/// Whether a request of Socket.IO polls, rather than sends or goes on as a WebSocket.
+/// Whether a Socket.IO request polls, rather than sends or upgrades to a WebSocket.
 fn is_poll(request: &Request<Incoming>) -> bool {
     request.method() == Method::GET && !request.headers().contains_key(UPGRADE)
 }
 
-/// Engine.IO's own answer to a session it does not know; the client then opens a new one.
+/// Engine.IO's own response to an unknown session; the client then opens a new one.
 fn unknown_session() -> Response {
     warp::reply::with_status(
         warp::reply::json(&json!({ "code": 1, "message": "Session ID unknown" })),
@@ -164,18 +164,18 @@ fn unknown_session() -> Response {
     .into_response()
 }
 
-/// The Engine.IO session that a request belongs to, read as the library reads it: a request in which it finds none opens one.
+/// The Engine.IO session of a request, parsed as the library does: a request without one opens a new session.
 pub fn session(request: &Request<Incoming>) -> Option<String> {
     let mut parameters = request.uri().query()?.split('&');
     let sid = parameters.find_map(|parameter| parameter.strip_prefix("sid="));
     sid.map(str::to_owned)
 }
 
-/// Reads what a client asks for: `auth` on the client, or the query of the URL where `auth` is silent.
+/// Opens the stream of a client's parameters: `auth` takes precedence over the query of the URL.
 ///
 /// # Errors
 ///
-/// One sentence, which the client gets as `connect_error`.
+/// One sentence, which the client receives as `connect_error`.
 fn open(
     app: &App,
     socket: &SocketRef,
@@ -188,7 +188,7 @@ fn open(
         Some(Json::Number(number)) => Some(number.to_string()),
         _ => query.get(name).cloned(),
     };
-    let wanted = StreamQuery {
+    let query = StreamQuery {
         topic: given("topic"),
         after: given("after"),
         from: given("from"),
@@ -199,18 +199,18 @@ fn open(
     };
     let headers = &socket.req_parts().headers;
     let (topic, permit) = app
-        .topic(wanted.topic.as_deref(), headers)
-        .map_err(Refused::sentence)?;
-    let start: Start = wanted.start(None)?;
+        .topic(query.topic.as_deref(), headers)
+        .map_err(TopicError::sentence)?;
+    let start: Start = query.start(None)?;
     let encoding = Encoding {
         format: Format::SocketIo,
-        binary: wanted.binary()?,
+        binary: query.binary()?,
     };
     let name = topic.name.clone();
     Ok((Stream::new(topic, start, encoding), encoding, permit, name))
 }
 
-/// What was given beside the parameters that have a meaning, without Engine.IO's own.
+/// The parameters that neither a stream nor Engine.IO defines.
 fn other(auth: Option<&Json>, query: &HashMap<String, String>) -> HashMap<String, String> {
     const KNOWN: [&str; 10] = [
         "topic",
@@ -232,24 +232,24 @@ fn other(auth: Option<&Json>, query: &HashMap<String, String>) -> HashMap<String
 }
 
 async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
-    // The middleware has let it in with the same words.
+    // The middleware has accepted the same parameters.
     let Ok((mut stream, encoding, permit, topic)) = open(&app, &socket, auth) else {
         return;
     };
     app.sessions.join(socket.id.as_str());
-    let gone = CancellationToken::new();
-    let (of, sid, told) = (app.clone(), socket.id.to_string(), gone.clone());
+    let disconnected = CancellationToken::new();
+    let (owner, sid, notify) = (app.clone(), socket.id.to_string(), disconnected.clone());
     socket.on_disconnect(move || {
-        of.sessions.forget(&sid);
-        told.cancel();
+        owner.sessions.remove(&sid);
+        notify.cancel();
         std::future::ready(())
     });
     if !socket.connected() {
-        // It left before there was anyone to be told.
-        return app.sessions.forget(socket.id.as_str());
+        // It disconnected before `on_disconnect` was registered.
+        return app.sessions.remove(socket.id.as_str());
     }
     let mut open = app.metrics.open(encoding.format);
-    // To this client alone, at every connect: the page of the contract's original shows them.
+    // Sent to this client on every connect: the page of the original contract shows them.
     for (event, data) in [("env", &topic), ("custom_header", &app.custom_header)] {
         if socket.emit(event, &json!({ "data": data })).is_err() {
             return;
@@ -257,13 +257,13 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     }
     let mut drained = std::pin::pin!(app.drain.deadline());
     let mut expired = std::pin::pin!(permit.expired());
-    // `env` and `custom_header` are on their way.
+    // `env` and `custom_header` are already in the queue.
     let mut emitter = Emitter::new(socket.clone(), &app.sessions, 2);
     let mut batch = Batch::default();
     let end = loop {
         tokio::select! {
             biased;
-            () = gone.cancelled() => break None,
+            () = disconnected.cancelled() => break None,
             () = &mut drained => break Some(End::Drain),
             () = &mut expired => break Some(End::Expired),
             () = stream.next(&mut batch) => {
@@ -278,16 +278,16 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     };
     if let Some(end) = end {
         open.reason = end.reason();
-        // What is left in the batch was not handed over: the client keeps the cursor of the last event that it got.
+        // Events left in the batch were not sent: the client keeps the cursor of the last event that it received.
         let cursor = if batch.frames.is_empty() {
             stream.cursor()
         } else {
             String::new()
         };
         let bye = [end.frame(&cursor, end.retry(), encoding)];
-        let handed_over = emitter.emit_all(&bye, Instant::now() + LAST_WORD);
-        _ = tokio::time::timeout(LAST_WORD, handed_over).await;
-        emitter.taken().await;
+        let emitted = emitter.emit_all(&bye, Instant::now() + BYE_FLUSH);
+        _ = tokio::time::timeout(BYE_FLUSH, emitted).await;
+        emitter.flushed().await;
         app.sessions.cut(&socket, end.reason());
     } else if let Some(reason) = app
         .sessions
@@ -298,22 +298,22 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     }
 }
 
-/// Hands events to the library.
+/// Passes events to the library.
 struct Emitter<'a> {
     socket: SocketRef,
     sessions: &'a Sessions,
-    /// Polls that were answered when it was looked the last time, and what was handed over since.
+    /// The number of answered polls at the last check, and what was emitted since.
     polls: u64,
     packets: usize,
     bytes: u64,
-    /// Over a WebSocket: where in the bytes of the connection each packet that was handed over ends.
+    /// On a WebSocket: the end of each emitted packet in the connection's byte stream.
     connection: Option<Arc<Connection>>,
     written: u64,
     ends: VecDeque<u64>,
 }
 
 impl<'a> Emitter<'a> {
-    /// `packets` were handed over already.
+    /// `packets` were emitted already.
     fn new(socket: SocketRef, sessions: &'a Sessions, packets: usize) -> Self {
         Self {
             socket,
@@ -327,12 +327,12 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Hands over all of them. No room means to wait, as long as anything moves.
+    /// Emits all frames. Waits while the queue is full, as long as the client makes progress.
     ///
     /// # Errors
     ///
-    /// `None` when the client is gone, [`End::Slow`] when it took nothing until the deadline. A large message takes a slow reader
-    /// longer: each byte of it puts the deadline off.
+    /// `None` if the client has disconnected, [`End::Slow`] if it accepted nothing until the deadline. Each byte that it accepts
+    /// extends the deadline, because a large message takes a slow client longer.
     async fn emit_all(
         &mut self,
         frames: &[Frame],
@@ -351,46 +351,46 @@ impl<'a> Emitter<'a> {
                         Ok(()) => break,
                         Err(SendError::Socket(SocketError::InternalChannelFull)) => {}
                         Err(error) => {
-                            tracing::debug!(%error, "socket.io client is gone");
+                            tracing::debug!(%error, "socket.io client has disconnected");
                             return Err(None);
                         }
                     }
                 }
-                if self.has_moved() {
+                if self.has_progressed() {
                     deadline = deadline.max(Instant::now() + STALLED);
                 }
                 if Instant::now() > deadline {
                     return Err(Some(End::Slow));
                 }
                 _ = tokio::time::timeout(pause, answered.notified()).await;
-                pause = (pause * 2).min(FULL_AT_MOST);
+                pause = (pause * 2).min(MAX_FULL);
             }
-            self.handed_over(packet_bytes(frame));
+            self.record_emitted(packet_bytes(frame));
             deadline = deadline.max(Instant::now() + STALLED);
         }
         Ok(())
     }
 
-    /// Whether a WebSocket has taken anything since this was last asked.
-    fn has_moved(&mut self) -> bool {
+    /// Whether a WebSocket has accepted any bytes since the last call.
+    fn has_progressed(&mut self) -> bool {
         let connection = self.connection.as_ref();
         let written = connection.map_or(0, |connection| connection.written());
         std::mem::replace(&mut self.written, written) != written
     }
 
-    /// Waits until the client has taken everything, as far as that can be seen, or a second has passed.
-    async fn taken(&mut self) {
+    /// Waits until everything has been written, as far as that is observable, or a second has passed.
+    async fn flushed(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(1);
-        tokio::time::sleep(LAST_WORD).await;
+        tokio::time::sleep(BYE_FLUSH).await;
         while let (Some(connection), Some(end)) = (&self.connection, self.ends.back())
             && connection.written() < *end
             && Instant::now() < deadline
         {
-            tokio::time::sleep(FULL_AT_MOST).await;
+            tokio::time::sleep(MAX_FULL).await;
         }
     }
 
-    fn handed_over(&mut self, bytes: u64) {
+    fn record_emitted(&mut self, bytes: u64) {
         self.packets += 1;
         self.bytes += bytes;
         if let Some(connection) = &self.connection {
@@ -404,10 +404,10 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Whether the client can take one more packet now.
+    /// Whether the client can accept one more packet now.
     fn has_room(&mut self) -> bool {
         if self.socket.transport_type() == TransportType::Polling {
-            if self.packets < POLL_PACKETS && self.bytes < HANDED_BYTES {
+            if self.packets < POLL_PACKETS && self.bytes < MAX_IN_FLIGHT {
                 return true;
             }
             let polls = self.sessions.polls(self.socket.id.as_str());
@@ -427,8 +427,8 @@ impl<'a> Emitter<'a> {
         while self.ends.front().is_some_and(|end| *end <= written) {
             self.ends.pop_front();
         }
-        let waiting = self.ends.back().map_or(0, |end| end - written);
-        self.ends.len() < QUEUE_OF_EVENTS && waiting < HANDED_BYTES
+        let in_flight = self.ends.back().map_or(0, |end| end - written);
+        self.ends.len() < EVENT_QUEUE && in_flight < MAX_IN_FLIGHT
     }
 }
 

@@ -1,4 +1,4 @@
-//! Server-sent events: one response that does not end, written one block per wake-up.
+//! Server-sent events: one endless response, written one block per wake-up.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -22,7 +22,7 @@ use crate::metrics::{Metrics, Open};
 use crate::query::StreamQuery;
 use crate::stream::{End, Stream};
 
-/// A comment after so much silence: proxies and browsers see that the line is alive, we see when it is not.
+/// A comment is sent after this much silence, so that proxies and browsers keep the connection and a broken one is detected.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
 /// Answers `GET /events`.
@@ -34,9 +34,9 @@ pub fn answer(
 ) -> Response {
     let (topic, permit) = match app.topic(query.topic.as_deref(), headers) {
         Ok(found) => found,
-        Err(refused) => return refused.response(),
+        Err(error) => return error.response(),
     };
-    // What is not text in this header is no cursor of ours: garbled, not refused, since a 400 ends an EventSource for good.
+    // A header that is not text becomes an unknown cursor rather than a 400, which would end an EventSource for good.
     let last_event_id = headers
         .get("last-event-id")
         .map(|id| id.to_str().unwrap_or("?"));
@@ -63,21 +63,21 @@ pub fn answer(
         permit,
         heartbeat: Box::pin(sleep(HEARTBEAT)),
         wrote: Instant::now(),
-        begun: false,
+        started: false,
         written: false,
         ended: false,
     };
-    let turn = Box::pin(app.drain.deadline());
+    let drained = Box::pin(app.drain.deadline());
     event_stream(warp::reply::stream(stream::unfold(
-        (writer, turn),
-        |(mut writer, mut turn)| async move {
-            let block = writer.next(&mut turn).await?;
-            Some((Ok::<_, Infallible>(block), (writer, turn)))
+        (writer, drained),
+        |(mut writer, mut drained)| async move {
+            let block = writer.next(&mut drained).await?;
+            Some((Ok::<_, Infallible>(block), (writer, drained)))
         },
     )))
 }
 
-/// An answer of one `bye`: an `EventSource` comes back after 200 and its own `retry`, and after nothing else.
+/// A response with only a `bye`: an `EventSource` reconnects only after a 200, and waits for its `retry`.
 pub fn reject(end: &End) -> Response {
     let encoding = Encoding {
         format: Format::SseText,
@@ -98,7 +98,7 @@ fn event_stream(reply: impl Reply) -> Response {
         HeaderValue::from_static("no-cache, no-transform"),
     );
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    // One stream per connection: who comes back over a kept-alive one would find the process that is leaving.
+    // One stream per connection: a client that reconnects over a kept-alive one would reach the process that is shutting down.
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }
@@ -118,34 +118,34 @@ struct Writer {
     metrics: Metrics,
     connection: Option<Arc<Connection>>,
     permit: Permit,
-    /// Set anew when it has gone off, not at each write.
+    /// Reset when it fires, not at each write.
     heartbeat: Pin<Box<Sleep>>,
     wrote: Instant,
-    begun: bool,
-    /// The batch was handed out.
+    started: bool,
+    /// The batch was returned as a block.
     written: bool,
     ended: bool,
 }
 
 impl Writer {
     /// The next block to write; `None` after the last.
-    async fn next(&mut self, turn: &mut (impl Future<Output = ()> + Unpin)) -> Option<Bytes> {
+    async fn next(&mut self, drained: &mut (impl Future<Output = ()> + Unpin)) -> Option<Bytes> {
         if self.ended {
             return None;
         }
-        // What was handed out before is at the socket by now, or close to it: the body is asked for more only then.
+        // The previous block has reached the socket, or nearly so: only then is the body polled for more.
         if std::mem::take(&mut self.written) {
             self.metrics.delivered(self.encoding.format, &self.batch);
             self.batch.clear();
         }
-        if !std::mem::replace(&mut self.begun, true) {
-            // A first write at once: proxies and browsers then know that this is a stream.
+        if !std::mem::replace(&mut self.started, true) {
+            // Written immediately, so that proxies and browsers recognize a stream.
             return Some(Bytes::from(format!("retry: {}\n\n", retry())));
         }
         let end = loop {
             tokio::select! {
                 biased;
-                () = &mut *turn => break End::Drain,
+                () = &mut *drained => break End::Drain,
                 () = self.permit.expired() => break End::Expired,
                 () = self.stream.next(&mut self.batch) => {
                     self.written = true;

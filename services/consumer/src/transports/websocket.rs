@@ -1,4 +1,4 @@
-//! WebSocket: JSON text frames, server to client.
+//! WebSocket: JSON text frames from server to client.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,23 +22,23 @@ use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 use warp::Reply;
 use warp::reply::Response;
 
-use crate::app::{App, Refused};
+use crate::app::{App, TopicError};
 use crate::encode::{Encoding, Format};
 use crate::feed::Batch;
 use crate::metrics::{Metrics, Open};
 use crate::query::StreamQuery;
 use crate::stream::{End, Stream};
 
-/// Between two pings. A peer that answers none for two of them is gone.
+/// The interval between pings. A client that answers neither of two is considered disconnected.
 const PING: Duration = Duration::from_secs(25);
 
-/// How long the closing handshake may take.
+/// The timeout of the closing handshake.
 const CLOSING: Duration = Duration::from_secs(2);
 
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
-/// Answers `GET /ws`. What is wrong with the request is said over the socket: a browser shows no page the status of a
-/// handshake.
+/// Answers `GET /ws`. An invalid request is reported over the socket: browsers hide the status of a failed handshake from the
+/// page.
 pub fn answer(
     app: &App,
     query: &StreamQuery,
@@ -55,7 +55,7 @@ pub fn answer(
     let (Some(upgrade), Some(key)) = (upgrade, key) else {
         let mut response = failure(
             StatusCode::UPGRADE_REQUIRED,
-            "this address speaks WebSocket (version 13)",
+            "this endpoint requires a WebSocket handshake (version 13)",
         );
         response
             .headers_mut()
@@ -84,7 +84,7 @@ pub fn answer(
     let (metrics, drain) = (app.metrics.clone(), app.drain.clone());
     app.tasks.spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
-        // The defaults are buffers of 128 KiB and messages of 64 MiB; a reader sends nothing that we wait for.
+        // The defaults are buffers of 128 KiB and messages of 64 MiB, but no client has anything to send.
         let config = WebSocketConfig::default()
             .read_buffer_size(1 << 10)
             .write_buffer_size(0)
@@ -128,7 +128,7 @@ fn open(
     };
     let (topic, permit) = app
         .topic(query.topic.as_deref(), headers)
-        .map_err(Refused::sentence)?;
+        .map_err(TopicError::sentence)?;
     let stream = Stream::new(topic, query.start(None)?, encoding);
     Ok((stream, encoding, permit))
 }
@@ -143,7 +143,7 @@ struct Writer {
 
 impl Writer {
     async fn run(&mut self, socket: &mut Socket, drain: Drain) {
-        let mut turn = std::pin::pin!(drain.deadline());
+        let mut drained = std::pin::pin!(drain.deadline());
         let mut expired = std::pin::pin!(self.permit.expired());
         let mut batch = Batch::default();
         let mut ping = std::pin::pin!(sleep_until((Instant::now() + PING).into()));
@@ -151,13 +151,13 @@ impl Writer {
         let end = loop {
             tokio::select! {
                 biased;
-                () = &mut turn => break End::Drain,
+                () = &mut drained => break End::Drain,
                 () = &mut expired => break End::Expired,
                 incoming = socket.next() => match incoming {
-                    // Whatever comes shows that the peer is there. Tungstenite answers pings and closes.
+                    // Any message shows that the client is alive. Tungstenite answers pings and closes.
                     Some(Ok(message)) if !message.is_close() => {
                         unanswered = 0;
-                        // Who does not take its pongs is not read either: tungstenite would keep them all.
+                        // Nothing more is read from a client that does not accept its pongs, which tungstenite would queue.
                         if message.is_ping() && socket.flush().await.is_err() {
                             return;
                         }
@@ -198,14 +198,14 @@ impl Writer {
     }
 }
 
-/// Writes all that was taken in one go.
+/// Writes a batch at once.
 async fn write(
     socket: &mut Socket,
     batch: &mut Batch,
     encoding: Encoding,
     metrics: &Metrics,
 ) -> Result<(), Error> {
-    // Nothing of tungstenite's own, such as half a pong, may be left over: the frames go past it.
+    // Tungstenite must have nothing left to write, such as half a pong: the frames bypass it.
     socket.flush().await?;
     socket.get_mut().write_all(&batch.block()).await?;
     metrics.delivered(encoding.format, batch);
@@ -213,7 +213,7 @@ async fn write(
     Ok(())
 }
 
-/// Says why, as far as the socket takes it, and closes.
+/// Sends the reason, if the socket accepts it, and closes.
 async fn close(socket: &mut Socket, end: &End, cursor: &str, encoding: Encoding) {
     let frame = CloseFrame {
         code: code(end),
@@ -230,7 +230,7 @@ async fn close(socket: &mut Socket, end: &End, cursor: &str, encoding: Encoding)
     .await;
 }
 
-/// Sends the answer to the peer's close.
+/// Sends the response to the client's close frame.
 async fn finish(socket: &mut Socket) {
     _ = tokio::time::timeout(CLOSING, async {
         while let Some(Ok(_)) = socket.next().await {}
