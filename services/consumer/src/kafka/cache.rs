@@ -1,5 +1,5 @@
-//! Pages that were read for a stream a moment ago: after a rollout a thousand clients miss nearly the same messages, and
-//! Kafka is asked for them once.
+//! A cache of pages recently read for streams: after a rollout, a thousand clients miss nearly the same messages, which are
+//! then read from Kafka only once.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,10 +9,10 @@ use crate::cursor::Vector;
 use crate::page::Page;
 use crate::record::Event;
 
-/// Bytes of all pages together.
+/// Maximum bytes of all pages together.
 const BYTES: usize = 16 << 20;
 
-/// A page may stand for the log so long. It is long enough for a herd, and no longer than a log may change unnoticed.
+/// The lifetime of a page: long enough for a thundering herd, and no longer than a changed log may go unnoticed.
 const AGE: Duration = Duration::from_secs(10);
 
 /// Recent pages of all topics.
@@ -33,7 +33,7 @@ struct Cached {
 }
 
 impl PageCache {
-    /// A page that continues a vector of this topic, if one was read; it is never `complete`, since the log has gone on.
+    /// A cached page that continues a vector of this topic; it is never `complete`, because the log has grown since.
     pub fn get(&self, topic: &str, from: &Vector) -> Option<Page> {
         let mut pages = self.lock();
         pages.expire();
@@ -43,9 +43,9 @@ impl PageCache {
         pages.max_by_key(|page| page.events.len())
     }
 
-    /// Keeps a page for the clients that come after this one.
+    /// Caches a page for the next clients.
     pub fn put(&self, topic: &Arc<str>, page: &Page) {
-        // Behind a reset, offsets of different logs would have to be told apart.
+        // After a reset, offsets of different logs would have to be distinguished.
         if page.events.is_empty() || page.events.iter().any(|event| event.resets()) {
             return;
         }
@@ -68,8 +68,8 @@ impl PageCache {
         pages.expire();
     }
 
-    /// Forgets all pages of a topic, because its log has changed.
-    pub fn forget(&self, topic: &str) {
+    /// Removes all pages of a topic, because its log has changed.
+    pub fn invalidate(&self, topic: &str) {
         let mut pages = self.lock();
         pages.newest_last.retain(|cached| &*cached.topic != topic);
         pages.bytes = pages.newest_last.iter().map(|cached| cached.bytes).sum();
@@ -92,8 +92,8 @@ impl Pages {
     }
 }
 
-/// What is left of a page for a client that has read as far as `from`; `None` when the page does not continue it, or cannot
-/// tell that it is of the same log.
+/// The rest of a page for a client that has read up to `from`; `None` if the page does not continue it, or may be of another
+/// log.
 fn rest(page: &Page, from: &Vector) -> Option<Page> {
     let same_log = from.topic_id == page.before.topic_id || from.topic_id.is(page.after.topic_id);
     if !same_log || from.len() != page.before.len() || from.len() != page.after.len() {
@@ -121,7 +121,7 @@ fn rest(page: &Page, from: &Vector) -> Option<Page> {
             .filter(|event| event.partition == partition);
         let mut ends = std::iter::once(first).chain(of_partition.map(|event| event.next));
         let known = ends.find(|next| next.offset == client.offset);
-        // A client whose record is not in the page is compared with Kafka.
+        // A client whose record is not in the page must be compared with Kafka.
         if client.fingerprint.is_some() && !known.is_some_and(|known| known.agrees(client)) {
             return None;
         }
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_in_the_middle_of_a_page_gets_the_rest_of_it() {
+    fn a_client_in_the_middle_of_a_page_receives_the_rest_of_it() {
         let from = Vector::new(vec![record(0, 5).next, record(1, 1).next]);
         let page = cache()
             .get("my-topic", &from)
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_before_or_behind_a_page_or_of_another_log_is_compared_with_kafka() {
+    fn a_page_does_not_serve_a_client_before_it_beyond_it_or_of_another_log() {
         let at = |first: Position, second: Position| {
             cache()
                 .get("my-topic", &Vector::new(vec![first, second]))
@@ -198,7 +198,7 @@ mod tests {
         assert!(at(Position::at(5), Position::at(2)));
         assert!(!at(Position::at(4), Position::at(2)), "before the page");
         assert!(!at(Position::at(7), Position::at(4)), "nothing is left");
-        assert!(!at(Position::at(8), Position::at(2)), "behind the page");
+        assert!(!at(Position::at(8), Position::at(2)), "beyond the page");
         assert!(
             !at(Position::after(5, Some(77), None), Position::at(2)),
             "another log"

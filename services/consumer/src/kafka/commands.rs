@@ -1,4 +1,4 @@
-//! What the live reader and the supervisors send each other.
+//! The messages between the live reader and the supervisors.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::Duration;
@@ -6,34 +6,34 @@ use std::time::Duration;
 use crate::cursor::TopicId;
 use crate::record::Event;
 
-/// What the reader has come upon.
+/// A problem that the reader has encountered.
 #[derive(Clone, Copy, Debug)]
 pub enum Problem {
-    /// The topic has another id.
+    /// The topic has a new id.
     Recreated,
     /// A partition's position is not in the log.
     OutOfRange(usize),
     /// The batch at a partition's position cannot be read.
     Unreadable(usize),
-    /// A partition may not be read; its health says why.
+    /// Kafka denies access to a partition; its health has the reason.
     Denied,
 }
 
-/// What a supervisor has decided.
+/// A decision of a supervisor.
 pub struct Command {
     /// The topic's number.
     pub topic: usize,
-    /// Comes before everything that is read from here on.
+    /// Appended to the feed before anything that is read from now on.
     pub events: Vec<Event>,
-    /// The events end the log of another topic of the same name; this is the new one's id.
+    /// Set if the events end the old log of a recreated topic: the id of the new topic.
     pub recreated: Option<TopicId>,
-    /// The number of partitions, where it has changed.
+    /// The number of partitions, if it has changed.
     pub partitions: Option<usize>,
-    /// These partitions are read from where the feed ends.
+    /// The partitions to read from the end of the feed.
     pub read: Vec<usize>,
 }
 
-/// The way to the thread.
+/// A channel to the reader's thread.
 #[derive(Clone)]
 pub struct Commands {
     sender: mpsc::Sender<Command>,
@@ -41,7 +41,7 @@ pub struct Commands {
 }
 
 impl Commands {
-    /// The way to a thread that waits on `ready`, and its other end.
+    /// A channel to a thread that waits on `ready`, and its receiver.
     pub fn new(ready: Arc<Ready>) -> (Self, mpsc::Receiver<Command>) {
         let (sender, receiver) = mpsc::channel();
         (Self { sender, ready }, receiver)
@@ -72,7 +72,7 @@ impl Ready {
     }
 
     pub fn wake(&self) {
-        // The lock, so that it is not missed between a look and the wait.
+        // Lock, so that the thread does not miss the notification between its check and its wait.
         drop(
             self.partitions
                 .lock()

@@ -1,11 +1,11 @@
-//! What a record of Kafka is to Herald: the one place that reads a record.
+//! Converts Kafka's records into events.
 
 use rdkafka::message::{BorrowedMessage, Message as _};
 
 use crate::cursor::Position;
 use crate::record::{Event, Gap, GapReason, Message, Payload, Value};
 
-/// A record as an event; one that is larger than `max_bytes` (value, key and headers together) is a gap.
+/// A record as an event; a record larger than `max_bytes` (value, key and headers together) becomes a gap.
 pub fn event(message: &BorrowedMessage<'_>, max_bytes: usize) -> Event {
     let partition = message.partition() as usize;
     let offset = message.offset();
@@ -44,7 +44,7 @@ pub fn event(message: &BorrowedMessage<'_>, max_bytes: usize) -> Event {
     }
 }
 
-/// The topic is another one under the same name: its log begins again at `low`.
+/// The gap of a recreated topic, whose new log begins at `low`.
 pub fn recreated(partition: usize, position: Position, low: i64) -> Event {
     let next = Position::at(low);
     Event::gap(GapReason::Recreated, partition, position.offset, None, next)

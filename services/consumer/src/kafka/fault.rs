@@ -1,18 +1,18 @@
-//! What an error of librdkafka about a partition means to a reader of it.
+//! Classifies librdkafka's errors about a partition.
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
-/// What a reader has to do about an error.
+/// How a reader must handle an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The position is not in the log any more, or not yet.
+    /// The position is no longer in the log, or not yet.
     OutOfRange,
-    /// The batch at the position cannot be unpacked, or its checksum is wrong. librdkafka tries the same batch for ever.
+    /// The batch at the position cannot be decompressed, or its checksum is wrong. librdkafka retries the same batch forever.
     Unreadable,
-    /// The topic cannot be read until somebody changes something; the clause is for users.
+    /// The topic cannot be read until an operator intervenes; the clause is for users.
     Denied(&'static str),
-    /// librdkafka goes on by itself.
-    Passing,
+    /// librdkafka recovers without intervention.
+    Transient,
 }
 
 impl Fault {
@@ -20,11 +20,11 @@ impl Fault {
         let (KafkaError::MessageConsumption(code) | KafkaError::MessageConsumptionFatal(code)) =
             error
         else {
-            return Self::Passing;
+            return Self::Transient;
         };
         match code {
             Code::AutoOffsetReset | Code::OffsetOutOfRange => Self::OutOfRange,
-            // An unknown codec or message format, and a batch over `receive.message.max.bytes`, are no better than a wrong
+            // An unknown codec or message format, and a batch over `receive.message.max.bytes`, are handled like a wrong
             // checksum.
             Code::BadMessage
             | Code::BadCompression
@@ -40,12 +40,12 @@ impl Fault {
             Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition => {
                 Self::Denied("the topic does not exist in Kafka")
             }
-            _ => Self::Passing,
+            _ => Self::Transient,
         }
     }
 }
 
-/// The topic cannot be read until somebody changes something; the clause is for users.
+/// The topic cannot be read until an operator intervenes; the clause is for users.
 #[derive(Debug)]
 pub struct Denied(pub &'static str);
 

@@ -1,4 +1,4 @@
-//! Whether a topic can be read, and which topic it is: what librdkafka's clients report, for each topic.
+//! Whether each topic can be read, and its id, as reported by librdkafka's clients.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,31 +17,31 @@ use tokio::sync::watch;
 use crate::cursor::{Position, TopicId};
 use crate::metrics::Metrics;
 
-/// How many losses of a log's end are remembered, for clients that come back from before them.
+/// The number of log truncations that are remembered, for clients that resume from before them.
 const REMEMBERED_TRUNCATIONS: usize = 16;
 
-/// How many ids are remembered that a topic had before it was recreated.
+/// The number of a topic's former ids that are remembered.
 const REMEMBERED_IDS: usize = 16;
 
-/// What is known of one topic.
+/// The state of one topic.
 pub struct Health {
     pub topic: String,
     source: watch::Sender<Source>,
-    /// Set when the topic's id has changed, until the reader takes notice.
+    /// Set when the topic's id has changed, until the reader handles it.
     pub recreated: AtomicBool,
     state: Mutex<State>,
 }
 
 struct State {
-    /// The id under which Kafka knows the topic, as librdkafka writes it.
+    /// The topic's id in Kafka, as librdkafka formats it.
     id: Option<String>,
-    /// The id that a client of the pool was given, where it differs.
+    /// The id that a client of the pool received, if it differs.
     other_id: Option<String>,
-    /// The ids before. None of them comes back, but a broker that lags behind may still give one.
+    /// Former ids. None is ever reused, but a broker that lags behind may still return one.
     former_ids: Vec<String>,
     tracker: HealthTracker,
     connection: Source,
-    /// What keeps the topic, or one of its partitions, from being read, and since when.
+    /// Why the topic, or one of its partitions, cannot be read, and since when.
     problems: BTreeMap<Scope, (SystemTime, &'static str)>,
     truncations: Vec<Truncation>,
 }
@@ -52,7 +52,7 @@ pub enum Scope {
     Partition(usize),
 }
 
-/// The end of a partition's log was lost: what lay from `kept` to `end` is gone.
+/// The end of a partition's log was lost: the records from `kept` to `end`.
 #[derive(Clone, Copy, Debug)]
 pub struct Truncation {
     pub partition: usize,
@@ -88,31 +88,31 @@ impl Health {
         }
     }
 
-    /// Whether the topic can be read, now and from now on.
+    /// Watches whether the topic can be read.
     pub fn source(&self) -> watch::Receiver<Source> {
         self.source.subscribe()
     }
 
-    /// The topic's id, as far as it is known.
+    /// The topic's id, if known.
     pub fn topic_id(&self) -> TopicId {
         let state = self.lock();
         state.id.as_deref().map(TopicId::new).unwrap_or_default()
     }
 
-    /// Whether a client was given another id than the live reader was.
+    /// Whether a client received another id than the live reader.
     pub fn id_differs(&self) -> bool {
         let state = self.lock();
         state.other_id.is_some() && state.other_id != state.id
     }
 
-    /// The id that any client was given last.
+    /// The id that any client received last.
     pub fn newest_id(&self) -> TopicId {
         let state = self.lock();
         let id = state.other_id.as_deref().or(state.id.as_deref());
         id.map(TopicId::new).unwrap_or_default()
     }
 
-    /// Takes the id over that a client of the pool was given, because the topic is read under it from now on.
+    /// Adopts the id that a client of the pool received, because the topic is read under it from now on.
     pub fn adopt_id(&self) {
         let mut state = self.lock();
         if let Some(id) = state.other_id.take() {
@@ -120,7 +120,7 @@ impl Health {
         }
     }
 
-    /// Notes what keeps the topic from being read. It stays until it is [solved](Self::solve).
+    /// Records why the topic cannot be read, until it is [resolved](Self::resolve).
     pub fn fail(&self, scope: Scope, reason: &'static str) {
         let mut state = self.lock();
         let since = SystemTime::now();
@@ -129,8 +129,8 @@ impl Health {
         self.publish(&state);
     }
 
-    /// Notes that it can be read again.
-    pub fn solve(&self, scope: Scope) {
+    /// Records that the topic or partition can be read again.
+    pub fn resolve(&self, scope: Scope) {
         let mut state = self.lock();
         if state.problems.remove(&scope).is_some() {
             self.publish(&state);
@@ -147,7 +147,7 @@ impl Health {
         state.problems.keys().filter_map(partition).collect()
     }
 
-    /// Remembers a loss of a log's end.
+    /// Remembers a truncation.
     pub fn remember(&self, truncation: Truncation) {
         let mut state = self.lock();
         if state.truncations.len() == REMEMBERED_TRUNCATIONS {
@@ -156,8 +156,8 @@ impl Health {
         state.truncations.push(truncation);
     }
 
-    /// Where a client goes on that has read a partition up to an offset which the log has lost since: the oldest position
-    /// that is still of the same log.
+    /// Where a client continues that has read a partition up to an offset that the log has since lost: the oldest position
+    /// that is still valid.
     pub fn kept(&self, partition: usize, offset: i64) -> Option<Position> {
         let state = self.lock();
         let lost = |truncation: &&Truncation| {
@@ -172,7 +172,7 @@ impl Health {
         kept.min_by_key(|kept| kept.offset)
     }
 
-    /// Forgets what was known of the log, because it is another one now.
+    /// Discards all state of the log, because the topic was recreated.
     pub fn forget_log(&self) {
         let mut state = self.lock();
         state.truncations.clear();
@@ -186,13 +186,14 @@ impl Health {
         self.publish(&state);
     }
 
-    /// The client has lost all brokers: the next statistics only have to confirm it.
+    /// The client has lost all brokers; the next statistics must confirm it.
     fn suspect(&self) {
         self.lock().tracker.suspect(SystemTime::now());
     }
 
-    /// A client was given this id with the topic's metadata. Only the live reader's client knows it before it fetches.
-    fn identified(&self, id: &str, live: bool) {
+    /// Records the id that a client received with the topic's metadata. Only the live reader's client receives it before it
+    /// fetches.
+    fn observe_id(&self, id: &str, live: bool) {
         let mut state = self.lock();
         match &state.id {
             Some(known) if known == id => state.other_id = None,
@@ -219,7 +220,7 @@ impl Health {
             }
             let topic = &self.topic;
             match (*before, source) {
-                // That Kafka itself does not answer is logged once for the client, not for each topic.
+                // An unreachable Kafka is logged once by the client, not for each topic.
                 (_, Source::Down { reason, .. })
                     if problem.is_some_and(|problem| problem.1 == reason) =>
                 {
@@ -240,22 +241,22 @@ impl Health {
     }
 }
 
-/// The context of the clients that read: of the live reader, or of the pool.
+/// The context of the clients of the live reader and of the pool.
 #[derive(Clone)]
 pub struct ReaderContext {
     pub connection: Context,
     pub topics: Arc<HashMap<String, Arc<Health>>>,
     pub metrics: Metrics,
     pub live: bool,
-    /// Whether another client reads on instead: what this one says while it closes does not count.
+    /// Whether another client has replaced this one, whose callbacks while it closes are ignored.
     pub retired: Arc<AtomicBool>,
-    /// How often librdkafka has called.
+    /// The number of callbacks from librdkafka.
     pub calls: Arc<AtomicU64>,
 }
 
 impl ReaderContext {
-    /// Has librdkafka call for all that waits in a client's own queue: log lines, statistics and errors. One poll takes one
-    /// of them, and does not tell whether it took any.
+    /// Runs the callbacks for everything in a client's own queue: log lines, statistics and errors. One poll handles one of them,
+    /// and does not return whether it did.
     pub fn serve(client: &BaseConsumer<Self>) {
         let calls = || client.context().calls.load(Ordering::Relaxed);
         loop {
@@ -266,7 +267,7 @@ impl ReaderContext {
         }
     }
 
-    /// The context of the client that reads on instead of this one's.
+    /// The context of the client that replaces this one's.
     pub fn successor(&self) -> Self {
         self.retired.store(true, Ordering::Release);
         Self {
@@ -276,7 +277,7 @@ impl ReaderContext {
         }
     }
 
-    /// Whether what librdkafka calls for counts.
+    /// Counts a callback; returns whether to handle it.
     fn called(&self) -> bool {
         self.calls.fetch_add(1, Ordering::Relaxed);
         !self.retired.load(Ordering::Acquire)
@@ -284,8 +285,8 @@ impl ReaderContext {
 }
 
 impl ClientContext for ReaderContext {
-    /// A topic that is recreated under a reader is not reported by librdkafka 2.12 when the new log is the longer one: it
-    /// reads on in its middle. It does write the topic's new id into its debug log, before it fetches from it.
+    /// librdkafka 2.12 does not report that a topic was recreated if the new log is longer than the old: it continues in the
+    /// middle of it. But it writes the topic's new id to its debug log before it fetches from it.
     fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
         if !self.called() {
             return;
@@ -294,7 +295,7 @@ impl ClientContext for ReaderContext {
             && let Some((topic, id)) = topic_id(message)
             && let Some(health) = self.topics.get(topic)
         {
-            return health.identified(id, self.live);
+            return health.observe_id(id, self.live);
         }
         self.connection.log(level, fac, message);
     }
@@ -341,7 +342,7 @@ impl ConsumerContext for ReaderContext {
     }
 }
 
-/// Reads `[thrd:main]: Topic my-topic changed id from AAAA to BBBB`.
+/// Parses `[thrd:main]: Topic my-topic changed id from AAAA to BBBB`.
 fn topic_id(message: &str) -> Option<(&str, &str)> {
     let (_, rest) = message.split_once("Topic ")?;
     let (topic, rest) = rest.split_once(" changed id from ")?;
@@ -361,28 +362,28 @@ mod tests {
     }
 
     #[test]
-    fn the_id_of_a_topic_that_was_deleted_never_comes_back() {
+    fn the_id_of_a_deleted_topic_is_never_adopted_again() {
         let health = Health::new("my-topic");
-        health.identified("a", true);
-        health.identified("b", false);
+        health.observe_id("a", true);
+        health.observe_id("b", false);
         assert!(health.id_differs());
         assert_eq!(health.newest_id(), TopicId::new("b"));
         assert_eq!(health.topic_id(), TopicId::new("a"));
         health.adopt_id();
-        // A broker that lags behind gives the old one.
-        health.identified("a", false);
-        health.identified("a", true);
+        // A broker that lags behind returns the old one.
+        health.observe_id("a", false);
+        health.observe_id("a", true);
         assert_eq!(health.topic_id(), TopicId::new("b"));
         assert!(!health.id_differs() && !health.recreated.load(Ordering::Acquire));
-        // A client of the pool has not heard yet what the live reader knows.
-        health.identified("c", false);
-        health.identified("d", true);
+        // A client of the pool does not know yet what the live reader knows.
+        health.observe_id("c", false);
+        health.observe_id("d", true);
         assert_eq!(health.newest_id(), TopicId::new("d"));
         assert!(health.recreated.load(Ordering::Acquire));
     }
 
     #[test]
-    fn a_topic_that_may_not_be_read_is_down_with_its_reason_until_that_is_solved() {
+    fn a_topic_that_may_not_be_read_is_down_with_its_reason_until_that_is_resolved() {
         let health = Health::new("my-topic");
         health.observe(true);
         assert_eq!(*health.source().borrow(), Source::Up);
@@ -399,14 +400,14 @@ mod tests {
             ),
             "{source:?}"
         );
-        health.solve(Scope::Partition(0));
+        health.resolve(Scope::Partition(0));
         assert_eq!(*health.source().borrow(), source);
-        health.solve(Scope::Partition(1));
+        health.resolve(Scope::Partition(1));
         assert_eq!(*health.source().borrow(), Source::Up);
     }
 
     #[test]
-    fn the_loss_of_all_brokers_needs_one_confirmation_by_statistics() {
+    fn the_loss_of_all_brokers_must_be_confirmed_once_by_statistics() {
         let health = Health::new("my-topic");
         health.observe(true);
         health.suspect();
@@ -416,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_from_before_several_losses_goes_on_at_the_lowest_of_them() {
+    fn a_client_from_before_several_truncations_continues_at_the_lowest_of_them() {
         let health = Health::new("my-topic");
         for (kept, end) in [(15, 20), (12, 18)] {
             let kept = Position::at(kept);

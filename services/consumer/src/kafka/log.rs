@@ -1,4 +1,4 @@
-//! Reads ranges of a topic on demand: pages of history, and what a client missed that is older than the ring.
+//! Reads ranges of a topic on demand: pages of history, and the backlog of clients that is older than the ring.
 
 mod fill;
 mod unreadable;
@@ -18,15 +18,15 @@ use crate::cursor::{Position, Vector};
 use crate::page::{Limit, Page};
 use crate::record::Event;
 
-/// How long Kafka may be silent before a request for a range fails.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Maximum silence of Kafka before a request fails.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A topic in Kafka.
+/// The log of a topic in Kafka.
 pub struct Log {
     topic: Arc<str>,
     pool: Arc<Pool>,
     health: Arc<Health>,
-    /// Of one message: value, key and headers.
+    /// Maximum size of a message: value, key and headers.
     max_bytes: usize,
 }
 
@@ -40,13 +40,13 @@ impl Log {
         }
     }
 
-    /// How many partitions the topic has.
+    /// The number of the topic's partitions.
     pub async fn partitions(self: &Arc<Self>, purpose: Purpose) -> anyhow::Result<usize> {
         self.read(purpose, |log, client, _| log.count_partitions(client))
             .await
     }
 
-    /// The first offset kept and the offset after the last, per partition.
+    /// The first offset and the offset after the last, per partition.
     pub async fn ends(
         self: &Arc<Self>,
         partitions: usize,
@@ -58,7 +58,7 @@ impl Log {
         .await
     }
 
-    /// The first offset kept of one partition, and the offset after the last.
+    /// The first offset of one partition, and the offset after the last.
     pub async fn end(self: &Arc<Self>, partition: usize) -> anyhow::Result<(i64, i64)> {
         self.read(Purpose::Audit, move |log, client, _| {
             log.watermarks(client, partition)
@@ -66,12 +66,12 @@ impl Log {
         .await
     }
 
-    /// Forgets what was read for streams, because the log has changed.
-    pub fn forget_pages(&self) {
-        self.pool.cache.forget(&self.topic);
+    /// Removes the cached pages, because the log has changed.
+    pub fn invalidate_pages(&self) {
+        self.pool.cache.invalidate(&self.topic);
     }
 
-    /// Per partition, the first record at or after a time in ms since 1970; where there is none, `end`.
+    /// Per partition, the first record at or after a time in ms since 1970; `end` if there is none.
     pub async fn at_time(
         self: &Arc<Self>,
         time: i64,
@@ -94,7 +94,7 @@ impl Log {
         .await
     }
 
-    /// Reads from one vector towards another. Checks that the log is still the one that `from` was taken from.
+    /// Reads from one vector towards another. Verifies that the log is still the one that `from` belongs to.
     pub async fn forward(
         self: &Arc<Self>,
         from: Vector,
@@ -140,7 +140,7 @@ impl Log {
         .await
     }
 
-    /// The first offset at or after `from` that can be read: `from` itself where nothing is wrong.
+    /// The first offset at or after `from` that can be read: `from` itself if nothing is wrong.
     pub async fn first_readable(
         self: &Arc<Self>,
         partition: usize,
@@ -152,7 +152,7 @@ impl Log {
         .await
     }
 
-    /// The last of these positions, which ascend, before which the log still holds the record that it names.
+    /// The last of these ascending positions whose preceding record is still in the log.
     pub async fn last_agreeing(
         self: &Arc<Self>,
         partition: usize,
@@ -162,7 +162,7 @@ impl Log {
             let (low, high) = log.watermarks(client, partition)?;
             let mut last = None;
             let held = positions.partition_point(|position| position.offset <= high);
-            // What is kept of a log is kept from its start: where one position agrees, so do all before it.
+            // A truncated log keeps its start: if one position agrees, so do all before it.
             let (mut agreeing, mut end) = (0, held);
             while agreeing < end {
                 let middle = agreeing + (end - agreeing) / 2;
@@ -179,7 +179,7 @@ impl Log {
         .await
     }
 
-    /// Lends a client to blocking work on this topic.
+    /// Runs blocking work on this topic with a client of the pool.
     async fn read<T: Send + 'static>(
         self: &Arc<Self>,
         purpose: Purpose,
@@ -211,7 +211,7 @@ impl Log {
                 ranges.push(range);
                 continue;
             }
-            // Ahead of where is read to, Kafka must say that its log is as long, also without a fingerprint.
+            // A client ahead of `until` needs Kafka to confirm that its log is that long, even without a fingerprint.
             let ahead = from.offset > until.offset;
             let verify = from.offset > 0 && (from.fingerprint.is_some() || ahead);
             if verify || from.offset < until.offset {
@@ -264,7 +264,7 @@ impl Log {
                 },
             });
         }
-        // Compacted logs and transactions have holes: a window that holds too little is made wider, each for itself.
+        // Compacted logs and transactions have holes: each window that holds too little is widened.
         loop {
             let narrow = windows.iter_mut().filter(|window| window.is_narrow(limit));
             let (mut older, mut widened): (Vec<Range>, Vec<&mut Window>) =
@@ -297,8 +297,8 @@ impl Log {
         Ok(page)
     }
 
-    /// Kafka knows of no record at or after a time. The embedded broker says so of any time, so the last record is asked; where
-    /// it is late enough, the log is looked through.
+    /// Kafka found no record at or after a time. The embedded broker reports that for any time, so the last record is checked;
+    /// if it is late enough, the log is searched.
     fn first_since(
         &self,
         client: &Client,
@@ -339,7 +339,7 @@ impl Log {
     }
 }
 
-/// What was read of a partition backward, and how far the next look goes.
+/// The range of a partition that was read backward, and the width of the next read.
 struct Window {
     range: Range,
     width: i64,

@@ -1,4 +1,4 @@
-//! Clients of Kafka that are lent for one question at a time, for all topics together.
+//! A pool of Kafka clients for reads on demand, shared by all topics.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,34 +14,34 @@ use super::health::ReaderContext;
 
 pub type Client = BaseConsumer<ReaderContext>;
 
-/// How long a page of history may take in all. What a stream missed may take longer: it is read piece by piece.
+/// The timeout of a whole page of history. A stream's backlog may take longer: it is read page by page.
 const PAGE_TIME: Duration = Duration::from_secs(20);
 
-/// What a question is asked for. The clients of one purpose cannot be taken by another.
+/// What a client is used for. Each purpose has its own share of the clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// What a stream missed.
+    /// A stream's backlog.
     Replay,
     /// A page of history.
     Page,
-    /// Whether the log is still the same one.
+    /// Checking whether the log is still the same.
     Audit,
 }
 
-/// A bounded number of clients. Nobody holds one while a browser is written to.
+/// A bounded number of clients. None is held while data is written to a browser.
 pub struct Pool {
     config: ClientConfig,
     context: ReaderContext,
     idle: Mutex<Vec<Client>>,
     idle_auditors: Mutex<Vec<Client>>,
     readers: Arc<Semaphore>,
-    /// Pages take at most half of the readers, so that streams catch up whatever is asked for.
+    /// Pages use at most half of the readers, so that streams can always catch up.
     pages: Arc<Semaphore>,
     auditors: Arc<Semaphore>,
     pub cache: PageCache,
 }
 
-/// What bounds the work of a question.
+/// The limits of one read: a deadline, and cancellation.
 pub struct Budget {
     deadline: Option<Instant>,
     abandoned: Arc<AtomicBool>,
@@ -50,22 +50,22 @@ pub struct Budget {
 impl Budget {
     /// # Errors
     ///
-    /// When nobody waits for the answer any more, or it takes too long.
+    /// If the caller no longer waits for the result, or the deadline has passed.
     pub fn check(&self) -> anyhow::Result<()> {
         if self.abandoned.load(Ordering::Relaxed) {
-            bail!("nobody waits for the answer any more");
+            bail!("the read was cancelled");
         }
         if self
             .deadline
             .is_some_and(|deadline| Instant::now() > deadline)
         {
-            bail!("not read within {} s", PAGE_TIME.as_secs());
+            bail!("timed out after {} s", PAGE_TIME.as_secs());
         }
         Ok(())
     }
 }
 
-/// Set when the one who waits for an answer stops waiting.
+/// Sets the flag when the caller stops waiting for the result.
 struct Abandon(Arc<AtomicBool>);
 
 impl Drop for Abandon {
@@ -75,10 +75,10 @@ impl Drop for Abandon {
 }
 
 impl Pool {
-    /// At most `readers` questions are answered at the same time, beside the audits.
+    /// A pool for at most `readers` concurrent reads, besides the audits.
     pub fn new(config: &ClientConfig, context: ReaderContext, readers: usize) -> Self {
         let mut config = config.clone();
-        // What a reader fetches beyond its page is thrown away, and its end is found by an empty answer.
+        // Data fetched beyond a page is discarded, and an empty fetch response marks the end of the log.
         config
             .set("enable.partition.eof", "true")
             .set("fetch.message.max.bytes", "262144")
@@ -98,7 +98,7 @@ impl Pool {
         }
     }
 
-    /// Counts a page of what a stream missed.
+    /// Counts a page of a stream's backlog.
     pub fn replayed(&self, source: &str) {
         self.context.metrics.replayed(source);
     }
@@ -120,7 +120,7 @@ impl Pool {
         }
     }
 
-    /// Lends a client to blocking work. A client that failed is not used again.
+    /// Runs blocking work with a client of the pool. A client whose work failed is not reused.
     pub async fn run<T: Send + 'static>(
         self: &Arc<Self>,
         permit: Permit,
@@ -145,17 +145,17 @@ impl Pool {
             };
             let result = work(&client, &budget)?;
             idle().push(client);
-            // Held until the work ends, also when nobody waits for it any more.
+            // Held until the work ends, even if the caller no longer waits for it.
             drop(permit);
             Ok(result)
         });
-        answer.await.context("a reader of Kafka panicked")?
+        answer.await.context("a Kafka reader panicked")?
     }
 
     fn create(&self, purpose: Purpose) -> anyhow::Result<Client> {
         let mut config = self.config.clone();
         if purpose == Purpose::Audit {
-            // One record is compared, however busy the partitions are.
+            // Only one record is compared, however busy the partitions are.
             config.set("fetch.message.max.bytes", "1024");
         }
         config
@@ -164,7 +164,7 @@ impl Pool {
     }
 }
 
-/// The right to one client.
+/// Permission to use one client.
 pub struct Permit {
     purpose: Purpose,
     _held: Vec<OwnedSemaphorePermit>,

@@ -1,4 +1,4 @@
-//! Ranges of partitions, and how they become one page: pure, so that it is tested without Kafka.
+//! Ranges of partitions, and how they are merged into a page. Pure, so that it can be tested without Kafka.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,39 +7,39 @@ use crate::cursor::{Position, Vector};
 use crate::page::{Limit, Page};
 use crate::record::{Event, GapReason};
 
-/// What is read of one partition for one page.
+/// The range that is read from one partition for one page.
 pub struct Range {
     pub partition: usize,
     pub from: Position,
     pub until: Position,
-    /// The record before `from` is to be compared with its fingerprint.
+    /// The record before `from` must be compared with its fingerprint.
     pub verify: bool,
     /// Where reading began, and the first offset of the log: for reading backward.
     pub start: i64,
     pub low: i64,
-    /// Full means that the oldest are dropped, not that reading stops.
+    /// When full, drops the oldest events instead of stopping.
     pub keep_newest: bool,
     /// How far the partition was read.
     pub position: Position,
     pub found: VecDeque<Found>,
     pub bytes: usize,
     pub done: bool,
-    /// There is more between `from` and `until` than `found` holds.
+    /// There are more events between `from` and `until` than `found` holds.
     pub trimmed: bool,
 }
 
-/// An event with the time that it is merged by, in ms since 1970.
+/// An event with its time for merging, in ms since 1970.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
     pub time: i64,
     pub event: Event,
 }
 
-/// What came of a record.
+/// The result of adding a record.
 #[derive(Debug, PartialEq)]
 pub enum Taken {
     Yes,
-    /// The record before the range is not the one that its fingerprint tells of.
+    /// The record before the range does not match the fingerprint.
     OtherLog,
 }
 
@@ -61,7 +61,7 @@ impl Range {
         }
     }
 
-    /// Whether there is nothing to be read.
+    /// Whether there is nothing to read.
     pub fn is_empty(&self) -> bool {
         self.position.offset >= self.until.offset && !self.verify
     }
@@ -70,7 +70,7 @@ impl Range {
         self.position.offset - i64::from(self.verify)
     }
 
-    /// Takes a record, up to so many events and bytes.
+    /// Adds a record, up to this many events and bytes.
     pub fn take(&mut self, event: Event, time: i64, events: usize, bytes: usize) -> Taken {
         let offset = event.next.offset - 1;
         if std::mem::take(&mut self.verify) && offset < self.from.offset {
@@ -107,7 +107,7 @@ impl Range {
         Taken::Yes
     }
 
-    /// What the log before this window holds, read after it, in front of what was found.
+    /// Inserts an older window, which was read later, in front.
     pub fn prepend(&mut self, mut older: Self) {
         self.start = older.start;
         self.trimmed |= older.trimmed;
@@ -116,8 +116,8 @@ impl Range {
         self.found = older.found;
     }
 
-    /// The gap to announce when the log that is read backward is not the one of which the page's cursor speaks; `high` is
-    /// the end of the log.
+    /// The gap to announce if the log that is read backward is not the one that the page's cursor belongs to; `high` is the end
+    /// of the log.
     pub fn other_log(&self, high: i64, until: Position) -> Option<Event> {
         let last = self.found.back().map(|found| found.event.next);
         let last = last.filter(|next| next.offset == until.offset);
@@ -133,17 +133,17 @@ impl Range {
         })
     }
 
-    /// Goes on elsewhere, after a gap.
+    /// Continues at another position, after a gap.
     pub fn jump(&mut self, reason: GapReason, from: i64, to: Option<i64>, next: Position) {
         self.position = next;
-        // Before whatever follows it: a gap is announced as soon as it is known. Within its partition it keeps its place.
+        // The gap sorts before the events that follow it, so that it is announced early, but stays in its partition's order.
         let time = self.found.back().map_or(i64::MIN, |found| found.time);
         let event = Event::gap(reason, self.partition, from, to, next);
         self.found.push_back(Found { time, event });
     }
 }
 
-/// Takes the oldest event of all partitions, again and again, as long as it is certain which one that is.
+/// Repeatedly takes the oldest event of all partitions, as long as it is certain which one that is.
 pub fn merge_forward(from: Vector, mut ranges: Vec<Range>, limit: Limit) -> Page {
     let mut page = Page {
         after: from.clone(),
@@ -176,7 +176,7 @@ pub fn merge_forward(from: Vector, mut ranges: Vec<Range>, limit: Limit) -> Page
         .iter()
         .filter(|range| range.found.is_empty() && !range.trimmed)
     {
-        // Nothing deliverable is left before the end: what lies between is compacted, aborted or a marker.
+        // Nothing deliverable remains before the end: what lies between is compacted, aborted or a marker.
         if page.after.get(range.partition).offset < range.until.offset {
             page.after.set(range.partition, range.until);
         }
@@ -184,7 +184,7 @@ pub fn merge_forward(from: Vector, mut ranges: Vec<Range>, limit: Limit) -> Page
     page
 }
 
-/// Takes the newest event of all partitions, again and again, as long as it is certain which one that is.
+/// Repeatedly takes the newest event of all partitions, as long as it is certain which one that is.
 pub fn merge_backward(before: Vector, mut ranges: Vec<Range>, limit: Limit) -> Page {
     let mut page = Page {
         before: before.clone(),
@@ -239,7 +239,7 @@ mod tests {
     use super::*;
     use crate::record::{Message, Payload, Value};
 
-    /// Partitions of records: the hole before each one, and its time.
+    /// The records of each partition: the hole before each record, and its time.
     type Topic = Vec<Vec<(i64, i64)>>;
 
     fn topic() -> impl Strategy<Value = Topic> {
@@ -247,7 +247,7 @@ mod tests {
         proptest::collection::vec(records, 1..5)
     }
 
-    /// The records of a partition with the times that they are merged by.
+    /// The records of a partition with their times for merging.
     fn records(partition: usize, holes: &[(i64, i64)]) -> Vec<(i64, Event)> {
         let mut offset = -1;
         let record = |&(hole, time): &(i64, i64)| {
@@ -281,7 +281,7 @@ mod tests {
         Vector::new(topic.iter().enumerate().map(end).collect())
     }
 
-    /// What Kafka hands out for a range, until the range has enough.
+    /// Reads a range as from Kafka, until it is full.
     fn read(mut range: Range, topic: &Topic, limit: Limit) -> Range {
         range.done = range.from.offset >= range.until.offset && !range.verify;
         for (time, event) in records(range.partition, &topic[range.partition]) {
@@ -329,18 +329,18 @@ mod tests {
         merge_backward(before.clone(), ranges, limit)
     }
 
-    fn places<'a>(events: impl IntoIterator<Item = &'a Event>) -> Vec<(usize, i64)> {
-        let place = |event: &Event| (event.partition, event.next.offset);
-        events.into_iter().map(place).collect()
+    fn positions<'a>(events: impl IntoIterator<Item = &'a Event>) -> Vec<(usize, i64)> {
+        let position = |event: &Event| (event.partition, event.next.offset);
+        events.into_iter().map(position).collect()
     }
 
-    /// The places of a page.
-    fn of(page: &Page) -> Vec<(usize, i64)> {
-        places(page.events.iter().map(|event| &**event))
+    /// The positions of a page's events.
+    fn page_positions(page: &Page) -> Vec<(usize, i64)> {
+        positions(page.events.iter().map(|event| &**event))
     }
 
-    /// Whether each record of each partition was seen once, in the order of the partition.
-    fn is_whole(seen: &[(usize, i64)], topic: &Topic) -> Result<(), TestCaseError> {
+    /// Checks that each record of each partition was seen once, in the partition's order.
+    fn check_complete(seen: &[(usize, i64)], topic: &Topic) -> Result<(), TestCaseError> {
         for (partition, holes) in topic.iter().enumerate() {
             let events: Vec<_> = records(partition, holes)
                 .into_iter()
@@ -351,7 +351,7 @@ mod tests {
                 .copied()
                 .filter(|(of, _)| *of == partition)
                 .collect();
-            prop_assert_eq!(of, places(&events));
+            prop_assert_eq!(of, positions(&events));
         }
         Ok(())
     }
@@ -360,43 +360,43 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(3000))]
 
         #[test]
-        fn pages_forward_have_no_hole_no_overlap_and_keep_each_partitions_order(topic in topic(), events in 1..10usize) {
+        fn forward_pages_have_no_hole_no_overlap_and_keep_each_partitions_order(topic in topic(), events in 1..10usize) {
             let limit = Limit { events, bytes: usize::MAX };
             let mut from = Vector::new(vec![Position::default(); topic.len()]);
             let mut seen = Vec::new();
             loop {
                 let page = forward(&from, &topic, limit);
                 prop_assert!(page.events.len() <= events);
-                prop_assert!(page.complete || page.after != from, "every page gets on");
-                seen.extend(of(&page));
+                prop_assert!(page.complete || page.after != from, "every page makes progress");
+                seen.extend(page_positions(&page));
                 from = page.after;
                 if page.complete {
                     break;
                 }
             }
-            is_whole(&seen, &topic)?;
+            check_complete(&seen, &topic)?;
         }
 
         #[test]
-        fn pages_backward_meet_the_start_without_hole_or_overlap(topic in topic(), events in 1..10usize) {
+        fn backward_pages_reach_the_start_without_hole_or_overlap(topic in topic(), events in 1..10usize) {
             let limit = Limit { events, bytes: usize::MAX };
             let mut before = ends(&topic);
             let mut seen = Vec::new();
             loop {
                 let page = backward(&before, &topic, limit);
-                prop_assert!(page.from_start || page.before != before, "every page gets on");
+                prop_assert!(page.from_start || page.before != before, "every page makes progress");
                 prop_assert_eq!(&page.after, &before);
-                seen.splice(0..0, of(&page));
+                seen.splice(0..0, page_positions(&page));
                 before = page.before;
                 if page.from_start {
                     break;
                 }
             }
-            is_whole(&seen, &topic)?;
+            check_complete(&seen, &topic)?;
         }
 
         #[test]
-        fn where_time_ascends_a_page_is_sorted_by_time_then_partition(mut topic in topic()) {
+        fn if_times_ascend_a_page_is_sorted_by_time_then_partition(mut topic in topic()) {
             topic.iter_mut().for_each(|records| records.sort_by_key(|(_, time)| *time));
             let limit = Limit { events: 1000, bytes: usize::MAX };
             let times = |page: &Page| page.events.iter().map(|event| match &event.payload {
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_that_is_read_later_comes_before_what_was_found() {
+    fn an_older_window_is_inserted_before_a_newer_one() {
         let limit = Limit {
             events: 10,
             bytes: usize::MAX,
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_in_the_middle_keeps_its_place_in_its_partition() {
+    fn a_gap_in_the_middle_keeps_its_partitions_order() {
         let limit = Limit {
             events: 10,
             bytes: usize::MAX,
@@ -451,11 +451,11 @@ mod tests {
         range.jump(GapReason::Unreadable, 1, Some(4), Position::at(4));
         range.take(second.1, second.0, 10, usize::MAX);
         let page = merge_forward(Vector::new(vec![Position::at(0)]), vec![range], limit);
-        assert_eq!(of(&page), [(0, 1), (0, 4), (0, 5)]);
+        assert_eq!(page_positions(&page), [(0, 1), (0, 4), (0, 5)]);
     }
 
     #[test]
-    fn a_record_that_is_not_the_one_of_the_cursor_is_of_another_log() {
+    fn a_record_that_does_not_match_the_cursor_is_of_another_log() {
         let [(time, event)] = &records(0, &[(4, 7)])[..] else {
             unreachable!()
         };

@@ -1,5 +1,5 @@
-//! The live reader: one thread and one client of Kafka for all topics. It puts what it reads into the topics' feeds; what to
-//! do where reading goes wrong is decided by each topic's supervisor.
+//! The live reader: one thread and one Kafka client for all topics. It adds the records to the topics' feeds; each topic's
+//! supervisor decides how to resolve problems.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -33,16 +33,16 @@ use crate::feed::{Feed, Limits};
 use crate::metrics::Metrics;
 use crate::record::{Event, Payload, Value};
 
-/// At most so many messages of a partition become visible at once; more would delay those of the others.
+/// The most messages of a partition that are delivered at once; more would delay other partitions.
 const BATCH: usize = 512;
 
-/// Statistics and errors of the client wait at most so long.
+/// The longest delay before the client's statistics and errors are handled.
 const TICK: Duration = Duration::from_millis(100);
 
-/// A thread that ends closes its client, which may take so long.
+/// How long the thread may take to close its client when it ends.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// Characters of a message that are logged. The contract's own messages have 60.
+/// The number of characters of a message that are logged. The contract's own messages have 60.
 const LOGGED_CHARACTERS: usize = 200;
 
 type Decode = fn(&BorrowedMessage<'_>, usize) -> Event;
@@ -61,12 +61,12 @@ pub struct Reader {
     problems: Vec<async_mpsc::UnboundedReceiver<Problem>>,
 }
 
-/// One topic, as the thread sees it.
+/// The thread's state of one topic.
 struct Live {
     topic: Arc<Topic>,
     health: Arc<Health>,
     problems: async_mpsc::UnboundedSender<Problem>,
-    /// By number.
+    /// Indexed by partition number.
     partitions: Vec<Partition>,
     pending: Vec<Event>,
     received: Sampler,
@@ -74,22 +74,22 @@ struct Live {
 
 #[derive(Default)]
 struct Partition {
-    /// While it is assigned.
+    /// Set while the partition is assigned.
     queue: Option<PartitionQueue<ReaderContext>>,
-    /// Until the supervisor has decided where reading goes on, nothing is taken.
+    /// Records are discarded until the supervisor has decided where reading continues.
     paused: bool,
     failing: bool,
 }
 
 impl Reader {
-    /// A reader that does not run yet.
+    /// A reader that is not running yet.
     ///
     /// # Errors
     ///
-    /// When the Kafka properties cannot be used.
+    /// If the Kafka properties are invalid.
     pub fn new(config: &Config, metrics: Metrics) -> anyhow::Result<Self> {
         let mut client = config.kafka_client()?;
-        // The topics' ids are told nowhere but in librdkafka's debug log; see `ReaderContext::log`.
+        // librdkafka exposes the topics' ids only in its debug log; see `ReaderContext::log`.
         let debug = client
             .get("debug")
             .map_or("topic".to_owned(), |given| format!("{given},topic"));
@@ -102,7 +102,7 @@ impl Reader {
             .map(|name| (name.clone(), Arc::new(Health::new(name))))
             .collect();
         let healths = Arc::new(healths);
-        // One connection state, so that an absent Kafka is logged once, not by each client.
+        // One shared connection state, so that an unreachable Kafka is logged once, not by each client.
         let context = |live| ReaderContext {
             connection: Context::new(),
             topics: healths.clone(),
@@ -180,7 +180,7 @@ impl Reader {
     ///
     /// # Errors
     ///
-    /// When the thread or a supervisor ends before. An absent broker or topic is waited for.
+    /// If the thread or a supervisor ends before. A missing broker or topic is not an error: the reader waits for it.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let client: Client = create(&self.config, self.context.clone())?;
         let mut tasks = JoinSet::new();
@@ -213,39 +213,39 @@ impl Reader {
             .spawn(move || {
                 let result = std::panic::catch_unwind(AssertUnwindSafe(|| thread.run()));
                 _ = ended
-                    .send(result.unwrap_or_else(|_| Err(anyhow!("the reader of Kafka panicked"))));
+                    .send(result.unwrap_or_else(|_| Err(anyhow!("the Kafka reader panicked"))));
             })
             .context("cannot start a thread")?;
         let ended = |result: Result<anyhow::Result<()>, _>| {
-            result.unwrap_or_else(|_| Err(anyhow!("the reader of Kafka ended")))
+            result.unwrap_or_else(|_| Err(anyhow!("the Kafka reader ended")))
         };
         let early = tokio::select! {
             biased;
             () = shutdown.cancelled() => None,
             result = &mut end => Some(ended(result)),
             Some(task) = tasks.join_next() => match task {
-                // A supervisor ends in order when the thread has ended, and that has the reason.
+                // A supervisor ends cleanly when the thread has ended, and the thread has the reason.
                 Ok(result) => match tokio::time::timeout(CLOSING, &mut end).await {
                     Ok(reason) => Some(ended(reason)),
                     Err(_) => Some(result),
                 },
-                Err(panicked) => Some(Err(panicked).context("a supervisor of a topic panicked")),
+                Err(panicked) => Some(Err(panicked).context("a topic supervisor panicked")),
             },
         };
         stop.cancel();
         self.ready.wake();
         match early {
-            Some(result) => result.and(Err(anyhow!("the reader of Kafka ended too early"))),
+            Some(result) => result.and(Err(anyhow!("the Kafka reader ended unexpectedly"))),
             None => end.await.unwrap_or(Ok(())),
         }
     }
 }
 
-/// What the thread owns.
+/// The state of the reader's thread.
 struct Thread {
     topics: Vec<Live>,
-    /// Behind the topics, since fields are dropped in this order: a `PartitionQueue` that is the last to hold its client drops
-    /// that first, and then its queue, which is gone by then.
+    /// After `topics`, because fields are dropped in this order: a `PartitionQueue` that holds the last reference to its client
+    /// drops the client before its queue, which would then be freed already.
     client: Arc<Client>,
     config: ClientConfig,
     context: ReaderContext,
@@ -266,8 +266,8 @@ impl Thread {
             for (topic, partition) in self.ready.take(TICK) {
                 self.poll(topic, partition);
             }
-            // The partitions have queues of their own. After them, since the log tells of a recreated topic before anything
-            // of it is fetched, and before what was polled is delivered.
+            // The partitions have their own queues. This follows their polls and precedes the delivery: the log reports a
+            // recreated topic before anything is fetched from it.
             ReaderContext::serve(&self.client);
             for topic in 0..self.topics.len() {
                 self.deliver(topic);
@@ -276,10 +276,10 @@ impl Thread {
         Ok(())
     }
 
-    /// Takes what a partition's queue holds, up to a batch.
+    /// Polls a partition's queue for up to a batch.
     fn poll(&mut self, topic: usize, number: usize) {
         let Live {
-            topic: named,
+            topic: live_topic,
             health,
             problems,
             partitions,
@@ -312,12 +312,12 @@ impl Thread {
             match fault {
                 None if partition.failing => {
                     partition.failing = false;
-                    health.solve(Scope::Partition(number));
+                    health.resolve(Scope::Partition(number));
                 }
                 None => {}
-                // librdkafka goes on by itself after these; statistics tell how long.
-                Some((Fault::Passing, error)) => {
-                    tracing::debug!(topic = named.name, partition = number, %error, "error while polling");
+                // librdkafka recovers by itself; the statistics report an outage.
+                Some((Fault::Transient, error)) => {
+                    tracing::debug!(topic = live_topic.name, partition = number, %error, "error while polling");
                 }
                 Some((Fault::Denied(reason), _)) => {
                     partition.failing = true;
@@ -334,15 +334,15 @@ impl Thread {
                 }
             }
         }
-        // There may be more, and the queue only calls when it was empty before.
+        // There may be more, and the queue's callback only fires when it was empty before.
         self.ready.add(topic, number);
     }
 
-    /// Puts what was read of a topic into its feed.
+    /// Adds the pending events of a topic to its feed.
     fn deliver(&mut self, topic: usize) {
         let live = &mut self.topics[topic];
         if live.health.recreated.swap(false, Ordering::AcqRel) {
-            // What was polled may already be of the new log, from somewhere in its middle.
+            // The pending events may already be from the middle of the new log.
             live.pending.clear();
             for partition in &mut live.partitions {
                 partition.paused = true;
@@ -353,7 +353,7 @@ impl Thread {
             return;
         }
         let mut events = std::mem::take(&mut live.pending);
-        // After a new assignment librdkafka may hand out once more what was already in its queue.
+        // After a new assignment, librdkafka may return messages again that were already in its queue.
         let head = live.topic.feed.head();
         events.retain(|event| event.next.offset > head.get(event.partition).offset);
         live.log_received(&events);
@@ -377,7 +377,7 @@ impl Thread {
         } = &mut self.topics[command.topic];
         let count = command.partitions.unwrap_or(partitions.len());
         let removed = count.min(partitions.len())..partitions.len();
-        // It may be of a moment ago, when the topic had more partitions.
+        // The command may be older than a change that removed partitions.
         let read = command.read.into_iter().filter(|&number| number < count);
         let mut unassigned = TopicPartitionList::new();
         for number in read.clone().chain(removed) {
@@ -401,14 +401,14 @@ impl Thread {
             assigned
                 .add_partition_offset(&topic.name, number as i32, offset)
                 .context("cannot assign a partition")?;
-            // Only now, since librdkafka drops a partition that does not exist when it is unassigned, its queue included.
+            // Not earlier: if a partition does not exist, unassigning it makes librdkafka drop it together with its queue.
             let queue = open(
                 &self.client,
                 &self.ready,
                 &topic.name,
                 (command.topic, number),
             )?;
-            // What the queue holds is from before; librdkafka drops it too, but only most of it.
+            // Discard messages from before the assignment; librdkafka drops most of them, but not all.
             while queue.poll(Duration::ZERO).is_some() {}
             let partition = &mut partitions[number];
             partition.queue = Some(queue);
@@ -416,11 +416,11 @@ impl Thread {
         }
         self.client
             .incremental_assign(&assigned)
-            .with_context(|| format!("cannot read topic {:?} on", topic.name))
+            .with_context(|| format!("cannot continue reading topic {:?}", topic.name))
     }
 
-    /// Reads on with a new client. librdkafka 2.12 keeps a partition's leader epoch when its topic is recreated, where epochs
-    /// begin at 0 again, and ignores every leader with a lower one: it would never read the new topic.
+    /// Replaces the client. librdkafka 2.12 keeps a partition's leader epoch when its topic is recreated, although epochs then
+    /// restart at 0, and ignores every leader with a lower one: it would never read the new topic.
     fn replace_client(&mut self) -> anyhow::Result<()> {
         let context = self.context.successor();
         let new = Arc::new(create(&self.config, context.clone())?);
@@ -442,14 +442,14 @@ impl Thread {
         }
         self.client
             .incremental_assign(&list)
-            .context("cannot read the other topics on")?;
-        // It waits for its threads, which may wait for a broker.
+            .context("cannot continue reading the other topics")?;
+        // Dropping it joins its threads, which may be waiting for a broker.
         std::thread::spawn(move || drop(old));
         Ok(())
     }
 }
 
-/// The queue of a partition, before it is assigned: from then on nothing of it comes by the client's own queue.
+/// Opens the queue of a partition. Called before it is assigned, so that none of its messages reach the client's own queue.
 fn open(
     client: &Arc<Client>,
     ready: &Arc<Ready>,
@@ -484,7 +484,7 @@ impl Live {
         metrics.ring(name, events, bytes);
     }
 
-    /// The contract's log lines: up to ten a second, then the number of those left out.
+    /// Logs the contract's lines: up to ten per second, then the number of skipped ones.
     fn log_received(&self, events: &[Event]) {
         for event in events {
             let Payload::Message(message) = &event.payload else {
@@ -515,14 +515,14 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_reader_that_panics_ends_with_its_reason() {
+    async fn a_reader_that_panics_ends_with_an_error() {
         let Some(kafka) = kafka() else { return };
         let topic = random_topic("panic");
         create_topic(&kafka, &topic, 1, &[]).await;
         let address = ["--kafka-bootstrap-servers", &kafka, "--kafka-topic", &topic];
         let config = Config::parse_from(["consumer"].iter().chain(&address));
         let mut reader = Reader::new(&config, Metrics::new().unwrap()).unwrap();
-        reader.decode = |_, _| panic!("a record that nobody thought of");
+        reader.decode = |_, _| panic!("an unexpected record");
         let feed = reader.topics()[0].feed.clone();
         let run = tokio::spawn(reader.run(CancellationToken::new()));
         let second = Duration::from_secs(1);
@@ -532,31 +532,28 @@ mod tests {
         .await;
         produce(&kafka, &topic, &[Record::new(0, "x")]).await;
         let ended = tokio::time::timeout(10 * second, run).await;
-        let ended = ended.expect("it ends at once").expect("it ends in order");
-        assert_eq!(
-            ended.unwrap_err().to_string(),
-            "the reader of Kafka panicked"
-        );
+        let ended = ended.expect("it ends promptly").expect("it ends cleanly");
+        assert_eq!(ended.unwrap_err().to_string(), "the Kafka reader panicked");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_supervisor_that_ends_takes_the_reader_along() {
+    async fn a_supervisor_that_ends_also_ends_the_reader() {
         let Some(kafka) = kafka() else { return };
         let topic = random_topic("supervisor");
         create_topic(&kafka, &topic, 1, &[]).await;
         let address = ["--kafka-bootstrap-servers", &kafka, "--kafka-topic", &topic];
         let config = Config::parse_from(["consumer"].iter().chain(&address));
         let mut reader = Reader::new(&config, Metrics::new().unwrap()).unwrap();
-        // Without anybody to report to it, a supervisor has nothing to do.
+        // A supervisor ends when its channel of problems is closed.
         reader.problems = vec![async_mpsc::unbounded_channel().1];
         let ended = reader.run(CancellationToken::new());
         let ended = tokio::time::timeout(Duration::from_secs(30), ended).await;
         let error = ended.expect("it ends").unwrap_err();
-        assert_eq!(error.to_string(), "the reader of Kafka ended too early");
+        assert_eq!(error.to_string(), "the Kafka reader ended unexpectedly");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_partition_whose_leader_is_gone_does_not_hold_up_the_others() {
+    async fn a_partition_without_a_leader_does_not_block_the_others() {
         let cluster = rdkafka::mocking::MockCluster::new(2).unwrap();
         let (kafka, topic) = (cluster.bootstrap_servers(), random_topic("leaderless"));
         cluster.create_topic(&topic, 2, 1).unwrap();
@@ -575,7 +572,7 @@ mod tests {
         let deadline = Duration::from_secs(30);
         let filled = async || live.feed.is_filled();
         eventually(deadline, "the topic to be read", filled).await;
-        // (Asked for a partition that has no leader at all, the mock cluster crashes.)
+        // (The mock cluster crashes on a request for a partition that has no leader at all.)
         cluster.broker_down(2).unwrap();
         let down = async || live.is_down();
         eventually(deadline, "the loss to be noticed", down).await;

@@ -1,4 +1,4 @@
-//! Decides where a topic is read: at start, when a position cannot be read, and when the log is another one.
+//! Decides where a topic is read: at startup, when a position cannot be read, and when the topic was recreated.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,34 +18,34 @@ use crate::feed::Feed;
 use crate::page::Limit;
 use crate::record::{Event, GapReason};
 
-/// How often the record before the position is read again and compared, and new partitions are looked for.
+/// The interval at which the record before the position is reread and compared, and new partitions are discovered.
 const AUDIT_EVERY: Duration = Duration::from_secs(10);
 
-/// How often a topic that cannot be read is tried.
+/// The interval at which a topic that cannot be read is retried.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
-/// After an attempt that failed.
+/// The delay after a failed attempt.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How often a topic is looked for before clients and operators are notified that it does not exist: it may come a moment
-/// after the service.
-const PATIENCE: usize = 10;
+/// The number of failed attempts before clients and operators are notified that a topic does not exist: it may be created
+/// shortly after the service starts.
+const MAX_DENIALS: usize = 10;
 
 const TOO_MANY_PARTITIONS: &str =
-    "the topic has more than 256 partitions, which is all that a cursor can name";
+    "the topic has more than 256 partitions, the maximum that a cursor can contain";
 
-/// Looks after one topic.
+/// Supervises one topic.
 pub struct Supervisor {
     number: usize,
     topic: Arc<Topic>,
     health: Arc<Health>,
     commands: Commands,
-    /// What the ring is filled with at start.
+    /// How much history the ring is filled with at startup.
     history: Limit,
 }
 
 impl Supervisor {
-    /// `number` is the topic's, in the order of the configuration.
+    /// `number` is the topic's index in the configuration.
     pub fn new(
         number: usize,
         topic: Arc<Topic>,
@@ -74,20 +74,20 @@ impl Supervisor {
         self.topic.feed.clone()
     }
 
-    /// Fills the ring, has the topic read, and solves the problems that come up. Ends only with the reader.
+    /// Fills the ring, has the topic read, and resolves problems. Returns only when the reader stops.
     pub async fn run(self, mut problems: mpsc::UnboundedReceiver<Problem>) -> anyhow::Result<()> {
         self.fill().await;
         let mut anchors = self.topic.feed.head();
         let mut source = self.source();
         loop {
-            // Spread, so that many topics are not compared in the same moment.
+            // With jitter, so that many topics are not audited at once.
             let wait = match self.health.failing().is_empty() {
                 true => AUDIT_EVERY.mul_f64(rand::random_range(0.9..1.1)),
                 false => RETRY_EVERY,
             };
             tokio::select! {
                 problem = problems.recv() => match problem {
-                    Some(problem) => self.solve(problem).await,
+                    Some(problem) => self.resolve(problem).await,
                     None => return Ok(()),
                 },
                 () = tokio::time::sleep(wait) => {
@@ -100,24 +100,20 @@ impl Supervisor {
         }
     }
 
-    /// Fills the ring with the newest history, as soon as Kafka and the topic are there, and has the topic read on from it.
+    /// Fills the ring with the newest history, as soon as Kafka and the topic are available, and has the topic read from there.
     async fn fill(&self) {
-        // Only Kafka itself can say that there is no such topic: while it does not answer, that does not count.
+        // Count only denials by Kafka itself: while it does not answer, the topic may exist.
         let mut denied = 0;
         loop {
             let Err(error) = self.try_fill().await else {
                 return;
             };
             denied += usize::from(error.is::<Denied>());
-            if denied >= PATIENCE {
-                self.note_denial(&error);
+            if denied >= MAX_DENIALS {
+                self.record_denial(&error);
             }
             let error = format!("{error:#}");
-            tracing::debug!(
-                topic = self.topic.name,
-                error,
-                "still waiting for the topic"
-            );
+            tracing::debug!(topic = self.topic.name, error, "waiting for the topic");
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -136,13 +132,13 @@ impl Supervisor {
             history = page.events.len(),
             "reading topic"
         );
-        self.health.solve(Scope::Topic);
+        self.health.resolve(Scope::Topic);
         feed.fill(page);
         self.command(vec![], None, Some(partitions), 0..partitions);
         Ok(())
     }
 
-    /// How many partitions the topic has, if they are not too many.
+    /// The number of the topic's partitions; too many are an error.
     async fn servable_partitions(&self, purpose: Purpose) -> anyhow::Result<usize> {
         let partitions = self.topic.log.partitions(purpose).await?;
         if partitions > MAX_PARTITIONS {
@@ -152,30 +148,30 @@ impl Supervisor {
         Ok(partitions)
     }
 
-    /// Notes why the topic cannot be read, where the error says that somebody has to change something.
-    fn note_denial(&self, error: &anyhow::Error) {
+    /// Records why the topic cannot be read, if the error requires an operator to intervene.
+    fn record_denial(&self, error: &anyhow::Error) {
         if let Some(&Denied(reason)) = error.downcast_ref() {
             self.health.fail(Scope::Topic, reason);
         }
     }
 
-    async fn solve(&self, problem: Problem) {
+    async fn resolve(&self, problem: Problem) {
         loop {
-            let solved = match problem {
+            let resolved = match problem {
                 Problem::Recreated => self.recreated().await,
                 Problem::OutOfRange(partition) => self.out_of_range(partition).await,
                 Problem::Unreadable(partition) => self.unreadable(partition).await,
-                // It is tried again once a second.
+                // Retried once a second.
                 Problem::Denied => Ok(()),
             };
-            let Err(error) = solved else { return };
-            self.note_denial(&error);
+            let Err(error) = resolved else { return };
+            self.record_denial(&error);
             let error = format!("{error:#}");
             tracing::debug!(
                 topic = self.topic.name,
                 ?problem,
                 error,
-                "cannot find out yet where to read on"
+                "cannot resolve a problem with the topic; retrying"
             );
             tokio::time::sleep(PAUSE).await;
         }
@@ -190,7 +186,7 @@ impl Supervisor {
         let ends = log.ends(partitions, Purpose::Audit).await?;
         let (head, topic_id) = (feed.head(), self.health.newest_id());
         if head.topic_id.is(topic_id) {
-            // It was found out twice, and announced the first time.
+            // The recreation was detected twice, and announced the first time.
             self.command(vec![], None, Some(partitions), 0..partitions);
             return Ok(());
         }
@@ -198,13 +194,13 @@ impl Supervisor {
             topic = name,
             "the topic was deleted and recreated; reading it from its start"
         );
-        // A client that has read nothing of a log misses nothing of it.
+        // A client that has read nothing of the old log misses nothing of it.
         let read = (0..head.len()).filter(|&partition| head.get(partition).offset > 0);
         let low = |partition: usize| ends.get(partition).map_or(0, |&(low, _)| low);
         let events =
             read.map(|partition| recreated(partition, head.get(partition), low(partition)));
         self.health.forget_log();
-        log.forget_pages();
+        log.invalidate_pages();
         self.command(
             events.collect(),
             Some(topic_id),
@@ -245,13 +241,13 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The log no longer holds what was read of it. Either it is another topic's, or this one has lost its end (a leader that
-    /// was behind, a disk that lost its last writes).
+    /// The log no longer holds what was read from it. Either the topic was recreated, or its log has lost its end (a leader
+    /// that was behind, a disk that lost its last writes).
     async fn lost_end(&self, partition: usize) -> anyhow::Result<()> {
         let Topic {
             name, feed, log, ..
         } = &*self.topic;
-        // Asks for the topic's id too.
+        // This also fetches the topic's id.
         let partitions = log.partitions(Purpose::Audit).await?;
         if partitions <= partition || self.health.id_differs() {
             return self.recreated().await;
@@ -282,7 +278,7 @@ impl Supervisor {
                 kept: next,
                 end: to,
             });
-            log.forget_pages();
+            log.invalidate_pages();
             events.push(Event::gap(
                 GapReason::Truncated,
                 partition,
@@ -308,7 +304,7 @@ impl Supervisor {
                 partition,
                 from,
                 to,
-                "a batch in Kafka cannot be unpacked or has a wrong checksum; reading on behind it"
+                "skipping a batch in Kafka that cannot be decompressed or has a wrong checksum"
             );
             events.push(Event::gap(
                 GapReason::Unreadable,
@@ -318,14 +314,14 @@ impl Supervisor {
                 Position::at(to),
             ));
         } else {
-            // The reader's own client says otherwise; it is not to ask at full speed.
+            // The reader's own client disagrees; limit how often it retries.
             tokio::time::sleep(PAUSE).await;
         }
         self.command(events, None, None, [partition]);
         Ok(())
     }
 
-    /// Tries the partitions again that may not be read.
+    /// Retries the partitions that cannot be read.
     async fn retry(&self) {
         for partition in self.health.failing() {
             let position = self.topic.feed.position(partition);
@@ -336,18 +332,18 @@ impl Supervisor {
                 .await
                 .is_ok()
             {
-                self.health.solve(Scope::Partition(partition));
+                self.health.resolve(Scope::Partition(partition));
                 self.command(vec![], None, None, [partition]);
             }
         }
     }
 
-    /// From time to time, and after every reconnect: is it still the same log, and are there new partitions?
+    /// Periodically and after every reconnect: checks whether the log is still the same, and whether there are new partitions.
     async fn audit(&self, anchors: &mut Vector) {
         if let Err(error) = self.try_audit(anchors).await {
-            self.note_denial(&error);
+            self.record_denial(&error);
             let error = format!("{error:#}");
-            tracing::debug!(topic = self.topic.name, error, "cannot compare the log");
+            tracing::debug!(topic = self.topic.name, error, "cannot audit the log");
         }
     }
 
@@ -360,7 +356,7 @@ impl Supervisor {
         if partitions > MAX_PARTITIONS {
             self.health.fail(Scope::Topic, TOO_MANY_PARTITIONS);
         } else {
-            self.health.solve(Scope::Topic);
+            self.health.resolve(Scope::Topic);
             if partitions < read || self.health.id_differs() {
                 return self.recreated().await;
             }
@@ -373,7 +369,7 @@ impl Supervisor {
             events: 1,
             bytes: 1,
         };
-        // An older position is compared too: the newest may already be of a log that was recreated.
+        // An older position is compared too: the newest may already be from the recreated log.
         let newest = feed.head();
         if anchors.topic_id != newest.topic_id || anchors.len() > newest.len() {
             anchors.clone_from(&newest);

@@ -1,4 +1,4 @@
-//! A topic that is served: what is kept of it, what can be asked about it, and whether it can be read.
+//! A topic that is served: its feed, its log, and whether it can be read.
 
 use std::sync::Arc;
 
@@ -13,12 +13,12 @@ pub struct Topic {
     pub feed: Arc<Feed>,
     pub log: Arc<Log>,
     pub source: watch::Receiver<Source>,
-    /// Asks the supervisor to look whether the log is still the same.
+    /// Makes the supervisor check whether the log is still the same.
     pub recheck: Arc<Notify>,
 }
 
 impl Topic {
-    /// Why the topic is known not to be readable now.
+    /// Why the topic is currently unreadable, if it is known to be.
     pub fn problem(&self) -> Option<&'static str> {
         match *self.source.borrow() {
             Source::Down { reason, .. } => Some(reason),
@@ -26,7 +26,7 @@ impl Topic {
         }
     }
 
-    /// Whether the topic is known not to be readable now.
+    /// Whether the topic is known to be unreadable now.
     pub fn is_down(&self) -> bool {
         self.problem().is_some()
     }

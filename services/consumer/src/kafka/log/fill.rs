@@ -1,4 +1,4 @@
-//! Reads ranges of partitions with one client, and finds out what is wrong where a range cannot be read on.
+//! Reads ranges of partitions with one client, and recovers if a range cannot be read further.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::{Log, PATIENCE};
+use super::{Log, TIMEOUT};
 use crate::cursor::Position;
 use crate::kafka::decode::event;
 use crate::kafka::fault::{Denied, Fault};
@@ -18,20 +18,20 @@ use crate::kafka::range::{Range, Taken};
 use crate::page::Limit;
 use crate::record::GapReason;
 
-/// What is known of the cursor that a range begins at.
+/// What is known about the cursor at which a range begins.
 #[derive(Clone, Copy)]
 pub struct Cursor {
-    /// It names the id that the topic has now.
+    /// It contains the topic's current id.
     pub same_topic: bool,
 }
 
 impl Cursor {
-    /// There is none, or it does not name the topic that there is now.
+    /// There is no cursor, or it does not contain the topic's current id.
     pub const UNKNOWN: Self = Self { same_topic: false };
 }
 
 impl Log {
-    /// Reads all ranges at once, until each has reached its end or holds as much as a page may.
+    /// Reads all ranges concurrently, until each has reached its end or the limit of a page.
     pub(super) fn fill(
         &self,
         client: &Client,
@@ -45,16 +45,16 @@ impl Log {
             range.done = range.is_empty();
         }
         self.assign(client, ranges)?;
-        let mut deadline = Instant::now() + PATIENCE;
+        let mut deadline = Instant::now() + TIMEOUT;
         while ranges.iter().any(|range| !range.done) {
             budget.check()?;
             let polled = client.poll(Duration::from_millis(100));
             if matches!(polled, Some(Ok(_) | Err(KafkaError::PartitionEOF(_)))) {
-                deadline = Instant::now() + PATIENCE;
+                deadline = Instant::now() + TIMEOUT;
             } else if Instant::now() > deadline {
                 bail!(
                     "Kafka did not answer within {} s while topic {:?} was read",
-                    PATIENCE.as_secs(),
+                    TIMEOUT.as_secs(),
                     self.topic
                 );
             }
@@ -73,14 +73,14 @@ impl Log {
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     if let Some(range) = unfinished(ranges, partition as usize) {
                         range.done = true;
-                        // The end came before it was expected: compaction and markers leave holes, or the log is shorter now.
+                        // The end came early: compaction and markers leave holes, or the log is shorter now.
                         if range.verify || range.position.offset < range.until.offset {
                             let (_, high) = self.watermarks(client, range.partition)?;
                             if range.verify && high < range.from.offset {
                                 self.other_log(client, range, cursor)?;
                                 self.assign(client, ranges)?;
                             } else if high < range.until.offset {
-                                // Where was read to is of another log: nothing is known beyond what was found.
+                                // `until` is from another log: nothing is known beyond what was found.
                                 range.until = range.position;
                             }
                         }
@@ -97,11 +97,11 @@ impl Log {
                             for range in ranges.iter_mut().filter(|range| !range.done) {
                                 self.skip_unreadable(client, budget, range)?;
                             }
-                            deadline = Instant::now() + PATIENCE;
+                            deadline = Instant::now() + TIMEOUT;
                         }
                         Fault::Denied(reason) => return Err(Denied(reason).into()),
-                        Fault::Passing => {
-                            tracing::debug!(topic = &*self.topic, %error, "error while a range of the log was read");
+                        Fault::Transient => {
+                            tracing::debug!(topic = &*self.topic, %error, "error while reading a range of the log");
                             continue;
                         }
                     }
@@ -109,9 +109,7 @@ impl Log {
                 }
             }
         }
-        client
-            .unassign()
-            .context("cannot end the reading of a range")
+        client.unassign().context("cannot stop reading a range")
     }
 
     fn assign(&self, client: &Client, ranges: &[Range]) -> anyhow::Result<()> {
@@ -137,7 +135,7 @@ impl Log {
             .with_context(|| format!("cannot assign the partitions of topic {:?}", self.topic))
     }
 
-    /// An offset was out of range: finds out whether it was this range's, and why.
+    /// Recovers after an offset was out of range, if it was this range's.
     fn recover(&self, client: &Client, range: &mut Range, cursor: Cursor) -> anyhow::Result<()> {
         let (low, high) = self.watermarks(client, range.partition)?;
         let next = range.next_fetch();
@@ -156,8 +154,8 @@ impl Log {
         Ok(())
     }
 
-    /// The log does not hold what the cursor says that the client has read: the topic lost the end of its log, or it is
-    /// another topic.
+    /// The log does not hold what the client has read according to its cursor: the topic lost the end of its log, or was
+    /// recreated.
     fn other_log(&self, client: &Client, range: &mut Range, cursor: Cursor) -> anyhow::Result<()> {
         if !cursor.same_topic {
             return self.restart(client, range);
@@ -166,7 +164,7 @@ impl Log {
         let to = range.from.offset;
         let (from, next) = match self.health.kept(range.partition, to) {
             Some(kept) if kept.offset <= high => (kept.offset, kept),
-            // This replica has not seen how much was lost: the gap bounds it, from the start of the log.
+            // This replica did not observe how much was lost: the gap bounds it, from the start of the log.
             _ => (low, Position::at(high.min(to))),
         };
         range.found.clear();
@@ -176,7 +174,7 @@ impl Log {
         Ok(())
     }
 
-    /// The topic was deleted and recreated: the gap, then the new log from its start to its end.
+    /// The topic was deleted and recreated: adds the gap, then reads the new log from its start to its end.
     pub(super) fn restart(&self, client: &Client, range: &mut Range) -> anyhow::Result<()> {
         let (low, high) = self.watermarks(client, range.partition)?;
         range.found.clear();
@@ -194,7 +192,7 @@ impl Log {
         Ok(())
     }
 
-    /// Reads one range of which no cursor speaks.
+    /// Reads one range without a cursor.
     pub(super) fn fill_one(
         &self,
         client: &Client,
@@ -208,7 +206,7 @@ impl Log {
         Ok(range)
     }
 
-    /// Whether the log holds the record that a position names.
+    /// Whether the log holds the record before a position.
     pub(super) fn agrees(
         &self,
         client: &Client,

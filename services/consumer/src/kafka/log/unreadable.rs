@@ -1,11 +1,11 @@
-//! Finds the end of what librdkafka cannot unpack.
+//! Finds the end of an unreadable batch.
 
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use rdkafka::error::KafkaError;
 
-use super::{Log, PATIENCE};
+use super::{Log, TIMEOUT};
 use crate::cursor::Position;
 use crate::kafka::fault::{Denied, Fault};
 use crate::kafka::pool::{Budget, Client};
@@ -13,7 +13,7 @@ use crate::kafka::range::Range;
 use crate::record::GapReason;
 
 impl Log {
-    /// Goes on behind a batch that cannot be read, if that is what this range has come to.
+    /// Skips a batch that cannot be read, if the range has reached one.
     pub(super) fn skip_unreadable(
         &self,
         client: &Client,
@@ -34,8 +34,8 @@ impl Log {
         Ok(())
     }
 
-    /// The first offset at or after `from` that can be read. Where batches begin and end is not told, so offsets are tried:
-    /// ever further ones until one can be read, then the ones between.
+    /// The first offset at or after `from` that can be read. librdkafka does not expose the bounds of batches, so this probes
+    /// offsets: first exponentially until one can be read, then by bisection.
     pub(super) fn find_readable(
         &self,
         client: &Client,
@@ -78,24 +78,24 @@ impl Log {
         offset: i64,
     ) -> anyhow::Result<bool> {
         self.assign_offsets(client, std::iter::once((partition, offset)))?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             budget.check()?;
             match client.poll(Duration::from_millis(100)) {
                 Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(true),
                 Some(Err(error)) => match Fault::of(&error) {
                     Fault::Unreadable => return Ok(false),
-                    // Whoever reads there learns that anew.
+                    // The next read at this offset handles it.
                     Fault::OutOfRange => return Ok(true),
                     Fault::Denied(reason) => return Err(Denied(reason).into()),
-                    Fault::Passing => {}
+                    Fault::Transient => {}
                 },
                 None => {}
             }
             if Instant::now() > deadline {
                 bail!(
                     "Kafka did not answer within {} s at offset {offset} of topic {:?}, partition {partition}",
-                    PATIENCE.as_secs(),
+                    TIMEOUT.as_secs(),
                     self.topic
                 );
             }

@@ -1,11 +1,11 @@
-//! How many partitions a topic has, and where their logs begin and end.
+//! The number of a topic's partitions, and the offsets at which their logs begin and end.
 
 use anyhow::{Context as _, bail};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::{Log, PATIENCE};
+use super::{Log, TIMEOUT};
 use crate::kafka::fault::{Denied, Fault};
 use crate::kafka::health::ReaderContext;
 use crate::kafka::pool::Client;
@@ -13,9 +13,9 @@ use crate::kafka::pool::Client;
 impl Log {
     pub(super) fn count_partitions(&self, client: &Client) -> anyhow::Result<usize> {
         let metadata = client
-            .fetch_metadata(Some(&self.topic), PATIENCE)
+            .fetch_metadata(Some(&self.topic), TIMEOUT)
             .context("cannot reach Kafka")?;
-        // With the metadata comes the topic's id, in librdkafka's log.
+        // The topic's id arrives with the metadata, in librdkafka's log.
         ReaderContext::serve(client);
         let topic = metadata
             .topics()
@@ -37,7 +37,7 @@ impl Log {
         partition: usize,
     ) -> anyhow::Result<(i64, i64)> {
         client
-            .fetch_watermarks(&self.topic, partition as i32, PATIENCE)
+            .fetch_watermarks(&self.topic, partition as i32, TIMEOUT)
             .with_context(|| {
                 format!(
                     "cannot fetch the watermarks of topic {:?}, partition {partition}",
@@ -57,20 +57,20 @@ impl Log {
         let mut ends = vec![(0, 0); partitions];
         for (partition, found) in of(Offset::Beginning)? {
             let Offset::Offset(low) = found else {
-                bail!("Kafka does not tell where topic {:?} begins", self.topic);
+                bail!("Kafka returned no start offset of topic {:?}", self.topic);
             };
             ends[partition].0 = low;
         }
         for (partition, found) in of(Offset::End)? {
             let Offset::Offset(high) = found else {
-                bail!("Kafka does not tell where topic {:?} ends", self.topic);
+                bail!("Kafka returned no end offset of topic {:?}", self.topic);
             };
             ends[partition].1 = high;
         }
         Ok(ends)
     }
 
-    /// Asks for the offset of a time (or of the start or the end of the log) in each of these partitions.
+    /// Looks up the offset of a time (or of the start or the end of the log) in each of these partitions.
     pub(super) fn offsets(
         &self,
         client: &Client,
@@ -79,13 +79,13 @@ impl Log {
         let mut list = TopicPartitionList::new();
         for (partition, time) in times {
             list.add_partition_offset(&self.topic, partition as i32, time)
-                .context("cannot ask for a time")?;
+                .context("cannot look up a time")?;
         }
         if list.count() == 0 {
             return Ok(Vec::new());
         }
-        let ask = || {
-            let found = client.offsets_for_times(list.clone(), PATIENCE)?;
+        let request = || {
+            let found = client.offsets_for_times(list.clone(), TIMEOUT)?;
             let elements = found.elements();
             let offsets = elements.iter().map(|element| {
                 element.error()?;
@@ -93,10 +93,10 @@ impl Log {
             });
             offsets.collect::<Result<Vec<_>, KafkaError>>()
         };
-        let found = ask().or_else(|_| -> anyhow::Result<_> {
-            // This client may not know partitions that were added since it was used.
+        let found = request().or_else(|_| -> anyhow::Result<_> {
+            // This client may not know partitions that were added since it was last used.
             self.count_partitions(client)?;
-            Ok(ask()?)
+            Ok(request()?)
         });
         found.with_context(|| format!("cannot find offsets in topic {:?}", self.topic))
     }
