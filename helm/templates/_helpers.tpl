@@ -4,7 +4,8 @@
 {{- $name := .Release.Name -}}
 {{- if not (contains .Chart.Name $name) }}{{ $name = printf "%s-%s" $name .Chart.Name }}{{ end -}}
 {{- /* Leaves room for "-producer", the hash of a Job, and the pod's own suffix within 63 characters. */ -}}
-{{- $name | trunc 40 | trimSuffix "-" -}}
+{{- if gt (len $name) 40 }}{{ $name = printf "%s-%s" ($name | trunc 31 | trimAll "-.") (sha256sum $name | trunc 8) }}{{ end -}}
+{{- $name -}}
 {{- end }}
 
 {{- define "herald.name" -}}

@@ -55,7 +55,7 @@ RING_BYTES: "67108864"
 {{- end }}
 
 {{- define "herald.seconds" -}}
-{{ divf (include "herald.milliseconds" . | int64) 1000 | ceil }}
+{{ div (add (include "herald.milliseconds" . | int64) 999) 1000 }}
 {{- end }}
 
 {{/* What a connection of the consumer takes at most: 20 KiB of its own, and a send buffer of the kernel that is full. */}}
