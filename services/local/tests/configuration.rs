@@ -7,6 +7,8 @@ use std::path::Path;
 use clap::{Arg, Command, CommandFactory, Parser};
 
 const PAGE: &str = "docs/configuration.md";
+/// No option, but a variable that the producer reads.
+const TIME_ZONE: &str = "TZ";
 
 #[test]
 fn the_options_that_all_services_share_are_on_the_page() {
@@ -44,15 +46,7 @@ fn the_values_of_the_chart_are_on_the_page_with_their_defaults() {
 
 #[test]
 fn what_configmap_data_takes_are_options_and_on_the_page() {
-    let schema: serde_json::Value = serde_json::from_str(&read("helm/values.schema.json")).unwrap();
-    let data = &schema["properties"]["configmap"]["properties"]["data"]["properties"];
-    let mut names: Vec<&str> = data
-        .as_object()
-        .unwrap()
-        .keys()
-        .map(String::as_str)
-        .collect();
-    names.sort_unstable();
+    let names = configmap_data();
     let variables = [producer::Config::command(), consumer::Config::command()]
         .iter()
         .flat_map(|command| {
@@ -64,7 +58,7 @@ fn what_configmap_data_takes_are_options_and_on_the_page() {
         .collect::<Vec<_>>();
     for name in &names {
         assert!(
-            variables.iter().any(|variable| variable == name),
+            name == TIME_ZONE || variables.contains(name),
             "helm/values.schema.json allows {name} in configmap.data, which no service reads"
         );
     }
@@ -75,6 +69,39 @@ fn what_configmap_data_takes_are_options_and_on_the_page() {
         page.contains(&sentence),
         "{PAGE}: \"## The chart\" needs this sentence:\n\n{sentence}\n"
     );
+}
+
+/// A changed option restarts the service that reads it, and no other: for that the chart has lists of its own.
+#[test]
+fn the_chart_knows_which_service_reads_what_configmap_data_takes() {
+    let templates = read("helm/templates/_options.tpl");
+    let options_of = |component: &str| -> Vec<String> {
+        let head = format!("{{{{- define \"herald.optionsOf.{component}\" -}}}}\n");
+        let (_, rest) = templates.split_once(&head).expect(&head);
+        let (names, _) = rest.split_once("{{- end }}").expect("an end");
+        names.split_whitespace().map(str::to_owned).collect()
+    };
+    let [both, of_producer, of_consumer] = ["all", "producer", "consumer"].map(options_of);
+    let [producer, consumer] =
+        [producer::Config::command(), consumer::Config::command()].map(|command| {
+            command
+                .get_arguments()
+                .filter_map(variable)
+                .collect::<Vec<_>>()
+        });
+    for name in configmap_data() {
+        let read_by = |variables: &[String]| variables.contains(&name);
+        let by_producer = read_by(&producer) || name == TIME_ZONE;
+        let wanted = (by_producer, read_by(&consumer));
+        let listed = (
+            both.contains(&name) || of_producer.contains(&name),
+            both.contains(&name) || of_consumer.contains(&name),
+        );
+        assert_eq!(
+            listed, wanted,
+            "helm/templates/_options.tpl, {name}: (listed for producer, for consumer), (read by producer, by consumer)"
+        );
+    }
 }
 
 #[test]
@@ -98,6 +125,15 @@ fn the_properties_on_the_page_are_taken() {
 fn read(path: &str) -> String {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     fs::read_to_string(top.join(path)).unwrap_or_else(|error| panic!("cannot read {path}: {error}"))
+}
+
+/// The names that the chart takes in `configmap.data`, sorted.
+fn configmap_data() -> Vec<String> {
+    let schema: serde_json::Value = serde_json::from_str(&read("helm/values.schema.json")).unwrap();
+    let data = &schema["properties"]["configmap"]["properties"]["data"]["properties"];
+    let mut names: Vec<String> = data.as_object().unwrap().keys().cloned().collect();
+    names.sort_unstable();
+    names
 }
 
 /// The rows of the table under a heading, without its head.
