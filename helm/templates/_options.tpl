@@ -9,7 +9,7 @@
 
 {{/* The names of the options that a service reads, beside those that all of them read. */}}
 {{- define "herald.optionsOf.producer" -}}
-INTERVAL_MIN INTERVAL_MAX
+INTERVAL_MIN INTERVAL_MAX TZ
 {{- end }}
 
 {{- define "herald.optionsOf.consumer" -}}
