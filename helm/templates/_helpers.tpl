@@ -32,6 +32,12 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
 {{- end }}
 
+{{/* What Prometheus finds by labels of the values, which may be others for keys that the chart has too. */}}
+{{- define "herald.monitoringLabels" -}}
+{{- $labels := include "herald.labels" (dict "root" . "component" "monitoring") | fromYaml -}}
+{{ mergeOverwrite $labels .Values.monitoring.labels | toYaml }}
+{{- end }}
+
 {{/* The image of a service, by its values. */}}
 {{- define "herald.image" -}}
 {{- $image := (index .root.Values .component).image -}}
