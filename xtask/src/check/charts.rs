@@ -176,9 +176,18 @@ fn manual(_: &Rendered) -> anyhow::Result<Tally> {
         .map(|line| line.trim_start_matches('#').trim())
         .collect();
     let rules = fs::read_to_string(crate::root().join("helm/templates/prometheusrule.yaml"))?;
-    let missing: Vec<&str> = rules
+    let alerts: Vec<&str> = rules
         .lines()
         .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    for alert in &alerts {
+        ensure!(
+            rules.contains(&format!("\"alert\" \"{alert}\"")),
+            "{alert} must name its own section of {MANUAL} as its runbook"
+        );
+    }
+    let missing: Vec<&str> = alerts
+        .into_iter()
         .filter(|alert| !headings.contains(alert))
         .collect();
     ensure!(
