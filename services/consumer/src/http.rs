@@ -239,7 +239,7 @@ where
     let headers = response.headers_mut();
     // A client that must reconnect before its next request loses none. (A polling session ends with its `bye`, over its current
     // connection.)
-    if app.drain.is_refusing() && !keeps_open {
+    if app.drain.is_rejecting() && !keeps_open {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     headers.insert(REQUEST_ID, id.0);
@@ -270,7 +270,7 @@ fn reject(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
     let overload = connection.is_some_and(|connection| connection.overload);
     let end = if overload {
         Some(End::Overload)
-    } else if app.drain.is_refusing() {
+    } else if app.drain.is_rejecting() {
         Some(End::Drain)
     } else {
         None

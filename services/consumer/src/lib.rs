@@ -121,7 +121,7 @@ pub async fn run(
     }
     // Kubernetes endpoints and load balancers notice the shutdown with a delay; until then this replica still answers.
     readiness.drain();
-    app.drain.refuse();
+    app.drain.reject();
     tracing::info!(delay = ?config.drain_delay, window = ?config.drain_window, "draining");
     tokio::time::sleep(config.drain_delay).await;
     stop.shutdown.cancel();

@@ -1,7 +1,7 @@
-//! The headers of a Kafka record, whatever bytes their names are made of.
+//! The headers of a Kafka record, even if their names are not UTF-8.
 //!
-//! Kafka does not check header names, and clients in C, Go and PHP write names that are not UTF-8. `rdkafka` 0.39 unwraps
-//! them (`Headers::get`, `Headers::iter`), so one such record would end the thread that reads it.
+//! Kafka does not validate header names, and clients in C, Go and PHP write names that are not UTF-8. `rdkafka` 0.39 unwraps
+//! them (`Headers::get`, `Headers::iter`), so one such record would make the reading thread panic.
 
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr;
@@ -12,19 +12,19 @@ use rdkafka::types::RDKafkaRespErr;
 
 /// The name and the value of each header, in order; a value may be null.
 ///
-/// A name ends at its first NUL byte, because librdkafka hands names out as C strings.
+/// A name ends at its first NUL byte, because librdkafka returns names as C strings.
 pub fn of<'a>(message: &'a BorrowedMessage<'_>) -> Vec<(&'a [u8], Option<&'a [u8]>)> {
     let mut headers: *mut rd_kafka_headers_t = ptr::null_mut();
     // SAFETY: the message is alive for `'a`, and owns the headers that are returned.
     let error = unsafe { rd_kafka_message_headers(message.ptr(), &mut headers) };
-    // Mostly RD_KAFKA_RESP_ERR__NOENT: the record has none.
+    // Usually RD_KAFKA_RESP_ERR__NOENT: the record has none.
     if error != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR || headers.is_null() {
         return Vec::new();
     }
     (0..).map_while(|index| header(headers, index)).collect()
 }
 
-/// The header at this index, if there are so many. Its lifetime is that of the message that owns `headers`.
+/// The header at this index, if it exists. Its lifetime is that of the message that owns `headers`.
 fn header<'a>(
     headers: *const rd_kafka_headers_t,
     index: usize,

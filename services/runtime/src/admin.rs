@@ -1,4 +1,4 @@
-//! The admin server, on a port of its own: is the process alive, is it ready, what does it count.
+//! The admin server, on its own port: liveness, readiness and metrics.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -17,28 +17,28 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-/// Connections at one time; more wait in the backlog. Probes and a scraper need a handful.
+/// Maximum number of concurrent connections; more wait in the backlog. Probes and a scraper need a handful.
 const CONNECTIONS: usize = 64;
 
-/// A connection carries one request and its answer, and no client needs longer for it.
+/// The timeout of a connection, which carries one request and its response.
 const CONNECTION_TIME: Duration = Duration::from_secs(10);
 
-/// Whether a service does its work; shared by the service, which sets it, and the admin server, which answers with it.
+/// Whether a service is ready; shared by the service, which sets it, and the admin server, which reports it.
 #[derive(Clone, Debug)]
 pub struct Readiness(Arc<watch::Sender<State>>);
 
 #[derive(Clone, Debug)]
 struct State {
-    /// Why it is not ready; `None` when it is.
+    /// Why it is not ready; `None` if it is.
     reason: Option<String>,
-    /// It drains, and is never ready again.
+    /// It is draining, and never becomes ready again.
     draining: bool,
-    /// What is wrong though it is ready, by name.
+    /// Problems by part, which do not affect readiness.
     notes: BTreeMap<String, String>,
 }
 
 impl Readiness {
-    /// Not ready, because it is starting.
+    /// Not ready: starting.
     pub fn new() -> Readiness {
         Readiness(Arc::new(watch::Sender::new(State {
             reason: Some("starting".to_owned()),
@@ -57,13 +57,13 @@ impl Readiness {
         self.set(Some(reason.into()), false);
     }
 
-    /// Not ready any more, for good: the service drains.
+    /// Permanently not ready: the service drains.
     pub fn drain(&self) {
         self.set(Some("draining".to_owned()), true);
     }
 
-    /// What is wrong with a part of the service, or that nothing is. `/readyz` shows it and stays ready: the other parts do
-    /// their work, and another replica would have the same problem.
+    /// Sets or clears the problem of a part of the service. `/readyz` shows it and stays ready: the other parts work, and
+    /// another replica would have the same problem.
     pub fn note(&self, part: &str, problem: Option<&str>) {
         self.0.send_if_modified(|state| match problem {
             Some(problem) => {
@@ -140,7 +140,7 @@ pub async fn serve(
     serve_metrics(listener, readiness, metrics, shutdown).await;
 }
 
-/// Like [`serve`], with metrics that are made for each question.
+/// Like [`serve`], with metrics that are collected for each request.
 pub async fn serve_metrics<M, F, E>(
     listener: TcpListener,
     readiness: Readiness,
@@ -168,7 +168,7 @@ pub async fn serve_metrics<M, F, E>(
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of descriptors, mostly: accepting again at once would only spin.
+                // Usually out of file descriptors: accepting again immediately would only spin.
                 debug!(%error, "cannot accept an admin connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -207,7 +207,7 @@ where
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return Ok(text(
             StatusCode::METHOD_NOT_ALLOWED,
-            "only GET is answered here\n",
+            "this server only supports GET\n",
         ));
     }
     Ok(match request.uri().path() {
@@ -225,16 +225,16 @@ where
                 response
             }
             Err(error) => {
-                warn!(%error, "cannot write the metrics");
+                warn!(%error, "cannot collect the metrics");
                 text(
                     StatusCode::INTERNAL_SERVER_ERROR,
-                    "cannot write the metrics; the log says why\n",
+                    "cannot collect the metrics; see the log\n",
                 )
             }
         },
         _ => text(
             StatusCode::NOT_FOUND,
-            "here are /livez, /readyz and /metrics\n",
+            "not found; the endpoints are /livez, /readyz and /metrics\n",
         ),
     })
 }
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readiness_is_told_with_its_reason() {
+    async fn readiness_is_reported_with_its_reason() {
         let (addr, readiness, ..) = started().await;
         assert!(get(addr, "/livez").await.starts_with("HTTP/1.1 200"));
         let answer = get(addr, "/readyz").await;
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_wrong_with_a_part_is_noted_and_the_service_stays_ready() {
+    async fn a_problem_of_a_part_is_reported_and_the_service_stays_ready() {
         let (addr, readiness, ..) = started().await;
         readiness.ready();
         readiness.note("topic \"a\"", Some("it cannot be read"));
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silent_connections_are_bounded_and_the_server_ends_when_told() {
+    async fn silent_connections_do_not_block_others_or_the_shutdown() {
         let (addr, _, _, shutdown, server) = started().await;
         let _silent: Vec<TcpStream> = {
             let mut streams = Vec::new();

@@ -1,4 +1,4 @@
-//! Options that every service takes, and how a wrong one is told: one sentence on stderr and exit code 2.
+//! The options of every service, and the reporting of invalid ones: one sentence on stderr and exit code 2.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,37 +9,37 @@ use clap::ValueEnum;
 use clap::error::ErrorKind;
 use jiff::SignedDuration;
 
-/// What every service can be told. Each option is also an environment variable: `--log-level` is `LOG_LEVEL`.
+/// The configuration of every service. Each option is also an environment variable: `--log-level` is `LOG_LEVEL`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct CommonArgs {
     /// Address of the admin server: `/livez`, `/readyz` and `/metrics`. It is for operators; no Ingress should reach it.
     #[arg(long, env, default_value = "[::]:9090")]
     pub admin_listen: SocketAddr,
 
-    /// How the log is written to stdout. Without it: text on a terminal, json everywhere else.
+    /// Format of the log on stdout. By default text on a terminal, otherwise json.
     #[arg(long, env)]
     pub log_format: Option<LogFormat>,
 
-    /// What is logged: a level (error, warn, info, debug, trace), or levels by target, such as `info,librdkafka=debug`.
+    /// Log level (error, warn, info, debug, trace), or levels by target, such as `info,librdkafka=debug`.
     #[arg(long, env, default_value = "info", value_parser = log_level)]
     pub log_level: String,
 
-    /// How long the service may take to end in order after SIGTERM or SIGINT; then it leaves with exit code 1.
+    /// How long a clean shutdown may take after SIGTERM or SIGINT; then the service exits with code 1.
     #[arg(long, env, default_value = "30s", value_parser = duration)]
     pub shutdown_grace: Duration,
 }
 
-/// How a line of the log looks.
+/// The format of the log's lines.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// For people.
     Text,
-    /// One object a line, for machines.
+    /// One object per line, for machines.
     Json,
 }
 
-/// The configuration in the command line and the environment of this process. Leaves the process with one sentence and
-/// code 2 when it is wrong; answers `--help` and `--version` as usual.
+/// The configuration from the command line and the environment of this process. If it is invalid, the process exits with one
+/// sentence and code 2; `--help` and `--version` work as usual.
 pub fn parse<C: clap::Parser>() -> C {
     C::try_parse().unwrap_or_else(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.exit(),
@@ -50,7 +50,7 @@ pub fn parse<C: clap::Parser>() -> C {
     })
 }
 
-/// The configuration in `args`, of which the first is the name of the program, and in the environment of this process.
+/// The configuration from `args`, of which the first is the name of the program, and from the environment of this process.
 /// The error is for the user.
 pub fn parse_from<C: clap::Parser>(args: &[&str]) -> anyhow::Result<C> {
     C::try_parse_from(args).map_err(|error| invalid(sentence(&error)))
@@ -64,12 +64,12 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "give a duration such as 500ms, 30s or 2m".to_owned())
 }
 
-/// An error that the user of the configuration mends, not the operator of what it names: [`fail`] answers it with code 2.
+/// An error in the configuration, which the user can fix: [`fail`] returns code 2 for it.
 pub fn invalid(sentence: impl Into<String>) -> anyhow::Error {
     Invalid(sentence.into()).into()
 }
 
-/// Says `error` in one line on stderr. The exit code is 2 when the configuration is [`invalid`], otherwise 1.
+/// Prints `error` as one line on stderr. The exit code is 2 if the configuration is [`invalid`], otherwise 1.
 pub fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {}", one_line(&format!("{error:#}")));
     ExitCode::from(if is_invalid(error) { 2 } else { 1 })
@@ -91,19 +91,19 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// clap answers with a paragraph, a tip and the usage, on lines of their own. The usage is left out, the rest joined.
+/// clap's errors are a paragraph, a tip and the usage, on separate lines. The usage is dropped, the rest joined.
 fn sentence(error: &clap::Error) -> String {
     let rendered = error.render().to_string();
-    let told: Vec<&str> = rendered
+    let lines: Vec<&str> = rendered
         .lines()
         .map(str::trim)
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
         .filter(|line| !line.is_empty())
         .collect();
-    let told = told.join(" ").replace(" tip:", "; tip:");
+    let joined = lines.join(" ").replace(" tip:", "; tip:");
     format!(
         "{}; --help lists all options",
-        told.trim_start_matches("error: ")
+        joined.trim_start_matches("error: ")
     )
 }
 
@@ -115,7 +115,7 @@ fn one_line(text: &str) -> String {
         .join(" ")
 }
 
-/// A lone word that is no level would be taken for a target, and silence the log.
+/// Rejects a lone word that is not a level: it would be taken for a target, and silence the log.
 fn log_level(text: &str) -> Result<String, String> {
     let wrong = || {
         "give a level (error, warn, info, debug, trace, off) or levels by target, such as info,librdkafka=debug".to_owned()
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_read_and_negative_ones_refused() {
+    fn durations_are_parsed_and_negative_ones_rejected() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
         assert_eq!(duration("0s"), Ok(Duration::ZERO));
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_is_no_level_is_refused() {
+    fn a_word_that_is_not_a_level_is_rejected() {
         assert!(
             log_level("loud").is_err()
                 && log_level("info,loud").is_err()
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invalid_configuration_is_known_under_its_context() {
+    fn an_invalid_configuration_is_recognized_under_its_context() {
         let error = Err::<(), _>(invalid("not so"))
             .context("cannot start")
             .unwrap_err();

@@ -1,4 +1,4 @@
-//! The name of an environment, as it is read from the name of its topic.
+//! Derives the name of an environment from the name of its topic.
 
 /// The part of `topic` before its first `-`, and `default` for `my`: `dev-topic` belongs to `dev`, `my-topic` to `default`.
 pub fn environment_name(topic: &str) -> &str {
@@ -20,7 +20,7 @@ mod tests {
     }
 
     #[test]
-    fn my_is_called_default() {
+    fn my_is_the_default_environment() {
         assert_eq!(environment_name("my-topic"), "default");
         assert_eq!(environment_name("my"), "default");
         assert_eq!(environment_name("mytopic"), "mytopic");

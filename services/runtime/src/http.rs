@@ -1,4 +1,4 @@
-//! What serves browsers, for every service that has a public port.
+//! HTTP for browsers, for every service that has a public port.
 
 pub mod drain;
 mod failure;

@@ -1,4 +1,4 @@
-//! What every client of Kafka in Herald shares: its options, its log, and whether Kafka is there.
+//! What Herald's Kafka clients share: options, logging, and whether Kafka is available.
 
 mod args;
 mod context;

@@ -1,4 +1,4 @@
-//! What every service of Herald needs word for word: configuration, logs, signals, the admin server, Kafka's client context.
+//! The code that Herald's services share: configuration, logging, signals, the admin server, and the Kafka client context.
 
 pub mod admin;
 pub mod config;

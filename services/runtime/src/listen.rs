@@ -7,20 +7,23 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use crate::config::invalid;
 
-/// Connections that wait to be accepted. The default of 128 loses SYNs when a thousand browsers come back at once.
+/// Maximum number of connections waiting to be accepted. The default of 128 loses SYNs when a thousand browsers reconnect at
+/// once.
 const BACKLOG: u32 = 4096;
 
-/// Listens on `addr`, which the user chose with `--listen` or `--admin-listen`. A port that is taken is one sentence for
-/// the user, with exit code 2.
+/// Listens on `addr`, which the user set with `--listen` or `--admin-listen`. A port in use is a configuration error: one
+/// sentence, with exit code 2.
 pub fn bind(addr: SocketAddr) -> anyhow::Result<TcpListener> {
     bind_chosen(addr, "--listen or --admin-listen")
 }
 
-/// Like [`bind`], for an address that the user chose with another `option`.
+/// Like [`bind`], for an address that the user set with another `option`.
 pub fn bind_chosen(addr: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
     listen(addr).map_err(|error| {
         let why = match error.kind() {
-            io::ErrorKind::AddrInUse => "another process uses this port; end it, or choose another",
+            io::ErrorKind::AddrInUse => {
+                "another process uses this port; stop it, or choose another"
+            }
             io::ErrorKind::AddrNotAvailable => {
                 "this machine does not have this address; choose another"
             }
@@ -45,7 +48,7 @@ fn listen_on(addr: SocketAddr) -> io::Result<TcpListener> {
     } else {
         TcpSocket::new_v6()
     }?;
-    // Without it a service that is started again has to wait for the old connections' TIME_WAIT.
+    // Otherwise a restarted service has to wait for the old connections' TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(addr)?;
     socket.listen(BACKLOG)

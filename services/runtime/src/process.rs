@@ -1,4 +1,4 @@
-//! The life of a service's process, around its `run`.
+//! The `main` of a service, around its `run`.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{CommonArgs, config, shutdown, telemetry};
 
-/// Starts the log and the asynchronous runtime, and gives `run` a token that the first signal cancels. Ends with 0 when
-/// `run` does in order and within the grace period, with one line on stderr and 1 or 2 when it does not.
+/// Starts the log and the asynchronous runtime, and passes `run` a token that the first signal cancels. The exit code is 0 if
+/// `run` succeeds within the grace period; otherwise it is 1 or 2, with one line on stderr.
 pub fn launch<F>(common: &CommonArgs, run: impl FnOnce(CancellationToken) -> F) -> ExitCode
 where
     F: Future<Output = anyhow::Result<()>>,
@@ -26,7 +26,7 @@ where
         let shutdown = shutdown::on_signals();
         shutdown::within(common.shutdown_grace, &shutdown, run(shutdown.clone())).await
     });
-    // Dropping the runtime would wait for blocking calls into librdkafka, which nobody is interested in any more.
+    // Dropping the runtime would wait for blocking calls into librdkafka, whose results are no longer needed.
     runtime.shutdown_timeout(Duration::ZERO);
     match result {
         Ok(()) => ExitCode::SUCCESS,

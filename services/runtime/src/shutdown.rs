@@ -1,4 +1,4 @@
-//! The end of a process: the first signal asks for it, a deadline follows, the second signal does not wait.
+//! Shutdown: the first signal starts it with a deadline, the second signal exits immediately.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-/// A token that SIGTERM or SIGINT cancels. A second signal leaves the process at once, with 128 + its number.
+/// A token that SIGTERM or SIGINT cancels. A second signal exits immediately, with code 128 + its number.
 pub fn on_signals() -> CancellationToken {
     let token = CancellationToken::new();
     let cancelled = token.clone();
@@ -16,7 +16,7 @@ pub fn on_signals() -> CancellationToken {
             signal(SignalKind::interrupt()),
         );
         let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
-            error!("cannot listen for SIGTERM and SIGINT: they end this process at once");
+            error!("cannot handle SIGTERM and SIGINT; they terminate this process immediately");
             return;
         };
         loop {
@@ -25,18 +25,17 @@ pub fn on_signals() -> CancellationToken {
                 _ = interrupt.recv() => ("SIGINT", 130),
             };
             if cancelled.is_cancelled() {
-                warn!(signal = name, "second signal: leaving at once");
+                warn!(signal = name, "second signal; exiting immediately");
                 std::process::exit(code);
             }
-            info!(signal = name, "ending");
+            info!(signal = name, "shutting down");
             cancelled.cancel();
         }
     });
     token
 }
 
-/// Waits for `future`; once `token` is cancelled, for `grace` at most. Then the process leaves with exit code 1: whatever
-/// is still going on has had its time.
+/// Waits for `future`; once `token` is cancelled, for `grace` at most. Then the process exits with code 1.
 pub async fn within<T>(
     grace: Duration,
     token: &CancellationToken,
@@ -50,7 +49,7 @@ pub async fn within<T>(
         biased;
         output = future => output,
         () = deadline => {
-            warn!(?grace, "not ended within the grace period: leaving now");
+            warn!(?grace, "shutdown exceeded the grace period; exiting");
             std::process::exit(1);
         }
     }
@@ -61,7 +60,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_ends_within_the_grace_period_keeps_its_result() {
+    async fn a_future_that_ends_within_the_grace_period_keeps_its_result() {
         let token = CancellationToken::new();
         token.cancel();
         let slow = async {

@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{CommonArgs, LogFormat};
 
-/// Starts the log of this process. Called once, by `main`; a later call does nothing.
+/// Starts the log of this process. Called once, by `main`; later calls have no effect.
 pub fn init(common: &CommonArgs) {
     let terminal = std::io::stdout().is_terminal();
     let format = common.log_format.unwrap_or(if terminal {
@@ -28,18 +28,18 @@ pub fn init(common: &CommonArgs) {
             .try_init(),
     };
     if let Err(error) = started {
-        eprintln!("the log was started before: {error}");
+        eprintln!("the log is already started: {error}");
     }
 }
 
-/// A text as one line of a log: at most so many characters, control characters escaped. Content must not forge log lines.
+/// A text as one log line: at most this many characters, and control characters escaped, so that content cannot forge log lines.
 pub fn shortened(text: &str, characters: usize) -> String {
     let mut line = String::new();
     for (index, character) in text.chars().enumerate() {
         if index == characters {
             return format!("{line}… ({} bytes)", text.len());
         }
-        // The contract's messages have a tab in them.
+        // The contract's messages contain a tab.
         if character.is_control() && character != '\t'
             || matches!(character, '\u{2028}' | '\u{2029}')
         {
@@ -51,7 +51,7 @@ pub fn shortened(text: &str, characters: usize) -> String {
     line
 }
 
-/// Lets a few lines a second through, for events that may come by the thousand.
+/// Admits a few log lines per second, for events that may occur thousands of times.
 #[derive(Debug)]
 pub struct Sampler {
     per_second: u32,
@@ -78,7 +78,7 @@ impl Sampler {
         }
     }
 
-    /// `Some(skipped)` when a line may be written now; `skipped` is the number of lines left out since the last one.
+    /// `Some(skipped)` if a line may be logged now; `skipped` is the number of lines skipped since the last one.
     pub fn admit(&self) -> Option<u64> {
         self.admit_at(Instant::now())
     }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sampler_admits_a_few_a_second_and_counts_the_rest() {
+    fn a_sampler_admits_a_few_per_second_and_counts_the_rest() {
         let sampler = Sampler::new(2);
         let start = Instant::now();
         assert_eq!(

@@ -1,17 +1,17 @@
-//! The end of a replica in order: reject what is new, then end the streams one by one, so that they do not all come back at
-//! once.
+//! A replica's clean shutdown: new streams are rejected, then the open ones end one by one, so that clients do not all reconnect
+//! at once.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// How far the drain is.
+/// The phase of the drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Serving,
     /// New streams are rejected.
-    Refusing,
-    /// Streams end, each at its own moment of the window.
+    Rejecting,
+    /// Streams end, each at a random time within the window.
     Ending,
 }
 
@@ -23,7 +23,7 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// `window` is the time over which the ends are spread.
+    /// `window` is the period over which the streams end.
     pub fn new(window: Duration) -> Self {
         Self {
             phase: watch::Sender::new(Phase::Serving),
@@ -32,8 +32,8 @@ impl Drain {
     }
 
     /// New streams are rejected from now on.
-    pub fn refuse(&self) {
-        self.phase.send_replace(Phase::Refusing);
+    pub fn reject(&self) {
+        self.phase.send_replace(Phase::Rejecting);
     }
 
     /// Streams end from now on, within the window.
@@ -42,24 +42,24 @@ impl Drain {
     }
 
     /// Whether new streams are rejected.
-    pub fn is_refusing(&self) -> bool {
-        *self.phase.borrow() >= Phase::Refusing
+    pub fn is_rejecting(&self) -> bool {
+        *self.phase.borrow() >= Phase::Rejecting
     }
 
-    /// Waits until this stream is to end.
+    /// Waits until this stream must end.
     pub fn deadline(&self) -> impl Future<Output = ()> + Send + Sync + 'static {
         let mut phase = self.phase.subscribe();
         let window = self.window;
         async move {
-            // An error means that the sender is gone, and with it the service.
+            // An error means that the sender was dropped, and with it the service.
             _ = phase.wait_for(|phase| *phase == Phase::Ending).await;
-            let moment = rand::random_range(0.0..=1.0);
-            tokio::time::sleep(window.mul_f64(moment)).await;
+            let fraction = rand::random_range(0.0..=1.0);
+            tokio::time::sleep(window.mul_f64(fraction)).await;
         }
     }
 }
 
-/// When a client should come back, in ms: its own moment between one and four seconds.
+/// When a client should reconnect, in ms: a random time between one and four seconds.
 pub fn retry() -> u64 {
     rand::random_range(1000..4000)
 }

@@ -1,4 +1,4 @@
-//! Failures as JSON: one sentence that says what to do.
+//! Error responses as JSON: one sentence with a remedy.
 
 use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, HeaderValue, RETRY_AFTER};
@@ -6,7 +6,7 @@ use serde_json::json;
 use warp::Reply;
 use warp::reply::Response;
 
-/// `{"error": "<sentence>"}` with a status. No cache may keep it.
+/// `{"error": "<sentence>"}` with a status. It must not be cached.
 pub fn failure(status: StatusCode, sentence: &str) -> Response {
     let body = warp::reply::json(&json!({ "error": sentence }));
     let mut response = warp::reply::with_status(body, status).into_response();

@@ -1,20 +1,20 @@
-//! Which pages may ask: a guard against other sites' pages (CSRF, DNS rebinding), not a login.
+//! Which origins are allowed: protection against other sites' pages (CSRF, DNS rebinding), not authentication.
 
 use std::net::IpAddr;
 
 use hyper::header::{HOST, HeaderValue, ORIGIN};
 use hyper::{HeaderMap, Uri};
 
-/// The origins of pages that may ask, beside the service's own.
+/// The allowed origins, besides the service's own.
 #[derive(Clone, Debug, Default)]
 pub struct Origins(Vec<String>);
 
 impl Origins {
-    /// Reads a list such as `https://a.example,https://b.example`, or `*`.
+    /// Parses a list such as `https://a.example,https://b.example`, or `*`.
     ///
     /// # Errors
     ///
-    /// A sentence that names the entry that is no origin.
+    /// A sentence that names the entry that is not an origin.
     pub fn parse(list: &str) -> Result<Self, String> {
         let entries = entries(list);
         for entry in &entries {
@@ -33,8 +33,8 @@ impl Origins {
         Ok(Self(entries))
     }
 
-    /// Whether a page may ask. A request without an `Origin` comes from a tool, a server or a page of the service's own;
-    /// or from an element of another site's page, such as an image, which the browser marks.
+    /// Whether a request is allowed. A request without an `Origin` comes from a tool, a server or one of the service's own
+    /// pages; or from an element of another site's page, such as an image, which the browser marks.
     ///
     /// # Errors
     ///
@@ -42,9 +42,9 @@ impl Origins {
     pub fn check(&self, headers: &HeaderMap) -> Result<(), String> {
         let Some(origin) = headers.get(ORIGIN) else {
             let is = |name: &str, value: &str| headers.get(name).is_some_and(|sent| sent == value);
-            // A link from another site may open the page; nothing but a page of ours may embed what is served here.
+            // A link from another site may open the page, but only our own pages may embed these resources.
             if is("sec-fetch-site", "cross-site") && !is("sec-fetch-mode", "navigate") {
-                return Err("pages of other sites may not embed this; --allowed-origins names those that may read".into());
+                return Err("pages of other sites may not embed this; --allowed-origins lists those that may read".into());
             }
             return Ok(());
         };
@@ -52,13 +52,13 @@ impl Origins {
             return Ok(());
         }
         Err(format!(
-            "pages of {:?} may not read here; --allowed-origins names those that may",
+            "pages of {:?} may not read here; --allowed-origins lists those that may",
             String::from_utf8_lossy(origin.as_bytes())
         ))
     }
 
-    /// The value of `Access-Control-Allow-Origin` for a page of another site that is listed. `*` is never answered with
-    /// the page's own origin, and credentials are never allowed, so a list of everyone gives nobody's cookies away.
+    /// The value of `Access-Control-Allow-Origin` for a listed origin. For `*` it is never the page's own origin, and credentials
+    /// are never allowed, so allowing every origin exposes no cookies.
     pub fn allow_header(&self, headers: &HeaderMap) -> Option<HeaderValue> {
         let origin = headers.get(ORIGIN).filter(|origin| self.lists(origin))?;
         let everyone = self.0.iter().any(|entry| entry == "*");
@@ -76,13 +76,13 @@ impl Origins {
     }
 }
 
-/// The names under which a service may be called. Without any, every name is taken: then a page that rebinds its own name to
-/// this address (DNS rebinding) counts as a page of ours.
+/// The allowed host names of a service. If empty, every name is accepted, and a page that rebinds its own name to this address
+/// (DNS rebinding) counts as same-origin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hosts(Vec<String>);
 
 impl Hosts {
-    /// Reads a list such as `localhost,127.0.0.1,[::1],herald.example`, without ports.
+    /// Parses a list such as `localhost,127.0.0.1,[::1],herald.example`, without ports.
     ///
     /// # Errors
     ///
@@ -90,7 +90,7 @@ impl Hosts {
     pub fn parse(list: &str) -> Result<Self, String> {
         let entries = entries(list);
         for entry in &entries {
-            // What is read back as the same host, and as nothing else.
+            // The entry must parse as exactly one host.
             let host = entry.parse::<Uri>().ok();
             if host.as_ref().and_then(Uri::host) != Some(entry) {
                 return Err(format!(
@@ -101,13 +101,13 @@ impl Hosts {
         Ok(Self(entries))
     }
 
-    /// Takes more names, as [`Hosts::parse`] does.
+    /// Adds more names.
     pub fn extend(&mut self, names: impl IntoIterator<Item = &'static str>) {
         self.0.extend(names.into_iter().map(str::to_owned));
     }
 
-    /// Whether a request was sent to one of these names, whatever the port; or to an address, since only names can be rebound
-    /// (and probes know no name).
+    /// Whether a request was sent to one of these names, on any port; or to an IP address, because only names can be rebound
+    /// (and probes use no name).
     pub fn contain(&self, host: Option<&HeaderValue>) -> bool {
         if self.0.is_empty() {
             return true;
@@ -120,7 +120,7 @@ impl Hosts {
     }
 }
 
-/// The entries of a list with commas, in lower case.
+/// The entries of a comma-separated list, in lower case.
 fn entries(list: &str) -> Vec<String> {
     list.split(',')
         .map(|entry| entry.trim().to_ascii_lowercase())
@@ -128,7 +128,7 @@ fn entries(list: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether an origin is of the host that the request was sent to. The scheme is not compared: TLS ends before us.
+/// Whether an origin has the host that the request was sent to. The scheme is not compared: TLS is terminated before us.
 fn same_host(origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
     let (Ok(origin), Some(Ok(host))) = (origin.to_str(), host.map(HeaderValue::to_str)) else {
         return false;
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_ours_and_a_tool_may_read_and_a_page_of_another_site_may_not() {
+    fn our_own_pages_and_tools_may_read_and_pages_of_other_sites_may_not() {
         let nobody = Origins::default();
         assert!(
             nobody
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_in_a_page_of_another_site_may_not_hold_a_stream_and_a_link_may_open_the_page() {
+    fn an_image_in_a_page_of_another_site_may_not_open_a_stream_but_a_link_may_open_the_page() {
         let sent = |mode: &str| {
             let mut headers = headers("", "localhost:8001");
             headers.insert("sec-fetch-site", "cross-site".parse().unwrap());
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_was_rebound_to_this_address_is_not_ours() {
+    fn a_name_that_was_rebound_to_this_address_is_not_allowed() {
         let local = Hosts::parse("localhost, 127.0.0.1,[::1]").unwrap();
         let contain = |host: &str| local.contain(Some(&host.parse().unwrap()));
         for ours in [
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_is_not_a_host_is_refused_by_name() {
+    fn an_entry_that_is_not_a_host_is_rejected_by_name() {
         for wrong in ["http://a.example", "a.example:80", "a b", "a/b", "*"] {
             assert!(
                 Hosts::parse(wrong).is_err_and(|error| error.contains(wrong)),
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listed_origin_may_read_and_is_named_in_the_answer() {
+    fn a_listed_origin_may_read_and_is_returned_in_the_response() {
         let origins = Origins::parse("https://a.example, https://B.example").unwrap();
         let request = headers("https://b.example", "herald");
         assert!(origins.check(&request).is_ok());
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn everyone_is_answered_with_a_star() {
+    fn if_every_origin_is_allowed_the_header_is_a_star() {
         assert_eq!(
             Origins::parse("*")
                 .unwrap()
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_is_no_origin_is_refused_by_name() {
+    fn an_entry_that_is_not_an_origin_is_rejected_by_name() {
         for wrong in [
             "a.example",
             "https://a.example/",

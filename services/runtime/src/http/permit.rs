@@ -1,25 +1,25 @@
-//! Who may do what: the one function that every endpoint asks, with the name of the topic, before a stream or an answer starts.
+//! Authorization: the one function that every endpoint calls, with the name of the topic, before it starts a response.
 
 use std::time::Instant;
 
 use hyper::HeaderMap;
 
-/// What a client wants to do with a topic.
+/// An action on a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Read,
     Write,
 }
 
-/// What a client may do, and until when.
+/// A permission, and its expiry.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Permit {
-    /// At this time its streams end with `expired`; `None` is never.
+    /// When the client's streams end with `expired`; `None` means never.
     pub until: Option<Instant>,
 }
 
 impl Permit {
-    /// Waits until the permission ends.
+    /// Waits until the permission expires.
     pub fn expired(&self) -> impl Future<Output = ()> + Send + Sync + 'static {
         let until = self.until;
         async move {
@@ -31,7 +31,7 @@ impl Permit {
     }
 }
 
-/// Whether the client that sent these headers may do this with a topic. Everyone may, today.
+/// Whether the client that sent these headers may perform this action on a topic. Currently everyone may.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! `X-Request-Id`: taken over when a client or proxy sent one, made when not, and answered back.
+//! `X-Request-Id`: kept if a client or proxy sent one, otherwise generated, and returned in the response.
 
 use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue};
@@ -6,10 +6,10 @@ use hyper::header::{HeaderName, HeaderValue};
 /// The header's name.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Longer ones, and ones that are not printable ASCII, are replaced: they stand in log lines.
+/// Longer ids, and ids that are not printable ASCII, are replaced, because they appear in log lines.
 const MAX_LENGTH: usize = 128;
 
-/// The id of a request, as an extension of it.
+/// The id of a request, stored as its extension.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestId(pub HeaderValue);
 
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_that_was_sent_is_kept_and_an_unusable_one_is_replaced() {
+    fn a_valid_id_is_kept_and_an_invalid_one_is_replaced() {
         let sent = |id: &str| {
             let value = HeaderValue::from_bytes(id.as_bytes()).unwrap();
             RequestId::of(&HeaderMap::from_iter([(REQUEST_ID, value)]))

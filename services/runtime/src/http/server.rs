@@ -1,4 +1,4 @@
-//! The accept loop: connections with deadlines, a cap and small buffers; nobody can hold one without using it.
+//! The accept loop: connections with deadlines, a cap and small buffers, so that no client can hold an unused one.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -19,31 +19,31 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Connections over the cap that are answered rather than left waiting.
+/// Connections over the cap that receive a response rather than wait.
 const ANSWERED_OVER_CAP: usize = 256;
 
-/// What a connection may do and hold.
+/// The limits of connections.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections; more are answered that the replica is full.
+    /// Maximum number of connections; more receive a response that the replica is full.
     pub connections: usize,
-    /// From accepting to the end of the first request's header.
+    /// Maximum time from accepting to the end of the first request's header.
     pub header: Duration,
-    /// Between two requests.
+    /// Maximum time between two requests.
     pub keep_alive: Duration,
-    /// Without a byte in either direction. Streams have heartbeats, so this ends dead ones, and requests that do not go on.
+    /// Maximum time without a byte in either direction. Streams have heartbeats, so this ends dead ones and stalled requests.
     pub idle: Duration,
-    /// With a write that takes nothing.
+    /// Maximum time that a write makes no progress.
     pub stalled: Duration,
-    /// A reader that keeps writes waiting must take so many bytes in each of these windows, or it is slow.
-    pub least_bytes: u32,
-    pub least_window: Duration,
-    /// Bytes that the kernel holds for a reader that does not read (it doubles the number).
+    /// A client that keeps writes waiting must accept this many bytes in each window, or it is too slow.
+    pub min_bytes: u32,
+    pub min_bytes_window: Duration,
+    /// Bytes that the kernel buffers for a client that does not read (it doubles the number).
     pub send_buffer: usize,
 }
 
 impl Limits {
-    /// `keep_alive` is how long a connection without a request is kept.
+    /// `keep_alive` is how long an idle connection is kept open.
     pub fn new(connections: usize, keep_alive: Duration) -> Self {
         const IDLE: Duration = Duration::from_secs(75);
         Self {
@@ -52,14 +52,14 @@ impl Limits {
             keep_alive,
             idle: keep_alive.max(IDLE),
             stalled: Duration::from_secs(10),
-            least_bytes: 32 << 10,
-            least_window: Duration::from_secs(30),
+            min_bytes: 32 << 10,
+            min_bytes_window: Duration::from_secs(30),
             send_buffer: 32 << 10,
         }
     }
 }
 
-/// What is counted of connections.
+/// The metrics of connections.
 #[derive(Clone, Debug)]
 pub struct ServerMetrics {
     connections: IntGauge,
@@ -69,7 +69,7 @@ pub struct ServerMetrics {
 impl ServerMetrics {
     /// # Errors
     ///
-    /// When the registry has metrics of these names already.
+    /// If the registry already has metrics of these names.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         let connections = IntGauge::new("herald_connections", "TCP connections open now")?;
         let rejected = IntCounterVec::new(
@@ -93,32 +93,32 @@ impl ServerMetrics {
     }
 }
 
-/// A TCP connection, as its requests see it: they may cut it, and ask why it was cut. It does not hold the socket, so that
-/// whoever keeps it (a session that goes on over other connections) keeps no descriptor.
+/// A TCP connection, as its requests see it: they may cut it, and query why it was cut. It does not own the socket, so that
+/// keeping it (in a session that continues over other connections) keeps no file descriptor.
 #[derive(Debug)]
 pub struct Connection {
     socket: Weak<Socket>,
     /// Whether it is over the cap.
     pub overload: bool,
     accepted: Instant,
-    /// A request has arrived whole.
+    /// A complete request header has arrived.
     requested: AtomicBool,
-    /// In tenths of a second after `accepted`.
+    /// The last activity, in tenths of a second after `accepted`.
     active: AtomicU32,
-    /// Since when a write takes nothing, likewise; 0 while writes succeed.
+    /// Since when writes make no progress, in the same unit; 0 while they succeed.
     blocked: AtomicU32,
-    /// Since when a write has been waiting without all bytes being taken, likewise; 0 when nothing waits.
+    /// Since when a write has been incomplete, in the same unit; 0 if none is.
     behind: AtomicU32,
-    /// Bytes taken since `behind`.
+    /// Bytes accepted since `behind`.
     taken: AtomicU32,
-    /// Bytes taken in all.
+    /// Bytes accepted in total.
     written: AtomicU64,
     /// Sessions that were opened over it and have not ended.
     pub sessions: AtomicUsize,
     cut: OnceLock<&'static str>,
 }
 
-/// The socket of a connection. It closes, and is no longer counted, when this is dropped.
+/// The socket of a connection. Dropping it closes the connection and updates the count.
 #[derive(Debug)]
 struct Socket {
     stream: TcpStream,
@@ -132,7 +132,7 @@ impl Drop for Socket {
     }
 }
 
-/// How many connections are open: counted for the cap, and shown as a metric.
+/// The number of open connections, for the cap and as a metric.
 #[derive(Debug)]
 struct Open {
     count: AtomicUsize,
@@ -140,11 +140,11 @@ struct Open {
 }
 
 impl Connection {
-    /// Ends the connection in both directions, at once; reads and writes of it end.
+    /// Shuts down the connection in both directions immediately, so that its reads and writes end.
     pub fn cut(&self, reason: &'static str) {
         _ = self.cut.set(reason);
         if let Some(socket) = self.socket.upgrade() {
-            // It fails only when the peer is gone already.
+            // It fails only if the client has already disconnected.
             _ = SockRef::from(&socket.stream).shutdown(std::net::Shutdown::Both);
         }
     }
@@ -154,7 +154,7 @@ impl Connection {
         self.cut.get().copied()
     }
 
-    /// How many bytes the kernel has taken of what was written.
+    /// The number of written bytes that the kernel has accepted.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
@@ -172,12 +172,12 @@ impl Connection {
         let behind = self.behind.load(Ordering::Relaxed);
         if passed(self.blocked.load(Ordering::Relaxed), limits.stalled) {
             self.cut("slow");
-        } else if passed(behind, limits.least_window) {
-            // A write that has just gone through has reset it meanwhile: then nothing waits any more.
+        } else if passed(behind, limits.min_bytes_window) {
+            // A write that has just completed has reset `behind`: then nothing waits any more.
             let waits =
                 self.behind
                     .compare_exchange(behind, now, Ordering::Relaxed, Ordering::Relaxed);
-            if waits.is_ok() && self.taken.swap(0, Ordering::Relaxed) < limits.least_bytes {
+            if waits.is_ok() && self.taken.swap(0, Ordering::Relaxed) < limits.min_bytes {
                 self.cut("slow");
             }
         } else if !self.requested.load(Ordering::Relaxed) && now > tenths(limits.header) {
@@ -188,12 +188,12 @@ impl Connection {
     }
 }
 
-/// The connections that are open.
+/// The open connections.
 #[derive(Clone, Default)]
 pub struct Connections(Arc<Mutex<Vec<Weak<Connection>>>>);
 
 impl Connections {
-    /// Ends whatever is left, such as a request whose body never ends.
+    /// Cuts all remaining connections, such as one whose request body never ends.
     pub fn cut_all(&self, reason: &'static str) {
         for connection in self.lock().iter().filter_map(Weak::upgrade) {
             connection.cut(reason);
@@ -208,15 +208,14 @@ impl Connections {
 /// The two steps in which a server stops.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
-    /// No connection is accepted any more.
+    /// No more connections are accepted.
     pub shutdown: CancellationToken,
-    /// Connections without a request close, and the others after their answer.
+    /// Idle connections close, and the others after their response.
     pub closing: CancellationToken,
 }
 
-/// Accepts connections until `shutdown` is cancelled; each request is given its [`Connection`] as an extension and answered
-/// by `answer`. They go on in `tasks`; once `closing` is cancelled, those without a request close, and the others after their
-/// answer.
+/// Accepts connections until `shutdown` is cancelled; each request has its [`Connection`] as an extension and is answered by
+/// `answer`. Connections continue in `tasks`; once `closing` is cancelled, idle ones close, and the others after their response.
 pub async fn serve<F, B>(
     listener: TcpListener,
     limits: Limits,
@@ -241,7 +240,7 @@ pub async fn serve<F, B>(
         open.clone(),
         shutdown.clone(),
     ));
-    // Segments on the loopback are as large as the send buffer: after each the kernel would wait 40 ms for an acknowledgement.
+    // Loopback segments are as large as the send buffer: after each one, the kernel would wait 40 ms for an acknowledgement.
     #[cfg(unix)]
     {
         _ = SockRef::from(&listener).set_tcp_mss(8 << 10);
@@ -258,7 +257,7 @@ pub async fn serve<F, B>(
             accepted = room => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    // Mostly: out of descriptors. Accepting again at once would only spin.
+                    // Usually out of file descriptors: accepting again immediately would only spin.
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
@@ -293,7 +292,7 @@ pub async fn serve<F, B>(
             let service = service_fn(move |mut request: Request<Incoming>| {
                 of.requested.store(true, Ordering::Relaxed);
                 request.extensions_mut().insert(of.clone());
-                // Boxed, since hyper keeps room for it while the response's body is written.
+                // Boxed, because hyper reserves its size while the response's body is written.
                 Box::pin(answer(request))
             });
             let io = TokioIo::new(Io {
@@ -302,7 +301,8 @@ pub async fn serve<F, B>(
             });
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
-                // For hyper an idle connection is one that has not sent its next header; `check` has the first one's deadline.
+                // To hyper, an idle connection is one that has not sent its next header; `check` enforces the deadline of the
+                // first header.
                 .header_read_timeout(keep_alive)
                 .max_buf_size(16 << 10)
                 .serve_connection(io, service)
@@ -325,7 +325,7 @@ pub async fn serve<F, B>(
     }
 }
 
-/// Looks after the deadlines of all connections, with one timer.
+/// Enforces the deadlines of all connections, with one timer.
 async fn watch(
     connections: Connections,
     limits: Limits,
@@ -333,7 +333,7 @@ async fn watch(
     shutdown: CancellationToken,
 ) {
     let mut tick = tokio::time::interval(Duration::from_millis(500));
-    // Those that drain have their deadlines too.
+    // Draining connections have deadlines too.
     while !shutdown.is_cancelled() || open.count.load(Ordering::Relaxed) > 0 {
         tick.tick().await;
         connections
@@ -348,26 +348,26 @@ async fn watch(
     }
 }
 
-/// Failures are not worth the connection: the defaults work too, only less well.
+/// Sets the socket's options. Failures are ignored: the defaults also work, only less well.
 fn prepare(stream: &TcpStream, limits: &Limits) {
     let socket = SockRef::from(stream);
     _ = stream.set_nodelay(true);
     _ = socket.set_send_buffer_size(limits.send_buffer);
-    // A peer that vanished without a word: unacknowledged heartbeats end it.
+    // Unacknowledged heartbeats end the connection of a client that vanished.
     #[cfg(target_os = "linux")]
     {
         _ = socket.set_tcp_user_timeout(Some(Duration::from_secs(30)));
     }
 }
 
-/// The bytes of a connection, with notes on when they moved.
+/// The bytes of a connection; records when they are transferred.
 struct Io {
     socket: Arc<Socket>,
     connection: Arc<Connection>,
 }
 
 impl Io {
-    fn wrote(&self, taken: usize, length: usize) {
+    fn record_written(&self, taken: usize, length: usize) {
         let connection = &self.connection;
         connection.active.store(connection.now(), Ordering::Relaxed);
         connection
@@ -384,8 +384,8 @@ impl Io {
         }
     }
 
-    /// The kernel takes nothing now.
-    fn waits(&self) {
+    /// Records that the kernel accepts no bytes now.
+    fn record_blocked(&self) {
         let connection = &self.connection;
         for since in [&connection.blocked, &connection.behind] {
             if since.load(Ordering::Relaxed) == 0 {
@@ -408,7 +408,7 @@ impl Io {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
-                    self.waits();
+                    self.record_blocked();
                     return Poll::Pending;
                 }
             }
@@ -416,7 +416,7 @@ impl Io {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => {
                     if let Ok(taken) = result {
-                        self.wrote(taken, length);
+                        self.record_written(taken, length);
                     }
                     return Poll::Ready(result);
                 }
@@ -433,7 +433,7 @@ impl AsyncRead for Io {
     ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.socket.stream.poll_read_ready(cx))?;
-            // Not `initialize_unfilled`: zeros would make the kernel find memory for room that is hardly ever used.
+            // Not `initialize_unfilled`: zeroing would make the kernel allocate pages that are rarely used.
             match self.socket.stream.try_read_buf(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),

@@ -1,4 +1,4 @@
-//! The options that lead to Kafka.
+//! The options for connecting to Kafka.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use rdkafka::error::KafkaError;
 use super::properties;
 use crate::config::invalid;
 
-/// What every client relies on, beside the keys that a service names itself.
+/// The keys that every client relies on, besides those that a service reserves itself.
 const RESERVED: [&str; 4] = [
     "bootstrap.servers",
     "metadata.broker.list",
@@ -17,7 +17,7 @@ const RESERVED: [&str; 4] = [
     "log.queue",
 ];
 
-/// Where Kafka is, and whatever else librdkafka should know.
+/// Kafka's addresses, and other properties of librdkafka.
 #[derive(clap::Args, Clone, Debug)]
 pub struct KafkaArgs {
     /// Kafka's addresses, `host:port`, separated by commas.
@@ -29,8 +29,8 @@ pub struct KafkaArgs {
     )]
     pub kafka_bootstrap_servers: String,
 
-    /// Properties of librdkafka (TLS, SASL, tuning), one `key=value` a line; empty lines and lines that
-    /// begin with # are left out. They replace Herald's own defaults.
+    /// Properties of librdkafka (TLS, SASL, tuning), one `key=value` per line; empty lines and lines that
+    /// begin with # are ignored. They override Herald's own defaults.
     #[arg(
         long,
         env,
@@ -40,17 +40,17 @@ pub struct KafkaArgs {
     )]
     pub kafka_properties: String,
 
-    /// A file of such properties, for those that come from a Secret. They replace those of --kafka-properties.
+    /// A file of such properties, for example from a Secret. They override those of --kafka-properties.
     #[arg(long, env)]
     pub kafka_properties_file: Option<PathBuf>,
 }
 
 impl KafkaArgs {
-    /// A configuration for one client that calls itself `client_id`. `defaults` are the service's own, which the user's
-    /// properties replace; `reserved` are the keys that the service relies on, which the user may not set.
+    /// The configuration of one client with this `client_id`. `defaults` are the service's own, which the user's properties
+    /// override; `reserved` are the keys that the service relies on, which the user may not set.
     ///
-    /// Errors are for the user (exit code 2) and never contain a value, which may be a secret: a line that is no
-    /// `key=value`, a reserved key, a key or value that librdkafka refuses, a file that cannot be read.
+    /// Errors are for the user (exit code 2) and never contain a value, which may be a secret: a line that is not
+    /// `key=value`, a reserved key, a key or value that librdkafka rejects, a file that cannot be read.
     pub fn client_config(
         &self,
         client_id: &str,
@@ -62,11 +62,11 @@ impl KafkaArgs {
             .set("bootstrap.servers", &self.kafka_bootstrap_servers)
             .set("client.id", client_id)
             .set("statistics.interval.ms", "1000")
-            // A broker that is back is found again within 2 s instead of 10, and one that hangs
-            // without a word is given up after 10 s instead of 60.
+            // Reconnect to a restarted broker within 2 s instead of 10, and give up on one that hangs
+            // after 10 s instead of 60.
             .set("reconnect.backoff.max.ms", "2000")
             .set("socket.timeout.ms", "10000")
-            // The address of a pod that is gone answers nothing at all: 5 s instead of 30.
+            // The address of a deleted pod never responds: 5 s instead of 30.
             .set("socket.connection.setup.timeout.ms", "5000")
             .set_log_level(log_level());
         for (key, value) in defaults {
@@ -91,8 +91,8 @@ impl KafkaArgs {
     }
 }
 
-/// A client of librdkafka. What it refuses only now (a missing certificate, two options that exclude each other) is for the
-/// user as well: exit code 2.
+/// A client of librdkafka. What it rejects only now (a missing certificate, two options that exclude each other) is also an
+/// error for the user: exit code 2.
 pub fn create<C, T>(config: &ClientConfig, context: C) -> anyhow::Result<T>
 where
     C: ClientContext,
@@ -102,7 +102,7 @@ where
         .create_with_context(context)
         .map_err(|error| match error {
             KafkaError::ClientCreation(why) => {
-                invalid(format!("librdkafka refuses KAFKA_PROPERTIES: {why}"))
+                invalid(format!("librdkafka rejects KAFKA_PROPERTIES: {why}"))
             }
             error => anyhow::Error::new(error).context("cannot create a Kafka client"),
         })
@@ -119,36 +119,36 @@ fn add_properties(
         properties::parse(text).map_err(|error| invalid(format!("{origin}: {error}")))?
     {
         let properties::Property { line, key, value } = property;
-        let refuse = |why: &str| Err(invalid(format!("{origin}: line {line}: {why}")));
+        let reject = |why: &str| Err(invalid(format!("{origin}: line {line}: {why}")));
         if key == "bootstrap.servers" || key == "metadata.broker.list" {
-            return refuse(&format!(
+            return reject(&format!(
                 "\"{key}\" cannot be set here; use KAFKA_BOOTSTRAP_SERVERS"
             ));
         }
         if RESERVED.contains(&key) || reserved.contains(&key) {
-            return refuse(&format!(
-                "\"{key}\" cannot be set, the service relies on its own value"
+            return reject(&format!(
+                "\"{key}\" cannot be set; the service relies on its own value"
             ));
         }
         // One key at a time, so that an error can name its line.
         let mut alone = ClientConfig::new();
         if let Err(error) = alone.set(key, value).create_native_config() {
-            return refuse(&refusal(key, value, error));
+            return reject(&rejection(key, value, error));
         }
         config.set(key, value);
     }
     Ok(())
 }
 
-/// librdkafka's own words, unless they repeat the value.
-fn refusal(key: &str, value: &str, error: KafkaError) -> String {
+/// librdkafka's own message, unless it contains the value.
+fn rejection(key: &str, value: &str, error: KafkaError) -> String {
     match error {
         KafkaError::ClientConfig(_, why, ..)
             if value.parse::<f64>().is_ok() || !why.contains(value) || value == key =>
         {
-            format!("librdkafka says: {}", why.trim())
+            format!("librdkafka reports: {}", why.trim())
         }
-        _ => format!("librdkafka does not take this value for \"{key}\""),
+        _ => format!("librdkafka rejects this value of \"{key}\""),
     }
 }
 
@@ -161,17 +161,17 @@ fn log_level() -> RDKafkaLogLevel {
 }
 
 /// Kafka's addresses, for `#[arg(value_parser = kafka::addresses)]`: `host:port`, separated by commas. librdkafka itself
-/// would take 9092 for a port that is missing.
+/// would default to port 9092.
 pub fn addresses(text: &str) -> Result<String, String> {
     for address in text.split(',').map(str::trim) {
-        let known = address.rsplit_once(':').is_some_and(|(host, port)| {
+        let valid = address.rsplit_once(':').is_some_and(|(host, port)| {
             let host_is_plain = !host.is_empty() && !host.contains(char::is_whitespace);
             let bracketed = host.starts_with('[') && host.ends_with(']');
             host_is_plain
                 && (bracketed || !host.contains([':', '/']))
                 && port.parse::<u16>().is_ok_and(|port| port > 0)
         });
-        if !known {
+        if !valid {
             return Err(format!(
                 "\"{address}\" is not host:port, such as kafka:9092"
             ));
@@ -199,7 +199,7 @@ mod tests {
             .kafka
     }
 
-    fn refused(properties: &str) -> String {
+    fn rejected(properties: &str) -> String {
         let args = args(&["--kafka-properties", properties]);
         let error = args.client_config("test", &[], &["group.id"]).unwrap_err();
         assert!(is_invalid(&error), "{error:#}");
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn properties_replace_the_defaults_and_the_file_replaces_both() {
+    fn properties_override_the_defaults_and_the_file_overrides_both() {
         let path = std::env::temp_dir().join(format!("herald-properties-{}", std::process::id()));
         std::fs::write(&path, "client.id=file\n").unwrap();
         let args = args(&[
@@ -257,27 +257,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_its_line_and_without_its_value() {
+    fn an_error_names_the_line_and_never_contains_the_value() {
         assert_eq!(
-            refused("acks=all\nhush"),
+            rejected("acks=all\nhush"),
             "KAFKA_PROPERTIES: line 2: not key=value"
         );
         assert_eq!(
-            refused("\n\nno.such.key=hush"),
-            "KAFKA_PROPERTIES: line 3: librdkafka says: No such configuration property: \"no.such.key\""
+            rejected("\n\nno.such.key=hush"),
+            "KAFKA_PROPERTIES: line 3: librdkafka reports: No such configuration property: \"no.such.key\""
         );
         assert_eq!(
-            refused("security.protocol=hush"),
-            "KAFKA_PROPERTIES: line 1: librdkafka does not take this value for \"security.protocol\""
+            rejected("security.protocol=hush"),
+            "KAFKA_PROPERTIES: line 1: librdkafka rejects this value of \"security.protocol\""
         );
-        assert!(refused("linger.ms=-5").contains("outside allowed range"));
-        assert!(refused("group.id=hush").contains("\"group.id\" cannot be set"));
-        assert!(refused("bootstrap.servers=hush:1").contains("use KAFKA_BOOTSTRAP_SERVERS"));
-        assert!(refused("statistics.interval.ms=0").contains("cannot be set"));
+        assert!(rejected("linger.ms=-5").contains("outside allowed range"));
+        assert!(rejected("group.id=hush").contains("\"group.id\" cannot be set"));
+        assert!(rejected("bootstrap.servers=hush:1").contains("use KAFKA_BOOTSTRAP_SERVERS"));
+        assert!(rejected("statistics.interval.ms=0").contains("cannot be set"));
     }
 
     #[test]
-    fn a_file_that_is_not_there_is_named() {
+    fn an_error_names_a_missing_file() {
         let error = args(&["--kafka-properties-file", "/no/such/file"])
             .client_config("test", &[], &[])
             .unwrap_err();
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_librdkafka_refuses_as_a_whole_is_for_the_user_too() {
+    async fn a_rejection_of_all_properties_together_is_also_for_the_user() {
         use rdkafka::producer::FutureProducer;
 
         let config = args(&[

@@ -1,4 +1,4 @@
-//! The context of every Kafka client: librdkafka's log goes to tracing, its statistics become a [`Source`].
+//! The context of every Kafka client: forwards librdkafka's log to tracing, and turns its statistics into a [`Source`].
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -13,10 +13,9 @@ use tracing::{debug, error, info, warn};
 
 use super::source::{HealthTracker, Source, Statistics, is_healthy};
 
-/// Facilities of librdkafka's log whose lines say less than they seem to. FAIL and ERROR come a second time, through
-/// `error`, which tells each kind once; GETPID and METADATAUPDATE are what a broker answers while it starts, and what
-/// librdkafka asks again until it is through.
-const PASSING: [&str; 4] = ["FAIL", "ERROR", "GETPID", "METADATAUPDATE"];
+/// Facilities of librdkafka's log that are only logged at debug level. FAIL and ERROR are also passed to `error`, which reports
+/// each kind once; GETPID and METADATAUPDATE are errors of a starting broker, which librdkafka retries.
+const DEBUG_ONLY: [&str; 4] = ["FAIL", "ERROR", "GETPID", "METADATAUPDATE"];
 
 /// The context of a consumer, a producer or an admin client. Its clones share one [`Source`], so keep one and give the
 /// other to the client.
@@ -27,8 +26,8 @@ pub struct Context(Arc<Shared>);
 struct Shared {
     source: watch::Sender<Source>,
     tracker: Mutex<HealthTracker>,
-    /// What has been complained about since Kafka was there the last time. Each kind of error is reported once; librdkafka
-    /// repeats them for every broker, address and attempt.
+    /// The errors reported since Kafka was last available. Each kind is reported once; librdkafka repeats them for every broker,
+    /// address and attempt.
     reported: Mutex<Vec<RDKafkaErrorCode>>,
 }
 
@@ -42,12 +41,12 @@ impl Context {
         }))
     }
 
-    /// Whether the client has Kafka, now and from now on.
+    /// Watches whether Kafka is available to the client.
     pub fn source(&self) -> watch::Receiver<Source> {
         self.0.source.subscribe()
     }
 
-    /// Takes note of what the statistics of this second say.
+    /// Records the health according to the latest statistics.
     pub fn observe(&self, healthy: bool) {
         let next = lock(&self.0.tracker).observe(healthy, SystemTime::now());
         let before = *self.0.source.borrow();
@@ -67,14 +66,14 @@ impl Context {
         }
     }
 
-    /// Whether this kind of error is new since Kafka was there the last time.
+    /// Whether this kind of error is new since Kafka was last available.
     fn is_new(&self, code: RDKafkaErrorCode) -> bool {
         let mut reported = lock(&self.0.reported);
-        let news = !reported.contains(&code);
-        if news {
+        let is_new = !reported.contains(&code);
+        if is_new {
             reported.push(code);
         }
-        news
+        is_new
     }
 }
 
@@ -88,10 +87,10 @@ impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
         use RDKafkaLogLevel::{Alert, Critical, Debug, Emerg, Error, Info, Notice, Warning};
         match level {
-            _ if PASSING.contains(&fac) => debug!(target: "librdkafka", fac, "{message}"),
+            _ if DEBUG_ONLY.contains(&fac) => debug!(target: "librdkafka", fac, "{message}"),
             Emerg | Alert | Critical | Error => error!(target: "librdkafka", fac, "{message}"),
             Warning => warn!(target: "librdkafka", fac, "{message}"),
-            // librdkafka tells every disconnection at this level.
+            // librdkafka logs every disconnection at this level.
             Notice | Info | Debug => debug!(target: "librdkafka", fac, "{message}"),
         }
     }
@@ -109,7 +108,7 @@ impl ClientContext for Context {
             return;
         };
         if !is_about_connection(code) {
-            // It is about a partition: whoever polls gets it too, and knows which one.
+            // An error of a partition is also returned by `poll`, where the partition is known.
             debug!(target: "librdkafka", "{reason}");
         } else if code == RDKafkaErrorCode::AllBrokersDown {
             lock(&self.0.tracker).suspect(SystemTime::now());
@@ -119,7 +118,7 @@ impl ClientContext for Context {
         } else if self.is_new(code) {
             warn!(
                 reason,
-                "no connection to kafka, trying again until there is one"
+                "no connection to kafka; retrying until there is one"
             );
         } else {
             debug!(target: "librdkafka", "{reason}");
@@ -128,7 +127,7 @@ impl ClientContext for Context {
 }
 
 impl ConsumerContext for Context {
-    /// Statistics and errors wait in a queue that a blocking `poll` looks at this often.
+    /// The interval at which a blocking `poll` checks the queue of statistics and errors.
     fn main_queue_min_poll_interval(&self) -> Timeout {
         Timeout::After(Duration::from_millis(250))
     }
@@ -180,15 +179,15 @@ mod tests {
         (source, config.create_with_context(context).unwrap())
     }
 
-    async fn becomes(source: &mut watch::Receiver<Source>, wanted: impl Fn(&Source) -> bool) {
-        timeout(DEADLINE, source.wait_for(wanted))
+    async fn becomes(source: &mut watch::Receiver<Source>, expected: impl Fn(&Source) -> bool) {
+        timeout(DEADLINE, source.wait_for(expected))
             .await
-            .expect("it comes in time")
+            .expect("it becomes so in time")
             .unwrap();
     }
 
     #[tokio::test]
-    async fn a_broker_that_goes_and_comes_back_is_noticed() {
+    async fn the_loss_and_the_return_of_a_broker_are_detected() {
         let cluster = MockCluster::new(1).unwrap();
         let (mut source, _client) = client(&cluster.bootstrap_servers());
         assert_eq!(*source.borrow(), Source::Unknown);
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broker_that_was_never_there_is_down() {
+    async fn a_broker_that_was_never_reachable_is_down() {
         let (mut source, _client) = client("127.0.0.1:9");
         becomes(&mut source, |source| *source != Source::Unknown).await;
         assert!(matches!(*source.borrow(), Source::Down { .. }));

@@ -1,8 +1,8 @@
-//! Properties as Kafka's own tools write them: one `key=value` a line.
+//! Properties in the format of Kafka's own tools: one `key=value` per line.
 
 use std::collections::HashSet;
 
-/// One property, with the number of its line, from 1.
+/// One property, with its line number, from 1.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Property<'a> {
     pub line: usize,
@@ -10,7 +10,7 @@ pub struct Property<'a> {
     pub value: &'a str,
 }
 
-/// The properties in `text`; white space around keys and values does not count. The error names a line, and no value.
+/// The properties in `text`; white space around keys and values is ignored. The error names a line, but no value.
 pub fn parse(text: &str) -> Result<Vec<Property<'_>>, String> {
     let mut properties = Vec::new();
     let mut keys = HashSet::new();
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_lines_and_comments_are_left_out_but_counted() {
+    fn empty_lines_and_comments_are_ignored_but_counted() {
         assert_eq!(
             parse("\r\n# a=b\n\n  c = d \r\n").unwrap(),
             [Property {
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_a_key_is_refused() {
+    fn a_line_without_a_key_and_a_repeated_key_are_rejected() {
         assert_eq!(parse("a=1\n=2"), Err("line 2: not key=value".to_owned()));
         assert_eq!(parse("a b=2"), Err("line 1: not key=value".to_owned()));
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Whether Kafka is there, decided from librdkafka's statistics.
+//! Whether Kafka is available, according to librdkafka's statistics.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -8,15 +8,15 @@ use serde::Deserialize;
 /// What a client knows about Kafka.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The client has just been made.
+    /// The client was just created.
     Unknown,
     /// The brokers that this client needs answer it.
     Up,
-    /// They do not, and have not since then.
+    /// They do not answer.
     Down {
-        /// When that was first seen.
+        /// When that was first observed.
         since: SystemTime,
-        /// What is wrong, for users: a clause such as `Kafka does not answer`.
+        /// The problem, for users: a clause such as `Kafka does not answer`.
         reason: &'static str,
     },
 }
@@ -24,7 +24,7 @@ pub enum Source {
 /// The reason when brokers cannot be reached.
 pub const UNREACHABLE: &str = "Kafka does not answer";
 
-/// The part of librdkafka's statistics that the decision needs; the whole is a hundred times as much.
+/// The part of librdkafka's statistics that is needed here; the whole is a hundred times larger.
 #[derive(Deserialize, Debug, Default)]
 pub struct Statistics {
     #[serde(rename = "type")]
@@ -35,7 +35,7 @@ pub struct Statistics {
 
 #[derive(Deserialize, Debug, Default)]
 pub struct Broker {
-    /// -1 until the client has learnt it.
+    /// -1 until it is known.
     pub nodeid: i32,
     pub source: String,
     pub state: String,
@@ -53,12 +53,12 @@ pub struct Partition {
     pub broker: i32,
     /// Assigned to this consumer.
     pub desired: bool,
-    /// Messages that wait to be sent.
+    /// Messages waiting to be sent.
     pub msgq_cnt: i64,
     pub xmit_msgq_cnt: i64,
-    /// Messages that were fetched and not polled yet.
+    /// Messages that were fetched but not polled yet.
     pub fetchq_cnt: i64,
-    /// The offset that is fetched next; negative when unknown, as the next two.
+    /// The offset that is fetched next; negative if unknown, as are the next two.
     pub next_offset: i64,
     /// The offset after the last record (the high watermark).
     pub hi_offset: i64,
@@ -81,8 +81,8 @@ impl Default for Partition {
     }
 }
 
-/// Whether one broker at least is connected, and with it all those that lead a partition which this client is assigned to
-/// or has messages for. The others need no connection, and librdkafka keeps none.
+/// Whether at least one broker is connected, including every leader of a partition that this client is assigned to or has
+/// messages for. librdkafka keeps no connection to the others.
 pub fn is_healthy(statistics: &Statistics) -> bool {
     let names = statistics.topics.keys();
     is_connected(statistics) && names.into_iter().all(|name| is_led(statistics, name))
@@ -121,8 +121,8 @@ fn is_led(statistics: &Statistics, topic: &str) -> bool {
     partitions.all(leads)
 }
 
-/// Turns what is seen once a second into a [`Source`], without a word about a flicker: a single failure is not yet an
-/// outage. Takes up to 2 s to notice one, and 3 s at the start.
+/// Turns one observation per second into a [`Source`], and ignores flapping: a single failure is not an outage. Detects an
+/// outage within 2 s, or 3 s at startup.
 #[derive(Debug)]
 pub struct HealthTracker {
     source: Source,
@@ -149,7 +149,7 @@ impl HealthTracker {
         HealthTracker::default()
     }
 
-    /// What to believe after the statistics of this second.
+    /// The state after the latest statistics.
     pub fn observe(&mut self, healthy: bool, now: SystemTime) -> Source {
         if healthy {
             self.failing = None;
@@ -161,8 +161,8 @@ impl HealthTracker {
             seen: 0,
         });
         failing.seen += 1;
-        let patience = if self.source == Source::Unknown { 3 } else { 2 };
-        if failing.seen >= patience {
+        let threshold = if self.source == Source::Unknown { 3 } else { 2 };
+        if failing.seen >= threshold {
             self.source = Source::Down {
                 since: failing.since,
                 reason: UNREACHABLE,
@@ -171,7 +171,7 @@ impl HealthTracker {
         self.source
     }
 
-    /// librdkafka says that it has lost all brokers: the next statistics only have to confirm it.
+    /// librdkafka has reported the loss of all brokers; the next statistics must confirm it.
     pub fn suspect(&mut self, now: SystemTime) {
         self.failing.get_or_insert(Failing {
             since: now,
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flicker_is_no_outage_and_an_outage_begins_where_it_was_first_seen() {
+    fn a_single_failure_is_not_an_outage_and_an_outage_begins_with_its_first_failure() {
         let second = |n| SystemTime::UNIX_EPOCH + Duration::from_secs(n);
         let mut tracker = HealthTracker::new();
         assert_eq!(tracker.observe(true, second(1)), Source::Up);
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_never_got_through_says_so_after_three_seconds() {
+    fn a_client_that_never_connected_is_down_after_three_seconds() {
         let second = |n| SystemTime::UNIX_EPOCH + Duration::from_secs(n);
         let mut tracker = HealthTracker::new();
         assert_eq!(tracker.observe(false, second(1)), Source::Unknown);
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_suspicion_needs_one_confirmation() {
+    fn a_suspected_loss_must_be_confirmed_once() {
         let second = |n| SystemTime::UNIX_EPOCH + Duration::from_secs(n);
         let mut tracker = HealthTracker::new();
         tracker.observe(true, second(1));

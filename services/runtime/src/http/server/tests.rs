@@ -15,7 +15,7 @@ struct Server {
     closing: CancellationToken,
 }
 
-/// A server whose answers are eight megabytes.
+/// A server whose responses are eight megabytes.
 async fn server(limits: Limits) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -44,17 +44,17 @@ async fn server(limits: Limits) -> Server {
     server
 }
 
-/// Short windows, as seconds are to minutes.
+/// Limits with a short window.
 fn limits() -> Limits {
     Limits {
-        least_bytes: 32 << 10,
-        least_window: Duration::from_secs(1),
+        min_bytes: 32 << 10,
+        min_bytes_window: Duration::from_secs(1),
         ..Limits::new(100, Duration::from_secs(75))
     }
 }
 
-/// A client whose kernel holds little.
-async fn ask(address: SocketAddr) -> TcpStream {
+/// A client with a small receive buffer.
+async fn request(address: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(16 << 10).unwrap();
     let mut stream = socket.connect(address).await.unwrap();
@@ -63,7 +63,7 @@ async fn ask(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Reads so many bytes ten times a second; `Err` when the server has cut the connection.
+/// Reads this many bytes ten times a second; `Err` if the server has cut the connection.
 async fn read(stream: &mut TcpStream, bytes: usize, duration: Duration) -> Result<(), ()> {
     let began = Instant::now();
     let mut piece = vec![0; bytes];
@@ -75,29 +75,32 @@ async fn read(stream: &mut TcpStream, bytes: usize, duration: Duration) -> Resul
 }
 
 #[tokio::test]
-async fn a_reader_that_takes_a_trickle_is_cut() {
+async fn a_client_that_reads_only_a_trickle_is_cut() {
     let server = server(limits()).await;
-    let mut stream = ask(server.address).await;
-    // What the kernels hold already lasts for a while.
+    let mut stream = request(server.address).await;
+    // The bytes in the kernels' buffers last for a while.
     let cut = read(&mut stream, 1_000, Duration::from_secs(30)).await;
-    assert!(cut.is_err(), "a reader of 10 KB/s was served for 30 s");
+    assert!(
+        cut.is_err(),
+        "a client that reads 10 KB/s was served for 30 s"
+    );
     assert_eq!(server.open.get(), 0);
 }
 
 #[tokio::test]
-async fn a_slow_reader_is_not_cut() {
+async fn a_moderately_slow_client_is_not_cut() {
     let server = server(limits()).await;
-    let mut stream = ask(server.address).await;
+    let mut stream = request(server.address).await;
     let read = read(&mut stream, 10_000, Duration::from_secs(8)).await;
-    assert!(read.is_ok(), "a reader of 100 KB/s was cut");
+    assert!(read.is_ok(), "a client that reads 100 KB/s was cut");
     assert_eq!(server.open.get(), 1);
 }
 
 #[tokio::test]
-async fn connections_without_a_request_close_and_answers_are_finished_first() {
+async fn idle_connections_close_at_once_and_the_others_after_their_response() {
     let server = server(limits()).await;
     let mut idle = TcpStream::connect(server.address).await.unwrap();
-    let mut busy = ask(server.address).await;
+    let mut busy = request(server.address).await;
     busy.read_exact(&mut [0; 100]).await.unwrap();
     server.shutdown.cancel();
     server.closing.cancel();
@@ -105,9 +108,9 @@ async fn connections_without_a_request_close_and_answers_are_finished_first() {
     let closed = timeout(Duration::from_secs(1), idle.read_to_end(&mut rest)).await;
     assert_eq!(closed.expect("at once").unwrap(), 0);
     let read = timeout(Duration::from_secs(10), busy.read_to_end(&mut rest)).await;
-    assert!(read.expect("the answer ends").unwrap() > 8 << 20);
+    assert!(read.expect("the response ends").unwrap() > 8 << 20);
     server.tasks.close();
     let ended = timeout(Duration::from_secs(2), server.tasks.wait()).await;
-    ended.expect("nothing is left");
+    ended.expect("no task is left");
     assert_eq!(server.open.get(), 0);
 }
