@@ -1,4 +1,4 @@
-//! One admin address for all services of the process: it asks each of them at its own.
+//! One admin server for all services of the process, which queries each service's own admin server.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,8 +9,8 @@ use anyhow::{Context, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// A service answers itself from memory.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// The timeout of a query, which a service answers from memory.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A service of this process, and the address of its own admin server.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Why it is not ready, if it is not.
+    /// Why it is not ready; `None` if it is.
     pub async fn unready(&self) -> Option<String> {
         let Service {
             environment, name, ..
@@ -36,7 +36,7 @@ impl Service {
 
     /// The status and the body at `path`.
     async fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
-        let answer = tokio::time::timeout(PATIENCE, async {
+        let answer = tokio::time::timeout(TIMEOUT, async {
             let mut stream = TcpStream::connect(self.admin).await?;
             stream
                 .write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
@@ -47,20 +47,23 @@ impl Service {
         });
         let answer = answer
             .await
-            .context("no answer in time")?
-            .context("cannot be asked")?;
+            .context("no response in time")?
+            .context("cannot be reached")?;
         let Some((head, body)) = answer.split_once("\r\n\r\n") else {
-            bail!("the answer has no end of its head");
+            bail!("the response's head is incomplete");
         };
         let status = head
             .split(' ')
             .nth(1)
             .and_then(|status| status.parse().ok());
-        Ok((status.context("the answer has no status")?, body.to_owned()))
+        Ok((
+            status.context("the response has no status")?,
+            body.to_owned(),
+        ))
     }
 }
 
-/// The metrics of all services, told apart by the labels `environment` and `service`.
+/// The metrics of all services, distinguished by the labels `environment` and `service`.
 pub async fn metrics(services: &[Service]) -> anyhow::Result<String> {
     let mut families = BTreeMap::new();
     for service in services {
@@ -68,7 +71,7 @@ pub async fn metrics(services: &[Service]) -> anyhow::Result<String> {
             environment, name, ..
         } = service;
         let labels = format!("environment=\"{environment}\",service=\"{name}\"");
-        // One that has ended, or has not begun, has no numbers to show.
+        // A service that has ended, or has not started, has no metrics.
         if let Ok((200, text)) = service.get("/metrics").await {
             add(&mut families, &labels, &text);
         }
@@ -80,7 +83,7 @@ pub async fn metrics(services: &[Service]) -> anyhow::Result<String> {
     Ok(merged)
 }
 
-/// A metric: its help and type, said once, and its samples from all services.
+/// A metric: its help and type, once, and its samples from all services.
 #[derive(Default)]
 struct Family {
     about: String,

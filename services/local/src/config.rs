@@ -1,4 +1,4 @@
-//! What can be told to all environments at once.
+//! The configuration of all environments.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use herald_runtime::listen::{bind, bind_chosen};
 use crate::Listeners;
 use crate::environments::{self, Environment};
 
-/// Runs the producer and the consumer of every environment in this one process, with a Kafka inside.
+/// Runs the producer and the consumer of every environment in one process, with an embedded Kafka.
 ///
 /// Each option is also an environment variable: --log-level is LOG_LEVEL. The options of producer and consumer can be set by
 /// their variables, for all environments: INTERVAL_MAX=2s, RING_MESSAGES=1000.
@@ -27,23 +27,23 @@ pub struct Config {
     #[command(flatten)]
     pub common: CommonArgs,
 
-    /// The environments to run: default, dev, prod. All of them when none is named.
+    /// Environments to run: default, dev, prod. All of them if none is given.
     #[arg(value_name = "ENVIRONMENT")]
     pub environments: Vec<String>,
 
-    /// The address on which the pages are served.
+    /// Address on which the pages are served.
     #[arg(long, env, default_value = "127.0.0.1")]
     pub listen_address: IpAddr,
 
-    /// The ports of the pages, one for each environment, separated by commas; 0 is any free one. Without it 8001, 8002, 8003.
+    /// Ports of the pages, one for each environment, separated by commas; 0 is any free port. By default 8001, 8002, 8003.
     #[arg(long, env, value_delimiter = ',')]
     pub ports: Vec<u16>,
 
-    /// A Kafka to use instead of the one inside: `host:port`, separated by commas. Topics are created when missing.
+    /// Addresses of a Kafka to use instead of the embedded one: `host:port`, separated by commas. Missing topics are created.
     #[arg(long, env, value_parser = addresses)]
     pub kafka_bootstrap_servers: Option<String>,
 
-    /// Properties of librdkafka for that Kafka, one `key=value` a line.
+    /// Properties of librdkafka for that Kafka, one `key=value` per line.
     #[arg(
         long,
         env,
@@ -59,7 +59,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The environments that were asked for. The error is for the user: a name that is not in the table.
+    /// The requested environments. The error is for the user: a name that is not in the table.
     pub fn chosen(&self) -> anyhow::Result<Vec<Environment>> {
         let all = environments::all();
         if self.environments.is_empty() {
@@ -85,7 +85,7 @@ impl Config {
             .collect())
     }
 
-    /// Opens the ports. The error is for the user: a port in use, or not as many `--ports` as environments.
+    /// Opens the ports. The error is for the user: a port in use, or another number of `--ports` than of environments.
     pub fn bind(&self) -> anyhow::Result<Listeners> {
         let mut ports: Vec<u16> = self
             .chosen()?
@@ -96,7 +96,7 @@ impl Config {
             if self.ports.len() != ports.len() {
                 let (given, needed) = (self.ports.len(), ports.len());
                 return Err(invalid(format!(
-                    "--ports names {given} ports for {needed} environments"
+                    "--ports has {given} ports for {needed} environments"
                 )));
             }
             ports.clone_from(&self.ports);
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_laptop_is_served_on_its_own_address_and_in_text() {
+    fn the_defaults_are_the_loopback_address_and_a_text_log() {
         let config = config(&[]);
         assert_eq!(config.common.admin_listen.to_string(), "127.0.0.1:9090");
         assert_eq!(config.listen_address.to_string(), "127.0.0.1");
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn an_environment_that_is_not_there_is_told_with_those_that_are() {
+    fn an_error_for_an_unknown_environment_lists_the_known_ones() {
         let error = config(&["staging"]).chosen().unwrap_err();
         assert!(is_invalid(&error));
         assert_eq!(
@@ -152,11 +152,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ports_are_counted() {
+    async fn the_number_of_ports_must_match_the_environments() {
         let error = config(&["--ports", "0,0"]).bind().map(drop).unwrap_err();
         assert_eq!(
             format!("{error:#}"),
-            "--ports names 2 ports for 3 environments"
+            "--ports has 2 ports for 3 environments"
         );
         let listeners = config(&["--ports", "0", "dev", "--admin-listen", "127.0.0.1:0"])
             .bind()

@@ -1,8 +1,8 @@
-//! The table of the environments, the same that `cargo xtask` reads.
+//! The table of environments, which `cargo xtask` reads too.
 
 use serde::Deserialize;
 
-/// One row of `environments.toml`, as far as a laptop needs it.
+/// One row of `environments.toml`, without the fields that only a cluster needs.
 #[derive(Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Environment {
     /// `default`, `dev` or `prod`.
@@ -11,7 +11,7 @@ pub struct Environment {
     pub topic: String,
     /// The text that its page shows above the messages.
     pub custom_header: String,
-    /// Where its page is on a laptop.
+    /// The port of its page on a laptop.
     pub local_port: u16,
 }
 
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn every_topic_tells_the_name_of_its_environment() {
+    fn every_topic_contains_the_name_of_its_environment() {
         for environment in all() {
             assert_eq!(environment_name(&environment.topic), environment.name);
         }

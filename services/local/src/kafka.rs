@@ -1,4 +1,4 @@
-//! The Kafka that all environments use: one that lives in this process, or the user's.
+//! The Kafka embedded in this process, if the user sets no other.
 
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -6,23 +6,23 @@ use std::thread::{self, JoinHandle};
 use anyhow::Context;
 use rdkafka::mocking::MockCluster;
 
-/// librdkafka's own model of Kafka, on a free port of 127.0.0.1. It keeps the newest 5 MiB or 100,000 messages of each topic,
-/// in memory. It ends with this value.
+/// librdkafka's mock of Kafka, on a free port of 127.0.0.1. It keeps the newest 5 MiB or 100,000 messages of each topic in
+/// memory. Dropping this value stops it.
 pub struct Embedded {
     address: String,
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// For consumers: an empty fetch is answered only when this time is over, whatever arrives meanwhile.
+/// For consumers: the mock answers an empty fetch only after this time, even if messages arrive meanwhile.
 pub const CONSUMER_PROPERTIES: &str = "fetch.wait.max.ms=20";
 
 impl Embedded {
-    /// Starts it, with `topics` of one partition each: it does not answer the requests that would create them later.
+    /// Starts it, with `topics` of one partition each: it does not support requests that would create them later.
     pub fn start(topics: Vec<String>) -> anyhow::Result<Embedded> {
         let (stop, stopped) = mpsc::channel::<()>();
         let (started, address) = mpsc::channel();
-        // The cluster must not leave the thread that made it.
+        // The cluster must not leave the thread that created it.
         let thread = thread::Builder::new()
             .name("embedded-kafka".to_owned())
             .spawn(move || {
@@ -35,7 +35,7 @@ impl Embedded {
                 match cluster {
                     Ok(cluster) => {
                         let _ = started.send(Ok(cluster.bootstrap_servers()));
-                        // Ends with an error, when the sender is dropped.
+                        // Returns an error when the sender is dropped.
                         let _ = stopped.recv();
                     }
                     Err(error) => {

@@ -1,4 +1,4 @@
-//! Every environment in one process, with a Kafka inside it: what a laptop without a cluster needs.
+//! All environments in one process with an embedded Kafka, for a laptop without a cluster.
 
 mod admin;
 mod config;
@@ -26,16 +26,16 @@ pub use environments::{Environment, all as environments};
 
 /// The sockets of the process.
 pub struct Listeners {
-    /// One for each chosen environment, in their order: its page and its doors.
+    /// One for each chosen environment, in their order: its page and its transports.
     pub pages: Vec<TcpListener>,
     /// Health and metrics of all of them.
     pub admin: TcpListener,
 }
 
 /// Runs the chosen environments until `shutdown` is cancelled; then the producers end first, the consumers drain, and the
-/// embedded Kafka goes last. Prints where the pages are as soon as they are there.
+/// embedded Kafka stops last. Prints the URL of each page as soon as it is ready.
 ///
-/// A service that ends by itself ends them all, with its error.
+/// If a service ends on its own, all end, with its error.
 pub async fn run(
     config: Config,
     listeners: Listeners,
@@ -51,7 +51,7 @@ pub async fn run(
                 .collect(),
         )?),
     };
-    say(&about_kafka(&config, embedded.as_ref()));
+    print(&about_kafka(&config, embedded.as_ref()));
     let kafka = kafka_args(&config, embedded.as_ref());
 
     let (mut producers, mut consumers) = (JoinSet::new(), JoinSet::new());
@@ -119,14 +119,14 @@ pub async fn run(
     first.and(producers).and(consumers)
 }
 
-/// An environment's page and what has to be ready before it is worth looking at.
+/// An environment's page, and the services that must be ready before it is printed.
 struct Page {
     name: String,
     url: String,
     services: [Service; 2],
 }
 
-/// Prints each page once, when its services are ready, and keeps the readiness of the whole up to date.
+/// Prints each page once, when its services are ready, and keeps the overall readiness up to date.
 async fn watch(pages: Vec<Page>, readiness: Readiness) {
     let mut printed = vec![false; pages.len()];
     loop {
@@ -137,7 +137,7 @@ async fn watch(pages: Vec<Page>, readiness: Readiness) {
                 reason = reason.or(service.unready().await);
             }
             if reason.is_none() && !std::mem::replace(printed, true) {
-                say(&format!("{:<8} {}", page.name, page.url));
+                print(&format!("{:<8} {}", page.name, page.url));
             }
             unready = unready.or(reason);
         }
@@ -150,25 +150,22 @@ async fn watch(pages: Vec<Page>, readiness: Readiness) {
     }
 }
 
-/// A line for the person at the terminal, who may have closed it.
-fn say(line: &str) {
+/// Prints a line for the user; ignores errors, since the terminal may be closed.
+fn print(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn about_kafka(config: &Config, embedded: Option<&Embedded>) -> String {
     match (embedded, &config.kafka_bootstrap_servers) {
         (Some(embedded), _) => format!(
-            "Kafka is embedded in this process, at {}: its messages end with it. KAFKA_BOOTSTRAP_SERVERS=host:port uses a real one.",
+            "Kafka is embedded in this process, at {}; its messages are lost when it exits. KAFKA_BOOTSTRAP_SERVERS=host:port uses a real one.",
             embedded.address()
         ),
-        (None, address) => format!(
-            "Kafka is the one at {}.",
-            address.as_deref().unwrap_or_default()
-        ),
+        (None, address) => format!("Using Kafka at {}.", address.as_deref().unwrap_or_default()),
     }
 }
 
-/// What leads a service to Kafka.
+/// A service's options for connecting to Kafka.
 fn kafka_args(config: &Config, embedded: Option<&Embedded>) -> KafkaArgs {
     match embedded {
         Some(embedded) => KafkaArgs {
@@ -184,7 +181,7 @@ fn kafka_args(config: &Config, embedded: Option<&Embedded>) -> KafkaArgs {
     }
 }
 
-/// What is not given here comes from the environment of the process, or is the default. The addresses are not used: the
+/// Options not set here come from the environment of the process, or are the defaults. The addresses are not used: the
 /// listeners are bound already.
 fn consumer_config(
     environment: &Environment,
@@ -194,13 +191,13 @@ fn consumer_config(
 ) -> anyhow::Result<consumer::Config> {
     let topic = format!("--kafka-topic={}", environment.topic);
     let header = format!("--custom-header={}", environment.custom_header);
-    // No balancer has to learn that it leaves, and whoever pressed Ctrl-C is waiting.
+    // There is no load balancer to wait for, and the user who pressed Ctrl-C is waiting.
     let drain = ["--drain-delay=0s", "--drain-window=1s"];
     let mut config: consumer::Config =
         parse_from(&["consumer", &topic, &header, drain[0], drain[1]])?;
     config.kafka = kafka.clone();
     if address.is_loopback() {
-        // A page on the internet may give its own name this machine's address (DNS rebinding).
+        // A page on the internet may rebind its own name to this machine's address (DNS rebinding).
         config
             .allowed_hosts
             .extend(["localhost", "127.0.0.1", "[::1]"]);
@@ -224,7 +221,7 @@ fn producer_config(
     Ok(config)
 }
 
-/// An admin address of a service's own, which only this process asks.
+/// A service's own admin address, which only this process queries.
 fn own_admin(
     environment: &Environment,
     name: &'static str,
@@ -252,7 +249,7 @@ async fn named(
         .with_context(|| format!("the {name} of {environment} ended"))
 }
 
-/// The first error of services that have been told to end.
+/// Waits until all services have ended, and returns the first error.
 async fn all_ended(services: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
     let mut result = Ok(());
     while let Some(ended) = services.join_next().await {

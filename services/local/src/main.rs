@@ -1,4 +1,4 @@
-//! The process around the environments: options in, exit code out.
+//! The binary that runs all environments locally.
 
 use std::process::ExitCode;
 

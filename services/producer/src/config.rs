@@ -1,4 +1,4 @@
-//! What the producer can be told.
+//! The producer's configuration.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use clap::{Parser, ValueEnum};
 use herald_runtime::config::{CommonArgs, duration};
 use herald_runtime::kafka::{KafkaArgs, properties};
 
-/// Speaks a greeting with the time of day into a Kafka topic, again and again.
+/// Repeatedly sends a greeting with the time of day to a Kafka topic.
 ///
 /// Each option is also an environment variable: --kafka-topic is KAFKA_TOPIC.
 #[derive(Parser, Clone, Debug)]
@@ -18,31 +18,31 @@ pub struct Config {
     #[command(flatten)]
     pub kafka: KafkaArgs,
 
-    /// The topic that the messages go to. What stands before its first `-` names the environment.
+    /// Topic that the messages are sent to. The part before its first `-` is the name of the environment.
     #[arg(long, env, default_value = "my-topic", value_parser = topic)]
     pub kafka_topic: String,
 
-    /// Whether a topic that does not exist is created. Where it is not, the producer waits until somebody else has.
+    /// Whether to create a topic that does not exist. Otherwise the producer waits until it exists.
     #[arg(long, env, value_enum, default_value = "true")]
     pub create_topic: CreateTopic,
 
-    /// How many partitions a topic gets that the producer creates.
+    /// Number of partitions of a topic that the producer creates.
     #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=256))]
     pub topic_partitions: i32,
 
-    /// On how many brokers each of its partitions is kept; -1 is the brokers' own default.
+    /// Replication factor of a topic that the producer creates; -1 is the brokers' own default.
     #[arg(long, env, default_value_t = -1, allow_negative_numbers = true, value_parser = replication_factor)]
     pub topic_replication_factor: i32,
 
-    /// Kafka's own configuration of a topic that the producer creates, such as `retention.ms=-1`, one `key=value` a line.
+    /// Kafka's configuration of a topic that the producer creates, such as `retention.ms=-1`, one `key=value` per line.
     #[arg(long, env, default_value = "", hide_default_value = true, value_parser = topic_config)]
     pub topic_config: String,
 
-    /// The shortest pause between two messages, such as 1s; shorter ones, such as 1ms, are for tests and load.
+    /// Shortest pause between two messages, such as 1s; much shorter ones, such as 1ms, are for tests and load.
     #[arg(long, env, default_value = "1s", value_parser = duration)]
     pub interval_min: Duration,
 
-    /// The longest pause between two messages.
+    /// Longest pause between two messages.
     #[arg(long, env, default_value = "10s", value_parser = duration)]
     pub interval_max: Duration,
 }
@@ -50,11 +50,11 @@ pub struct Config {
 /// Who creates the topic.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CreateTopic {
-    /// The producer, when it is not there.
+    /// Create the topic if it does not exist.
     True,
-    /// Somebody else.
+    /// Wait until the topic exists.
     False,
-    /// The producer, which gives it the partitions it lacks too, says nothing into it, and leaves with exit code 0.
+    /// Create the topic, or add missing partitions, then exit with code 0 without sending messages.
     Only,
 }
 
@@ -62,7 +62,7 @@ fn replication_factor(text: &str) -> Result<i32, String> {
     match text.parse() {
         Ok(-1) => Ok(-1),
         Ok(factor @ 1..=32767) => Ok(factor),
-        _ => Err("give a number from 1, or -1 for the brokers' own default".to_owned()),
+        _ => Err("give a number of at least 1, or -1 for the brokers' own default".to_owned()),
     }
 }
 
@@ -70,7 +70,7 @@ fn topic_config(text: &str) -> Result<String, String> {
     properties(text).map(|_| text.to_owned())
 }
 
-/// A name that Kafka takes, so that a typing error is told here and not by a broker.
+/// Checks the name against Kafka's rules, so that a typo is reported here and not by a broker.
 fn topic(text: &str) -> Result<String, String> {
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if (1..=249).contains(&text.len()) && text.chars().all(legal) && text != "." && text != ".." {
@@ -101,14 +101,14 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_the_topics_configuration_that_is_none_is_refused_by_its_number() {
+    fn an_invalid_line_of_the_topics_configuration_is_rejected_by_its_number() {
         let error = Config::try_parse_from(["producer", "--topic-config", "retention.ms=-1\nhush"]);
         let sentence = error.unwrap_err().to_string();
         assert!(sentence.contains("line 2: not key=value"), "{sentence}");
     }
 
     #[test]
-    fn a_topic_that_kafka_would_refuse_is_refused() {
+    fn a_topic_that_kafka_would_reject_is_rejected() {
         assert!(topic("dev-topic").is_ok());
         for bad in ["", ".", "a b", "a,b", "ä", &"a".repeat(250)] {
             assert!(topic(bad).is_err(), "{bad}");

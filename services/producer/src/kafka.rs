@@ -1,4 +1,4 @@
-//! The way into Kafka: a producer that neither loses nor doubles a message.
+//! The Kafka producer, which neither loses nor duplicates a message.
 
 mod outbox;
 mod topic;
@@ -17,7 +17,7 @@ use crate::{Config, Metrics};
 pub use outbox::Outbox;
 pub(crate) use outbox::RETRY_PAUSE;
 
-/// What "neither loses nor doubles" rests on, so the user's properties cannot change it.
+/// Properties that exactly-once delivery depends on, so the user cannot set them.
 const RESERVED: [&str; 12] = [
     "enable.idempotence",
     "acks",
@@ -27,7 +27,7 @@ const RESERVED: [&str; 12] = [
     "transactional.id",
     "retries",
     "message.send.max.retries",
-    // A refused message would end the process.
+    // A rejected message would end the process.
     "enable.gapless.guarantee",
     // Acknowledgements would not arrive.
     "delivery.report.only.error",
@@ -35,32 +35,33 @@ const RESERVED: [&str; 12] = [
     "queuing.strategy",
 ];
 
-/// A producer that may not have found Kafka yet.
+/// A producer that may not be connected to Kafka yet.
 pub struct Kafka {
     producer: FutureProducer<Context>,
     config: ClientConfig,
     topic: String,
-    wanted: topic::Wanted,
-    /// Bytes of values that librdkafka's own queue holds.
+    settings: topic::Settings,
+    /// Capacity of librdkafka's own queue, in bytes of values.
     queue_bytes: usize,
-    /// Whether the topic is ours to create.
+    /// Whether the producer creates the topic.
     creates: bool,
 }
 
 impl Kafka {
-    /// Errors are for the user: properties that librdkafka refuses. That Kafka is away is no error.
+    /// Errors are for the user: properties that librdkafka rejects. An unreachable Kafka is not an error.
     pub fn new(config: &Config) -> anyhow::Result<Kafka> {
         let defaults = [
             ("enable.idempotence", "true"),
             ("acks", "all"),
-            // A message waits for Kafka as long as it takes.
+            // A message waits for Kafka indefinitely.
             ("message.timeout.ms", "0"),
-            // A broadcast is alone, so waiting for others to make a batch would only delay it.
+            // Messages are rare, so waiting for others to fill a batch would only delay them.
             ("linger.ms", "0"),
-            // Kafka refuses a batch as a whole, and those in flight behind it are written: only alone is a message judged by
-            // itself, and only so does the order stay. 3,000 messages a second were seen with one broker on two busy cores.
+            // Kafka rejects a batch as a whole, and still writes the batches in flight after it: only with one message per batch
+            // is each message accepted or rejected on its own and the order kept. Measured with one broker on two busy cores:
+            // 3,000 messages per second.
             ("batch.num.messages", "1"),
-            // A topic is created here, with the partitions that were asked for, or not at all.
+            // The topic is created by this process with the configured partitions, or not at all.
             ("allow.auto.create.topics", "false"),
         ];
         let client_config = config
@@ -73,14 +74,14 @@ impl Kafka {
             producer: create(&client_config, Context::new())?,
             config: client_config,
             topic: config.kafka_topic.clone(),
-            wanted: topic::Wanted::new(config),
-            // Without the property 1 GiB, which is more than a message may have.
+            settings: topic::Settings::new(config),
+            // The default of 1 GiB is more than the size of any message.
             queue_bytes: kbytes.map_or(usize::MAX, |kbytes| kbytes.saturating_mul(1024)),
             creates: config.create_topic != CreateTopic::False,
         })
     }
 
-    /// Returns as soon as the topic exists; `false` when `shutdown` came first.
+    /// Returns as soon as the topic exists; `false` if `shutdown` came first.
     pub async fn wait_for_topic(&self, shutdown: &CancellationToken) -> bool {
         shutdown
             .run_until_cancelled(topic::wait(self, 1))
@@ -88,27 +89,28 @@ impl Kafka {
             .is_some()
     }
 
-    /// Returns as soon as the topic exists with at least the partitions that were asked for. An error when `shutdown` came
-    /// first.
+    /// Returns as soon as the topic exists with at least the configured partitions. An error if `shutdown` came first.
     pub async fn declare_topic(&self, shutdown: &CancellationToken) -> anyhow::Result<()> {
-        let declared = topic::wait(self, self.wanted.partitions);
+        let declared = topic::wait(self, self.settings.partitions);
         let Some(found) = shutdown.run_until_cancelled(declared).await else {
-            bail!("told to end before topic \"{}\" existed", self.topic);
+            bail!("shut down before topic \"{}\" existed", self.topic);
         };
-        info!(topic = self.topic, partitions = found, "the topic is there");
+        info!(topic = self.topic, partitions = found, "topic exists");
         Ok(())
     }
 
-    /// Ready to send.
+    /// The outbox, for sending messages.
     pub fn into_outbox(self, metrics: Metrics, readiness: Readiness) -> Outbox {
         Outbox::new(self, metrics, readiness)
     }
 
-    /// An error when the idempotent producer cannot go on; a new process can.
+    /// An error if the idempotent producer cannot continue; a new process can.
     fn check_fatal(&self) -> anyhow::Result<()> {
         match self.producer.client().fatal_error() {
             Some((code, why)) => Err(anyhow::Error::new(code)).with_context(|| {
-                format!("the producer cannot go on without losing or doubling a message: {why}")
+                format!(
+                    "the producer cannot continue without losing or duplicating a message: {why}"
+                )
             }),
             None => Ok(()),
         }

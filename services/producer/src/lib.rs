@@ -1,4 +1,4 @@
-//! The clock speaks: one broadcast into a Kafka topic, then a random pause, until it is told to end.
+//! The producer: sends a message to a Kafka topic, then pauses for a random time, until it is shut down.
 
 mod config;
 mod kafka;
@@ -22,11 +22,11 @@ pub use pause::Pauses;
 
 use kafka::{Kafka, Outbox, RETRY_PAUSE};
 
-/// Speaks until `shutdown` is cancelled, and answers on `admin` meanwhile; ready once Kafka has acknowledged a message.
+/// Produces messages until `shutdown` is cancelled, and serves `admin` meanwhile; ready once Kafka has acknowledged a message.
 ///
-/// Waits for Kafka and for the topic as long as it takes, and gives up on no message but one that Kafka will never take. With
-/// [`CreateTopic::Only`] it returns when the topic is there. An error means that the configuration is wrong, that the
-/// idempotent producer cannot go on without losing or doubling something, or that messages were left unacknowledged when the
+/// Waits for Kafka and the topic indefinitely, and retries every message unless Kafka rejects it permanently. With
+/// [`CreateTopic::Only`] it returns once the topic exists. An error means that the configuration is invalid, that the
+/// idempotent producer cannot continue without losing or duplicating messages, or that messages were unacknowledged when the
 /// grace period ended.
 pub async fn run(
     config: Config,
@@ -42,7 +42,7 @@ pub async fn run(
         return kafka.declare_topic(&shutdown).await;
     }
 
-    // It stops when this function returns, not at the first signal: operators watch the end, too.
+    // It stops when this function returns, not at the first signal: operators also observe the shutdown.
     let ended = CancellationToken::new();
     let _ended = ended.clone().drop_guard();
     tokio::spawn(admin::serve(
@@ -56,7 +56,7 @@ pub async fn run(
         return Ok(());
     }
     let mut outbox = kafka.into_outbox(metrics, readiness.clone());
-    speak(
+    produce(
         environment_name(&config.kafka_topic),
         pauses,
         &mut outbox,
@@ -64,20 +64,20 @@ pub async fn run(
     )
     .await?;
 
-    readiness.not_ready("ending");
-    // A little of the grace period is kept for saying what was lost.
+    readiness.not_ready("shutting down");
+    // Part of the grace period is reserved for reporting what was lost.
     let flushed =
         tokio::time::timeout(config.common.shutdown_grace.mul_f32(0.9), outbox.flush()).await;
     let left = outbox.unacknowledged();
     outbox.close().await;
     match flushed {
         Ok(result) => result,
-        Err(_) => bail!("{left} messages were not acknowledged by kafka before the end"),
+        Err(_) => bail!("{left} messages were not acknowledged by kafka before the shutdown"),
     }
 }
 
-/// One broadcast after the other, on time; what Kafka does with them is looked at in between.
-async fn speak(
+/// Produces one message after another on schedule, and handles deliveries in between.
+async fn produce(
     environment: &str,
     pauses: Pauses,
     outbox: &mut Outbox,
@@ -92,7 +92,7 @@ async fn speak(
             () = sleep_until(next), if outbox.has_room() => {
                 let pause = pauses.draw();
                 outbox.send(Broadcast::new(environment, pause::face(pause), &Zoned::now()))?;
-                // After a standstill (a full outbox, a laptop asleep) the clock goes on; it does not catch up.
+                // After a standstill (a full outbox, a sleeping laptop), continue from now instead of catching up.
                 if next.elapsed() > Duration::from_secs(1) {
                     next = Instant::now();
                 }

@@ -1,4 +1,4 @@
-//! The process around the clock: options in, exit code out.
+//! The producer binary.
 
 use std::process::ExitCode;
 

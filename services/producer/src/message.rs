@@ -1,4 +1,4 @@
-//! What is said: one line of text, and around it who said it when.
+//! The message: one line of text, with headers for its source and time.
 
 use jiff::{Timestamp, Zoned};
 
@@ -16,7 +16,7 @@ pub const FACES: [&str; 10] = [
     "(－ω－) zzZ",
 ];
 
-/// A message, as it goes into the topic.
+/// A message, as it is sent to the topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broadcast {
     /// The value of the record, UTF-8.
@@ -48,7 +48,7 @@ impl Broadcast {
         }
     }
 
-    /// The bytes of the value and the headers, without what Kafka adds around them.
+    /// The size of the value and the headers in bytes, without Kafka's overhead.
     pub fn bytes(&self) -> usize {
         let headers = self.headers.iter();
         self.text.len()
@@ -62,8 +62,8 @@ fn rfc3339(at: Timestamp) -> String {
     format!("{at:.3}")
 }
 
-/// A trace that begins here: `version-trace-parent-flags`. An id of zeros would be invalid; the flags say that the
-/// producer itself records no span.
+/// A new trace: `version-trace-parent-flags`. An id of zeros would be invalid; the flags mean that the producer itself
+/// records no span.
 fn traceparent() -> String {
     let trace = rand::random_range(1..=u128::MAX);
     let parent = rand::random_range(1..=u64::MAX);
@@ -76,7 +76,7 @@ mod tests {
 
     use super::*;
 
-    fn spoken() -> Broadcast {
+    fn broadcast() -> Broadcast {
         let now: Zoned = "2026-01-31T09:08:07.125+01:00[Europe/Berlin]"
             .parse()
             .unwrap();
@@ -85,7 +85,7 @@ mod tests {
 
     fn header<'a>(broadcast: &'a Broadcast, name: &str) -> &'a str {
         let mut values = broadcast.headers.iter().filter(|(key, _)| *key == name);
-        let value = &values.next().expect("the header is there").1;
+        let value = &values.next().expect("the header exists").1;
         assert!(values.next().is_none(), "{name} occurs once");
         value
     }
@@ -93,13 +93,13 @@ mod tests {
     #[test]
     fn the_text_is_the_contracts_in_local_time() {
         assert_eq!(
-            spoken().text,
+            broadcast().text,
             format!("Hello world from dev producer - 09:08:07\t{}", FACES[2])
         );
     }
 
     #[test]
-    fn the_ten_faces_differ_and_stay_on_the_line() {
+    fn the_ten_faces_differ_and_fit_on_one_line() {
         assert_eq!(FACES.iter().collect::<BTreeSet<_>>().len(), 10);
         assert!(
             FACES
@@ -110,20 +110,23 @@ mod tests {
 
     #[test]
     fn the_headers_are_cloudevents_in_binary_mode() {
-        let spoken = spoken();
-        assert_eq!(header(&spoken, "ce_specversion"), "1.0");
-        assert_eq!(header(&spoken, "ce_source"), "/herald/dev/producer");
-        assert_eq!(header(&spoken, "ce_type"), "herald.broadcast");
-        assert_eq!(header(&spoken, "ce_time"), "2026-01-31T08:08:07.125Z");
-        assert_eq!(header(&spoken, "content-type"), "text/plain; charset=utf-8");
-        assert_eq!(spoken.timestamp, 1_769_846_887_125);
-        assert_ne!(header(&spoken, "ce_id"), header(&self::spoken(), "ce_id"));
+        let message = broadcast();
+        assert_eq!(header(&message, "ce_specversion"), "1.0");
+        assert_eq!(header(&message, "ce_source"), "/herald/dev/producer");
+        assert_eq!(header(&message, "ce_type"), "herald.broadcast");
+        assert_eq!(header(&message, "ce_time"), "2026-01-31T08:08:07.125Z");
+        assert_eq!(
+            header(&message, "content-type"),
+            "text/plain; charset=utf-8"
+        );
+        assert_eq!(message.timestamp, 1_769_846_887_125);
+        assert_ne!(header(&message, "ce_id"), header(&broadcast(), "ce_id"));
     }
 
     #[test]
     fn the_trace_context_is_valid() {
-        let spoken = spoken();
-        let parts: Vec<&str> = header(&spoken, "traceparent").split('-').collect();
+        let message = broadcast();
+        let parts: Vec<&str> = header(&message, "traceparent").split('-').collect();
         assert_eq!((parts[0], parts[3], parts.len()), ("00", "00", 4));
         for (part, length) in [(parts[1], 32), (parts[2], 16)] {
             assert_eq!(part.len(), length);

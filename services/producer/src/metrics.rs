@@ -1,25 +1,25 @@
-//! What the producer counts.
+//! The producer's metrics.
 
 use std::time::Duration;
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-/// Why messages are refused, as labels.
-const REFUSALS: [&str; 3] = ["too-large", "invalid", "invalid-timestamp"];
+/// Why messages are rejected, as labels.
+const REJECTION_REASONS: [&str; 3] = ["too-large", "invalid", "invalid-timestamp"];
 
-/// The producer's metrics and their registry. The help texts say what each one means.
+/// The producer's metrics and their registry. The help texts describe each one.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
     produced: IntCounter,
     failures: IntCounter,
-    refused: IntCounterVec,
+    rejected: IntCounterVec,
     unacknowledged: IntGauge,
     delivery: Histogram,
 }
 
 impl Metrics {
-    /// In a registry of its own, because several producers may share a process.
+    /// With their own registry, because several producers may share a process.
     pub fn new() -> Metrics {
         let metrics = Metrics {
             registry: Registry::new(),
@@ -33,17 +33,17 @@ impl Metrics {
                 "Attempts to deliver a message that failed; the message is sent again.",
             )
             .expect("the name is valid"),
-            refused: IntCounterVec::new(
+            rejected: IntCounterVec::new(
                 Opts::new(
                     "herald_messages_refused_total",
-                    "Messages that Kafka will never take, by reason; they are not sent again.",
+                    "Messages that Kafka rejects permanently, by reason; they are not sent again.",
                 ),
                 &["reason"],
             )
             .expect("the name is valid"),
             unacknowledged: IntGauge::new(
                 "herald_messages_unacknowledged",
-                "Messages that Kafka has neither acknowledged nor refused yet.",
+                "Messages that Kafka has neither acknowledged nor rejected yet.",
             )
             .expect("the name is valid"),
             delivery: Histogram::with_opts(
@@ -62,14 +62,14 @@ impl Metrics {
             registry,
             produced,
             failures,
-            refused,
+            rejected,
             unacknowledged,
             delivery,
         } = &metrics;
         for collector in [
             Box::new(produced.clone()) as Box<dyn prometheus::core::Collector>,
             Box::new(failures.clone()),
-            Box::new(refused.clone()),
+            Box::new(rejected.clone()),
             Box::new(unacknowledged.clone()),
             Box::new(delivery.clone()),
         ] {
@@ -77,9 +77,9 @@ impl Metrics {
                 .register(collector)
                 .expect("no two names are the same");
         }
-        // From the start, so that the first refusal is an increase.
-        for reason in REFUSALS {
-            refused.with_label_values(&[reason]);
+        // Created at startup, so that the first rejection is an increase.
+        for reason in REJECTION_REASONS {
+            rejected.with_label_values(&[reason]);
         }
         metrics
     }
@@ -94,9 +94,9 @@ impl Metrics {
     }
 
     /// Counts a message that will never be acknowledged.
-    pub(crate) fn refused(&self, reason: &str) {
+    pub(crate) fn rejected(&self, reason: &str) {
         self.unacknowledged.dec();
-        self.refused.with_label_values(&[reason]).inc();
+        self.rejected.with_label_values(&[reason]).inc();
     }
 
     pub(crate) fn acknowledged(&self, after: Duration) {
@@ -123,12 +123,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_unacknowledged_until_it_is_produced_or_refused() {
+    fn a_message_is_unacknowledged_until_it_is_produced_or_rejected() {
         let metrics = Metrics::new();
         metrics.enqueued();
         metrics.enqueued();
         metrics.enqueued();
-        metrics.refused("too-large");
+        metrics.rejected("too-large");
         metrics.failed();
         metrics.acknowledged(Duration::from_millis(3));
         let text = TextEncoder::new()
@@ -143,7 +143,7 @@ mod tests {
             "herald_produce_seconds_bucket{le=\"0.005\"} 1",
         ] {
             assert!(
-                text.lines().any(|told| told == line),
+                text.lines().any(|exposed| exposed == line),
                 "{line} is missing in {text}"
             );
         }

@@ -1,4 +1,4 @@
-//! How long the clock is silent between two messages, and which face foretells it.
+//! The random pause between two messages, and the face that announces its length.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ impl Pauses {
         Ok(Pauses { min, max })
     }
 
-    /// The next pause: whole seconds where both bounds are, as in the contract, otherwise whole milliseconds.
+    /// The next pause: whole seconds if both bounds are, as in the contract, otherwise whole milliseconds.
     pub fn draw(&self) -> Duration {
         let whole_seconds = self.min.subsec_nanos() == 0 && self.max.subsec_nanos() == 0;
         if whole_seconds {
@@ -41,8 +41,8 @@ impl Pauses {
     }
 }
 
-/// The face of the message that `pause` follows: the first for 1 s, the tenth for 10 s. Other pauses count as
-/// the next longer whole second, and everything over 10 s as 10 s.
+/// The face of the message before `pause`: the first for 1 s, the tenth for 10 s. Other pauses are rounded up to a whole
+/// second, and capped at 10 s.
 pub fn face(pause: Duration) -> &'static str {
     let seconds = pause.as_secs_f64().ceil() as usize;
     FACES[seconds.clamp(1, FACES.len()) - 1]
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn the_face_tells_the_pause_that_follows() {
+    fn the_face_depends_on_the_pause_that_follows() {
         for seconds in 1..=10 {
             assert_eq!(
                 face(Duration::from_secs(seconds)),
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_bounds_are_refused() {
+    fn impossible_bounds_are_rejected() {
         let second = Duration::from_secs(1);
         assert!(Pauses::new(second * 2, second).is_err());
         assert!(Pauses::new(Duration::ZERO, second).is_err());

@@ -1,4 +1,4 @@
-//! The messages between being produced and being acknowledged.
+//! The messages that were produced but not acknowledged yet.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -15,34 +15,34 @@ use tracing::{info, warn};
 use super::Kafka;
 use crate::{Broadcast, Metrics};
 
-/// Messages at most that wait outside of librdkafka's own queue, before the clock itself has to wait.
-const ROOM: usize = 10_000;
+/// Maximum number of messages that wait outside of librdkafka's own queue, before no more are produced.
+const MAX_WAITING: usize = 10_000;
 
-/// How long messages that Kafka did not take wait before they are sent again.
+/// The delay before messages that Kafka did not accept are sent again.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Log lines a second at most: of messages sent, and of messages refused.
-const LINES: u32 = 10;
+/// Maximum number of log lines per second, for sent and for rejected messages.
+const LINES_PER_SECOND: u32 = 10;
 
-/// Characters at most of a refused message that are logged.
+/// Maximum number of characters of a rejected message that are logged.
 const LOGGED_CHARS: usize = 200;
 
-/// Hands messages to librdkafka, which keeps them in order and retries; takes back those that it gives up on (a topic that
-/// was deleted, a full queue) and sends them again, in the order in which they were produced. A message that Kafka will
-/// never take is dropped, counted and logged; those behind it do not wait.
+/// Passes messages to librdkafka, which keeps their order and retries. Messages that it gives up on (a deleted topic, a full
+/// queue) are sent again, in the order in which they were produced. A message that Kafka rejects permanently is dropped,
+/// counted and logged; it does not block later ones.
 pub struct Outbox {
     kafka: Kafka,
     metrics: Metrics,
     readiness: Readiness,
     sent_lines: Sampler,
-    refused_lines: Sampler,
+    rejected_lines: Sampler,
     /// The number of the next message.
     next: u64,
     in_flight: VecDeque<InFlight>,
-    /// By number. While one waits, all later ones wait behind it.
+    /// By number. While one waits, all later ones wait too.
     waiting: BTreeMap<u64, Message>,
-    topic_is_lost: bool,
-    complained: bool,
+    topic_is_missing: bool,
+    warned: bool,
 }
 
 struct Message {
@@ -56,7 +56,7 @@ struct InFlight {
     delivery: DeliveryFuture,
 }
 
-/// A message and what became of it.
+/// A message and its result.
 pub struct Settled {
     number: u64,
     message: Message,
@@ -69,17 +69,17 @@ impl Outbox {
             kafka,
             metrics,
             readiness,
-            sent_lines: Sampler::new(LINES),
-            refused_lines: Sampler::new(LINES),
+            sent_lines: Sampler::new(LINES_PER_SECOND),
+            rejected_lines: Sampler::new(LINES_PER_SECOND),
             next: 0,
             in_flight: VecDeque::new(),
             waiting: BTreeMap::new(),
-            topic_is_lost: false,
-            complained: false,
+            topic_is_missing: false,
+            warned: false,
         }
     }
 
-    /// Takes a message, for as long as Kafka needs. Errors are fatal.
+    /// Accepts a message, and retries it until Kafka accepts or rejects it. Errors are fatal.
     pub fn send(&mut self, broadcast: Broadcast) -> anyhow::Result<()> {
         let number = self.next;
         self.next += 1;
@@ -89,24 +89,24 @@ impl Outbox {
             produced: Instant::now(),
         };
         if self.waiting.is_empty() {
-            self.hand_over(number, message)
+            self.enqueue(number, message)
         } else {
             self.waiting.insert(number, message);
             Ok(())
         }
     }
 
-    /// Whether another message would be taken without growing for ever.
+    /// Whether another message may be sent without exceeding the limit of waiting messages.
     pub fn has_room(&self) -> bool {
-        self.waiting.len() < ROOM
+        self.waiting.len() < MAX_WAITING
     }
 
-    /// Messages that are neither acknowledged nor refused yet.
+    /// The number of messages that are neither acknowledged nor rejected yet.
     pub fn unacknowledged(&self) -> usize {
         self.in_flight.len() + self.waiting.len()
     }
 
-    /// The oldest message in flight, when librdkafka has done with it. Waits for ever when there is none.
+    /// The oldest message in flight, once librdkafka has finished with it. Waits forever if there is none.
     pub async fn delivery(&mut self) -> Settled {
         let Some(oldest) = self.in_flight.front_mut() else {
             return std::future::pending().await;
@@ -128,7 +128,7 @@ impl Outbox {
         }
     }
 
-    /// Takes note of a delivery or a refusal, or keeps the message for another attempt. Errors are fatal.
+    /// Records a delivery or a rejection, or keeps the message for another attempt. Errors are fatal.
     pub fn settle(&mut self, settled: Settled) -> anyhow::Result<()> {
         let Settled {
             number,
@@ -139,7 +139,7 @@ impl Outbox {
             Ok(delivery) => {
                 self.metrics.acknowledged(message.produced.elapsed());
                 self.readiness.ready();
-                self.complained = false;
+                self.warned = false;
                 if let Some(skipped) = self.sent_lines.admit() {
                     let Delivery {
                         partition, offset, ..
@@ -152,24 +152,24 @@ impl Outbox {
                 }
                 Ok(())
             }
-            Err(error) => self.not_delivered(number, message, &error),
+            Err(error) => self.handle_failure(number, message, &error),
         }
     }
 
-    /// Whether there are messages to send again. Those in flight come first, so that the order stays.
+    /// Whether there are messages to send again. Those in flight must finish first, to keep the order.
     pub fn can_retry(&self) -> bool {
         !self.waiting.is_empty() && self.in_flight.is_empty()
     }
 
-    /// Sends the waiting messages again, after creating the topic where that is what they wait for. Errors are fatal.
+    /// Sends the waiting messages again, after creating the topic if it is missing. Errors are fatal.
     pub async fn retry(&mut self, shutdown: &CancellationToken) -> anyhow::Result<()> {
-        if self.topic_is_lost && !self.kafka.wait_for_topic(shutdown).await {
+        if self.topic_is_missing && !self.kafka.wait_for_topic(shutdown).await {
             return Ok(());
         }
-        self.topic_is_lost = false;
+        self.topic_is_missing = false;
         for (number, message) in std::mem::take(&mut self.waiting) {
             if self.waiting.is_empty() {
-                self.hand_over(number, message)?;
+                self.enqueue(number, message)?;
             } else {
                 self.waiting.insert(number, message);
             }
@@ -177,7 +177,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Returns when no message is unacknowledged. Errors are fatal.
+    /// Returns once no message is unacknowledged. Errors are fatal.
     pub async fn flush(&mut self) -> anyhow::Result<()> {
         if self.unacknowledged() > 0 {
             info!(
@@ -196,12 +196,12 @@ impl Outbox {
         Ok(())
     }
 
-    /// Ends the client; its threads are joined where that holds nobody up.
+    /// Closes the client; its threads are joined without blocking the runtime.
     pub async fn close(self) {
         let _ = tokio::task::spawn_blocking(move || drop(self)).await;
     }
 
-    fn hand_over(&mut self, number: u64, message: Message) -> anyhow::Result<()> {
+    fn enqueue(&mut self, number: u64, message: Message) -> anyhow::Result<()> {
         let Broadcast {
             text,
             headers,
@@ -227,50 +227,50 @@ impl Outbox {
                 });
                 Ok(())
             }
-            // Waiting makes no room for a message larger than the whole queue.
+            // A message larger than the whole queue will never fit.
             Err((error, _)) if text.len() > self.kafka.queue_bytes => {
-                self.refuse(&message, "too-large", &error);
+                self.reject(&message, "too-large", &error);
                 Ok(())
             }
-            Err((error, _)) => self.not_delivered(number, message, &error),
+            Err((error, _)) => self.handle_failure(number, message, &error),
         }
     }
 
-    /// Refuses a message that Kafka will never take, and keeps any other for another attempt. Errors are fatal.
-    fn not_delivered(
+    /// Drops a message that Kafka rejects permanently, and keeps any other for another attempt. Errors are fatal.
+    fn handle_failure(
         &mut self,
         number: u64,
         message: Message,
         error: &KafkaError,
     ) -> anyhow::Result<()> {
         self.kafka.check_fatal()?;
-        match error.rdkafka_error_code().and_then(never_taken) {
-            Some(reason) => self.refuse(&message, reason, error),
-            None => self.keep(number, message, error),
+        match error.rdkafka_error_code().and_then(rejection_reason) {
+            Some(reason) => self.reject(&message, reason, error),
+            None => self.requeue(number, message, error),
         }
         Ok(())
     }
 
-    fn refuse(&mut self, message: &Message, reason: &'static str, error: &KafkaError) {
-        self.metrics.refused(reason);
-        if let Some(skipped) = self.refused_lines.admit() {
+    fn reject(&mut self, message: &Message, reason: &'static str, error: &KafkaError) {
+        self.metrics.rejected(reason);
+        if let Some(skipped) = self.rejected_lines.admit() {
             let bytes = message.broadcast.bytes();
             let text = shortened(&message.broadcast.text, LOGGED_CHARS);
             let skipped = (skipped > 0).then_some(skipped);
-            warn!(reason, %error, bytes, text, skipped, "kafka will never take this message; going on without it");
+            warn!(reason, %error, bytes, text, skipped, "kafka rejects this message permanently; dropping it");
         }
     }
 
-    fn keep(&mut self, number: u64, message: Message, error: &KafkaError) {
+    fn requeue(&mut self, number: u64, message: Message, error: &KafkaError) {
         let code = error.rdkafka_error_code();
-        // librdkafka's queue being full is no failure, only a long wait.
+        // A full librdkafka queue is not a failure, only a long wait.
         if code != Some(RDKafkaErrorCode::QueueFull) {
             self.metrics.failed();
-            if !std::mem::replace(&mut self.complained, true) {
-                warn!(%error, "kafka does not take messages, trying again until it does");
+            if !std::mem::replace(&mut self.warned, true) {
+                warn!(%error, "kafka does not accept messages; retrying until it does");
             }
         }
-        self.topic_is_lost |= matches!(
+        self.topic_is_missing |= matches!(
             code,
             Some(
                 RDKafkaErrorCode::UnknownTopic
@@ -282,14 +282,14 @@ impl Outbox {
     }
 }
 
-/// Why Kafka will never take a message, which was alone in its batch; `None` when it may be taken later.
+/// Why Kafka permanently rejects a message, which was alone in its batch; `None` if it may be accepted later.
 ///
-/// Those are the codes of a produce request that Kafka's protocol calls not retriable and that judge the message. The others
-/// of that kind judge what all messages share, so retrying waits until an operator changes it: rights
+/// These are the codes of a produce request that Kafka's protocol defines as not retriable and that concern the message itself.
+/// The other such codes concern all messages, so they are retried until an operator intervenes: rights
 /// (`TopicAuthorizationFailed`), a policy (`PolicyViolation`), the topic (`InvalidTopic`, `UnsupportedForMessageFormat`,
-/// `UnsupportedCompressionType`), the request (`InvalidRequiredAcks`, `InvalidRequest`). A checksum that does not match
-/// (`InvalidMessage`) is retriable, and librdkafka retries it by itself.
-fn never_taken(code: RDKafkaErrorCode) -> Option<&'static str> {
+/// `UnsupportedCompressionType`), the request (`InvalidRequiredAcks`, `InvalidRequest`). A wrong checksum (`InvalidMessage`)
+/// is retriable, and librdkafka retries it itself.
+fn rejection_reason(code: RDKafkaErrorCode) -> Option<&'static str> {
     use RDKafkaErrorCode as Code;
     match code {
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => Some("too-large"),
@@ -310,7 +310,7 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(60);
 
-    /// What became of some messages.
+    /// The results of some messages.
     struct Sent {
         /// In the order of the topic.
         stored: Vec<String>,
@@ -324,10 +324,10 @@ mod tests {
         }
     }
 
-    /// Sends `texts` all at once into a new topic, with more `properties` of librdkafka and `limits` of the topic, until none
-    /// is left. `None` without a real Kafka.
+    /// Sends all `texts` at once to a new topic, with these `properties` of librdkafka and `limits` of the topic, and waits until
+    /// none is unacknowledged. `None` without a real Kafka.
     async fn send_all(properties: &str, limits: &[(&str, &str)], texts: &[String]) -> Option<Sent> {
-        // Retention would delete what is much older.
+        // Retention would delete much older messages.
         send_all_at(Timestamp::now(), properties, limits, texts).await
     }
 
@@ -338,7 +338,7 @@ mod tests {
         texts: &[String],
     ) -> Option<Sent> {
         let kafka = kafka_with("limits for messages")?;
-        let topic = random_topic("refused");
+        let topic = random_topic("rejected");
         create_topic(&kafka, &topic, 1, limits).await;
         let args = [
             "producer",
@@ -375,7 +375,7 @@ mod tests {
         })
     }
 
-    /// `count` messages of which those in `large` have 20,000 bytes and the others few.
+    /// `count` messages, of which those in `large` have 20,000 bytes.
     fn texts(count: usize, large: &[usize]) -> Vec<String> {
         let text = |number| match large.contains(&number) {
             true => format!("{number:020000}"),
@@ -385,13 +385,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_that_are_too_large_are_refused_and_the_rest_go_on_in_order() {
+    async fn messages_that_are_too_large_are_rejected_and_the_rest_are_sent_in_order() {
         let every_second: Vec<usize> = (0..200).step_by(2).collect();
-        let places: [&[usize]; 2] = [&[0, 50, 51, 52, 90, 199], &every_second];
+        let patterns: [&[usize]; 2] = [&[0, 50, 51, 52, 90, 199], &every_second];
         let client: (_, &[_]) = ("message.max.bytes=5000", &[]);
         let topic: (_, &[_]) = ("", &[("max.message.bytes", "5000")]);
         let queue: (_, &[_]) = ("queue.buffering.max.kbytes=5", &[]);
-        for large in places {
+        for large in patterns {
             for (properties, limits) in [client, topic, queue] {
                 let texts = texts(200, large);
                 let Some(sent) = send_all(properties, limits, &texts).await else {
@@ -400,11 +400,11 @@ mod tests {
                 let which = format!("{large:?}, {properties}, {limits:?}");
                 let small: Vec<_> = texts.iter().filter(|text| text.len() < 5000).collect();
                 assert!(sent.stored.iter().eq(small), "{which}: {:?}", sent.stored);
-                let refused = format!(
+                let rejected = format!(
                     "herald_messages_refused_total{{reason=\"too-large\"}} {}",
                     large.len()
                 );
-                assert!(sent.has_metric(&refused), "{which}: {}", sent.metrics);
+                assert!(sent.has_metric(&rejected), "{which}: {}", sent.metrics);
                 assert!(sent.has_metric("herald_messages_unacknowledged 0"));
                 assert!(sent.ready);
             }
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn small_messages_that_would_be_too_large_together_are_all_taken() {
+    async fn small_messages_that_would_be_too_large_together_are_all_accepted() {
         let texts = texts(5_000, &[]);
         let limits = [("max.message.bytes", "1000")];
         let Some(sent) = send_all("", &limits, &texts).await else {
@@ -422,8 +422,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_topic_that_refuses_everything_is_never_ready_and_keeps_nothing_waiting() {
-        // A compacted topic takes no message without a key.
+    async fn if_the_topic_rejects_every_message_the_producer_is_not_ready_and_drops_them() {
+        // A compacted topic rejects messages without a key.
         let limits = [("cleanup.policy", "compact")];
         let Some(sent) = send_all("", &limits, &texts(100, &[])).await else {
             return;
@@ -434,8 +434,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_from_the_future_is_refused() {
-        // Kafka's limit is an hour unless the topic has another one.
+    async fn a_message_from_the_future_is_rejected() {
+        // Kafka's default limit is one hour.
         let tomorrow = Timestamp::now() + SignedDuration::from_hours(24);
         let Some(sent) = send_all_at(tomorrow, "", &[], &texts(1, &[])).await else {
             return;

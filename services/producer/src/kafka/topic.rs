@@ -1,4 +1,4 @@
-//! The topic: waited for, and created where that is the producer's task.
+//! Waits for the topic, and creates it if configured.
 
 use std::time::Duration;
 
@@ -14,25 +14,25 @@ use tracing::{debug, info, warn};
 use super::Kafka;
 use crate::Config;
 
-/// Between two looks at a topic that is not there.
+/// The delay between two checks for a missing topic.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How long one question to Kafka may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The timeout of one request to Kafka.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a topic gets that is created here.
-pub struct Wanted {
+/// The settings of a topic that is created here.
+pub struct Settings {
     pub partitions: i32,
     replication_factor: i32,
     config: Vec<(String, String)>,
 }
 
-impl Wanted {
-    pub fn new(config: &Config) -> Wanted {
-        let properties = properties(&config.topic_config).expect("its option was parsed so");
-        Wanted {
+impl Settings {
+    pub fn new(config: &Config) -> Settings {
+        let properties = properties(&config.topic_config).expect("the option's parser checked it");
+        Settings {
             partitions: config.topic_partitions,
-            // -1: as many as the brokers make by default.
+            // -1: the brokers' default.
             replication_factor: config.topic_replication_factor,
             config: properties
                 .into_iter()
@@ -42,64 +42,64 @@ impl Wanted {
     }
 }
 
-/// Returns when the topic exists with at least `partitions` partitions, and how many it has. That Kafka is away is told by
-/// the client's context; what else is wrong is told here, once for each thing that is.
+/// Returns the number of partitions once the topic exists with at least `partitions` of them. The client's context logs an
+/// unreachable Kafka; every other problem is logged here, once until it changes.
 pub async fn wait(kafka: &Kafka, partitions: i32) -> i32 {
-    let mut told = String::new();
+    let mut logged = String::new();
     loop {
-        let problem = match look(kafka).await {
+        let problem = match fetch_partitions(kafka).await {
             None => None,
             Some(Ok(found)) if found >= partitions => return found,
             Some(Ok(0)) if !kafka.creates => Some(anyhow::anyhow!(
-                "topic \"{}\" does not exist; waiting until somebody creates it",
+                "topic \"{}\" does not exist; waiting until it is created",
                 kafka.topic
             )),
             Some(Ok(0)) => create_topic(kafka).await.err(),
             Some(Ok(found)) => add_partitions(kafka, found, partitions).await.err(),
             Some(Err(code)) => Some(
                 anyhow::Error::new(code)
-                    .context(format!("cannot look for topic \"{}\"", kafka.topic)),
+                    .context(format!("cannot look up topic \"{}\"", kafka.topic)),
             ),
         };
         if let Some(problem) = problem.map(|problem| format!("{problem:#}"))
-            && problem != told
+            && problem != logged
         {
             warn!("{problem}");
-            told = problem;
+            logged = problem;
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// How many partitions the topic has, 0 when it does not exist, or why Kafka does not tell; `None` when Kafka did not answer.
-async fn look(kafka: &Kafka) -> Option<Result<i32, RDKafkaErrorCode>> {
+/// The number of the topic's partitions, 0 if it does not exist, or Kafka's error; `None` if Kafka did not answer.
+async fn fetch_partitions(kafka: &Kafka) -> Option<Result<i32, RDKafkaErrorCode>> {
     let (producer, topic) = (kafka.producer.clone(), kafka.topic.clone());
-    let looked = tokio::task::spawn_blocking(move || {
-        let metadata = producer.client().fetch_metadata(Some(&topic), PATIENCE)?;
+    let fetched = tokio::task::spawn_blocking(move || {
+        let metadata = producer.client().fetch_metadata(Some(&topic), TIMEOUT)?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let partitions = found.map_or(0, |found| found.partitions().len() as i32);
-        let refused = found
+        let error = found
             .and_then(|found| found.error())
             .map(RDKafkaErrorCode::from);
-        Ok::<_, KafkaError>(match refused {
+        Ok::<_, KafkaError>(match error {
             None | Some(RDKafkaErrorCode::UnknownTopicOrPartition) => Ok(partitions),
             Some(code) => Err(code),
         })
     });
-    match looked.await.expect("looking does not panic") {
-        Ok(looked) => Some(looked),
+    match fetched.await.expect("fetching metadata does not panic") {
+        Ok(partitions) => Some(partitions),
         Err(error) => {
-            debug!(topic = kafka.topic, %error, "cannot look for the topic");
+            debug!(topic = kafka.topic, %error, "cannot look up the topic");
             None
         }
     }
 }
 
 async fn create_topic(kafka: &Kafka) -> anyhow::Result<()> {
-    let (topic, wanted) = (kafka.topic.as_str(), &kafka.wanted);
-    let replication = TopicReplication::Fixed(wanted.replication_factor);
-    let mut new = NewTopic::new(topic, wanted.partitions, replication);
-    for (key, value) in &wanted.config {
+    let (topic, settings) = (kafka.topic.as_str(), &kafka.settings);
+    let replication = TopicReplication::Fixed(settings.replication_factor);
+    let mut new = NewTopic::new(topic, settings.partitions, replication);
+    for (key, value) in &settings.config {
         new = new.set(key, value);
     }
     let results = admin(kafka)?.create_topics([&new], &options()).await;
@@ -108,14 +108,14 @@ async fn create_topic(kafka: &Kafka) -> anyhow::Result<()> {
         Some(code) => {
             return Err(code).with_context(|| format!("cannot create topic \"{topic}\""));
         }
-        None => info!(topic, partitions = wanted.partitions, "topic created"),
+        None => info!(topic, partitions = settings.partitions, "topic created"),
     }
     Ok(())
 }
 
 async fn add_partitions(kafka: &Kafka, found: i32, partitions: i32) -> anyhow::Result<()> {
     let topic = kafka.topic.as_str();
-    let attempt = || format!("cannot give topic \"{topic}\" {partitions} partitions");
+    let attempt = || format!("cannot increase topic \"{topic}\" to {partitions} partitions");
     let more = NewPartitions::new(topic, partitions as usize);
     let results = admin(kafka)?.create_partitions([&more], &options()).await;
     match answer(results).with_context(attempt)? {
@@ -133,13 +133,13 @@ fn admin(kafka: &Kafka) -> anyhow::Result<AdminClient<Context>> {
 
 fn options() -> AdminOptions {
     AdminOptions::new()
-        .request_timeout(Some(PATIENCE))
-        .operation_timeout(Some(PATIENCE))
+        .request_timeout(Some(TIMEOUT))
+        .operation_timeout(Some(TIMEOUT))
 }
 
-/// What Kafka says of the one topic it was asked about: `None` when it was done, or its reason.
+/// Kafka's result for the requested topic: `None` on success, or the error.
 fn answer(results: KafkaResult<Vec<TopicResult>>) -> anyhow::Result<Option<RDKafkaErrorCode>> {
     let answer = results?.into_iter().next();
-    let answer = answer.context("kafka did not answer for it")?;
+    let answer = answer.context("kafka returned no result for it")?;
     Ok(answer.err().map(|(_, code)| code))
 }
