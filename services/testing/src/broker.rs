@@ -1,32 +1,32 @@
-//! A Kafka of a test's own, which it may stop, kill and start again.
+//! A private Kafka for one test, which may stop, kill and restart it.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::KafkaProcess;
 use crate::client::blocking;
-use crate::topics::answers;
+use crate::topics::wait_until_reachable;
 
-/// A private Apache Kafka, started in 3 to 6 seconds. It ends, with its data, when it is dropped.
+/// A private Apache Kafka, started in 3 to 6 seconds. Dropping it stops it and deletes its data.
 pub struct Broker {
     address: String,
     process: Option<KafkaProcess>,
 }
 
 impl Broker {
-    /// Starts one from the jars in `HERALD_KAFKA_JARS`, with `java` on the PATH. Without the variable one line says why the
-    /// test is left out; with `CI=true` that is a failure.
+    /// Starts one from the jars in `HERALD_KAFKA_JARS`, with `java` on the PATH. Without the variable, the test is skipped with
+    /// one line; with `CI=true` it fails.
     pub async fn start() -> Option<Self> {
         Self::start_with(&[]).await
     }
 
-    /// The same with more lines for `server.properties`, such as `("log.retention.ms", "1000")`.
+    /// Like [`start`](Self::start), with additional `server.properties`, such as `("log.retention.ms", "1000")`.
     pub async fn start_with(settings: &[(&str, &str)]) -> Option<Self> {
-        if crate::embedded::is_meant() {
+        if crate::embedded::is_selected() {
             crate::leave_out("the embedded broker has no process that can be stopped");
             return None;
         }
-        let jars = PathBuf::from(crate::needed(
+        let jars = PathBuf::from(crate::required_var(
             "HERALD_KAFKA_JARS",
             "a folder with the jars of Apache Kafka",
         )?);
@@ -46,33 +46,33 @@ impl Broker {
             address: process.address(),
             process: Some(process),
         };
-        answers(&broker.address).await;
+        wait_until_reachable(&broker.address).await;
         Some(broker)
     }
 
-    /// `127.0.0.1:<port>`, the same for its whole life.
+    /// `127.0.0.1:<port>`, unchanged across restarts.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Ends it in order (SIGTERM) and waits until it is gone. The data stays.
+    /// Stops it cleanly (SIGTERM) and waits until it has exited. The data is kept.
     pub async fn stop(&mut self) {
         self.with(|process| process.stop(Duration::from_secs(30)))
             .await;
     }
 
-    /// Ends it at once (SIGKILL). The data stays.
+    /// Kills it (SIGKILL). The data is kept.
     pub async fn kill(&mut self) {
         self.with(KafkaProcess::kill).await;
     }
 
-    /// Starts it on the port and the data that it had before, and waits until it answers.
+    /// Starts it again with the same port and data, and waits until it is reachable.
     pub async fn start_again(&mut self) {
         self.with(KafkaProcess::start_again).await;
-        answers(&self.address).await;
+        wait_until_reachable(&self.address).await;
     }
 
-    /// Changes the first segment of a partition's log while it is stopped.
+    /// Edits the first segment of a partition's log. Kafka must be stopped.
     pub async fn edit_log(
         &mut self,
         topic: &str,
@@ -84,13 +84,13 @@ impl Broker {
             .await;
     }
 
-    /// Has it look at its whole logs when it starts, as after a crash in which the disk lost its last writes.
+    /// Makes it recover its whole logs at the next start, as after a crash in which the disk lost its last writes.
     pub async fn forget_checkpoints(&mut self) {
         self.with(|process| process.forget_checkpoints()).await;
     }
 
-    /// Denies everybody to read a topic, or allows it again; everything else stays allowed. The broker needs an authorizer; see
-    /// [`Broker::AUTHORIZER`].
+    /// Denies all users read access to a topic, or allows it again; everything else stays allowed. The broker needs an
+    /// authorizer; see [`Broker::AUTHORIZER`].
     pub async fn deny_read(&mut self, topic: &str, deny: bool) {
         let (topic, address) = (topic.to_owned(), self.address.clone());
         self.with(move |process| {
@@ -101,7 +101,7 @@ impl Broker {
             };
             let read = ["--deny-principal", "User:*", "--operation", "Read"];
             if deny {
-                // Where a topic has an ACL, what none allows is denied.
+                // If a topic has any ACL, whatever no ACL allows is denied.
                 acls(&["--add", "--allow-principal", "User:*", "--operation", "All"])?;
                 acls(&[&["--add"], &read[..]].concat())
             } else {
@@ -111,7 +111,7 @@ impl Broker {
         .await;
     }
 
-    /// Settings of a broker that knows ACLs, and lets everybody do what none speaks of.
+    /// Settings of a broker that supports ACLs, and allows everything on resources without one.
     pub const AUTHORIZER: [(&str, &str); 2] = [
         (
             "authorizer.class.name",
@@ -127,7 +127,7 @@ impl Broker {
         let mut process = self
             .process
             .take()
-            .expect("the call before was not cancelled");
+            .expect("the previous call was not cancelled");
         self.process = Some(
             blocking(move || {
                 action(&mut process).expect("cannot stop or start Kafka");

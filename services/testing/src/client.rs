@@ -1,4 +1,4 @@
-//! What every client of a test's Kafka needs.
+//! Code that all clients of a test's Kafka share.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::producer::FutureProducer;
 
-/// For one request, and for a change to be seen.
+/// The timeout of one request, and of waiting until a change is visible.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) fn config(address: &str) -> ClientConfig {
@@ -18,10 +18,10 @@ pub(crate) fn config(address: &str) -> ClientConfig {
     config
 }
 
-/// A new idempotent producer takes a second to get its id, so those that were made are kept, by address.
+/// Producers by address, for reuse: a new idempotent producer takes a second to get its id.
 pub(crate) static PRODUCERS: Mutex<BTreeMap<String, FutureProducer>> = Mutex::new(BTreeMap::new());
 
-/// Forgets what the producers know of their topics, because a test has changed one.
+/// Drops the producer with its cached metadata, because a test has changed a topic.
 pub(crate) fn forget_topics(address: &str) {
     PRODUCERS
         .lock()
@@ -29,7 +29,7 @@ pub(crate) fn forget_topics(address: &str) {
         .remove(address);
 }
 
-/// Runs what blocks beside the test's own tasks.
+/// Runs blocking work without blocking the test's own tasks.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,

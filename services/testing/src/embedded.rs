@@ -1,10 +1,10 @@
-//! The embedded broker as the Kafka of the tests: `HERALD_TEST_KAFKA=embedded`.
+//! The embedded broker as the tests' Kafka: `HERALD_TEST_KAFKA=embedded`.
 
 use std::sync::{Mutex, OnceLock, mpsc};
 
 use rdkafka::mocking::MockCluster;
 
-/// The value of `HERALD_TEST_KAFKA` that asks for it.
+/// The value of `HERALD_TEST_KAFKA` that selects it.
 pub(crate) const NAME: &str = "embedded";
 
 struct Embedded {
@@ -15,24 +15,24 @@ struct Embedded {
 struct NewTopic {
     name: String,
     partitions: i32,
-    made: mpsc::Sender<()>,
+    created: mpsc::Sender<()>,
 }
 
-/// One for all tests of a process; it ends with it.
+/// One for all tests of a process; it stops when the process exits.
 fn embedded() -> &'static Embedded {
     static EMBEDDED: OnceLock<Embedded> = OnceLock::new();
     EMBEDDED.get_or_init(|| {
-        let (topics, wanted) = mpsc::channel::<NewTopic>();
+        let (topics, requests) = mpsc::channel::<NewTopic>();
         let (started, address) = mpsc::channel();
-        // The cluster must not leave the thread that made it.
+        // The cluster must not leave the thread that created it.
         std::thread::spawn(move || {
             let cluster = MockCluster::new(1).expect("cannot start the embedded broker");
             _ = started.send(cluster.bootstrap_servers());
-            for topic in wanted {
+            for topic in requests {
                 cluster
                     .create_topic(&topic.name, topic.partitions, 1)
                     .expect("cannot create a topic in the embedded broker");
-                _ = topic.made.send(());
+                _ = topic.created.send(());
             }
         });
         Embedded {
@@ -48,19 +48,19 @@ pub(crate) fn address() -> String {
 }
 
 /// Whether the tests' Kafka is the embedded broker.
-pub(crate) fn is_meant() -> bool {
+pub(crate) fn is_selected() -> bool {
     std::env::var("HERALD_TEST_KAFKA").is_ok_and(|kafka| kafka == NAME)
 }
 
-/// Creates a topic; the embedded broker does not answer the request that creates one in a real Kafka.
+/// Creates a topic; the embedded broker does not support the request that creates one in a real Kafka.
 pub(crate) fn create_topic(name: &str, partitions: i32) {
-    let (made, done) = mpsc::channel();
+    let (created, done) = mpsc::channel();
     let topic = NewTopic {
         name: name.to_owned(),
         partitions,
-        made,
+        created,
     };
     let topics = embedded().topics.lock().expect("no panic while it is held");
-    topics.send(topic).expect("the embedded broker goes on");
+    topics.send(topic).expect("the embedded broker is running");
     done.recv().expect("the embedded broker creates the topic");
 }

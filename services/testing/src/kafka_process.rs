@@ -1,4 +1,4 @@
-//! An Apache Kafka of our own, as a process: one node, KRaft, on 127.0.0.1, without automatic topics.
+//! A private Apache Kafka process: one node, KRaft, on 127.0.0.1, without automatic topic creation.
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-/// A start takes 2 to 4 seconds, several times that on two busy cores.
+/// Starting takes 2 to 4 seconds, and several times as long on two busy cores.
 const START_DEADLINE: Duration = Duration::from_secs(90);
 
-/// Kills what it is told, and deletes the folder, when its parent closes the pipe: on purpose, by Ctrl-C or by `kill -9`.
+/// Kills Kafka and deletes its folder when the parent closes the pipe: deliberately, or because it died (Ctrl-C, `kill -9`).
 const GUARD: &str =
     r#"read -r _; [ ! -f "$0/pid" ] || kill -s KILL "$(cat "$0/pid")"; rm -rf "$0""#;
 
-/// A Kafka that ends, with its data, when it is dropped, and also when our process dies in any other way.
+/// A Kafka that is stopped, and its data deleted, when it is dropped or when our process dies in any other way.
 pub struct KafkaProcess {
     jars: PathBuf,
     folder: PathBuf,
@@ -60,7 +60,7 @@ impl KafkaProcess {
         Ok(kafka)
     }
 
-    /// A free port that no client gets by chance while the Kafka that has it is stopped: they are given ports from 32768 up.
+    /// A free port that no client is assigned by chance while its Kafka is stopped: ephemeral ports start at 32768.
     pub fn free_port() -> anyhow::Result<u16> {
         for _ in 0..100 {
             let port = 20_000 + u16::try_from(random() % 10_000).expect("a remainder below 10,000");
@@ -71,20 +71,20 @@ impl KafkaProcess {
         bail!("no free port between 20000 and 29999");
     }
 
-    /// `127.0.0.1:<port>`, the same for its whole life.
+    /// `127.0.0.1:<port>`, unchanged across restarts.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// The id of the process while it runs.
+    /// The process id while it is running.
     pub fn id(&self) -> Option<u32> {
         self.java.as_ref().map(Child::id)
     }
 
-    /// Starts it on the port and the data that it had before.
+    /// Starts it again with the same port and data.
     pub fn start_again(&mut self) -> anyhow::Result<()> {
         if self.java.is_some() {
-            bail!("Kafka at {} is running already", self.address());
+            bail!("Kafka at {} is already running", self.address());
         }
         let mut java = self
             .java("kafka.Kafka")?
@@ -99,7 +99,7 @@ impl KafkaProcess {
                 return Ok(());
             }
             if let Some(status) = java.try_wait()? {
-                bail!("Kafka ended with {status}:\n{}", self.log_end());
+                bail!("Kafka exited with {status}:\n{}", self.log_end());
             }
             if Instant::now() > deadline {
                 self.java = Some(java);
@@ -112,7 +112,7 @@ impl KafkaProcess {
         }
     }
 
-    /// Ends it in order (SIGTERM) and waits; after `grace` it is killed.
+    /// Stops it cleanly (SIGTERM) and waits; after `grace` it is killed.
     pub fn stop(&mut self, grace: Duration) -> anyhow::Result<()> {
         let Some(java) = &mut self.java else {
             return Ok(());
@@ -128,10 +128,10 @@ impl KafkaProcess {
         self.kill()
     }
 
-    /// Ends it at once (SIGKILL); the data stays.
+    /// Kills it (SIGKILL); the data is kept.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         if let Some(mut java) = self.java.take() {
-            // Before the process is waited for: from then on another one may get its number.
+            // Before the process is reaped, after which another one may get its id.
             fs::remove_file(self.pid_file())?;
             java.kill()?;
             java.wait()?;
@@ -139,7 +139,7 @@ impl KafkaProcess {
         Ok(())
     }
 
-    /// Changes the first segment of a partition's log on the disk. Kafka must not run.
+    /// Edits the first segment of a partition's log on disk. Kafka must be stopped.
     pub fn edit_log(
         &self,
         topic: &str,
@@ -147,7 +147,7 @@ impl KafkaProcess {
         edit: impl FnOnce(&mut Vec<u8>),
     ) -> anyhow::Result<()> {
         if self.java.is_some() {
-            bail!("Kafka at {} runs", self.address());
+            bail!("Kafka at {} is running", self.address());
         }
         let data = self.folder.join("data");
         let segment = data.join(format!("{topic}-{partition}/00000000000000000000.log"));
@@ -158,7 +158,7 @@ impl KafkaProcess {
         Ok(())
     }
 
-    /// Has Kafka look at its whole logs when it starts, as after a crash in which the disk lost its last writes.
+    /// Makes Kafka recover its whole logs at the next start, as after a crash in which the disk lost its last writes.
     pub fn forget_checkpoints(&self) -> anyhow::Result<()> {
         for name in [
             "recovery-point-offset-checkpoint",
@@ -181,7 +181,7 @@ impl KafkaProcess {
             .status()
             .context("cannot run java")?;
         if !status.success() {
-            bail!("{class} ended with {status}:\n{}", self.log_end());
+            bail!("{class} exited with {status}:\n{}", self.log_end());
         }
         Ok(())
     }
@@ -199,7 +199,7 @@ impl KafkaProcess {
         Ok(())
     }
 
-    /// A command line of Kafka whose output goes to the log, and which Ctrl-C in our terminal does not reach.
+    /// A Java command of Kafka that writes its output to the log, and that Ctrl-C in our terminal does not reach.
     fn java(&self, class: &str) -> anyhow::Result<Command> {
         let log = File::options()
             .append(true)
@@ -247,8 +247,8 @@ impl Drop for KafkaProcess {
     }
 }
 
-/// The broker's session is short (9 s by default): for so long one that was killed cannot come back. Retention and compaction
-/// look for work twice a second, so that tests of them need not wait for minutes.
+/// The broker's session timeout is short (9 s by default), because a killed broker cannot restart before it has passed.
+/// Retention and compaction run twice a second, so that their tests need not wait for minutes.
 fn properties(folder: &Path, port: u16, controller: u16, settings: &[(&str, &str)]) -> String {
     let mut text = format!(
         "process.roles=broker,controller
@@ -281,7 +281,7 @@ log.cleaner.backoff.ms=500
     text
 }
 
-/// A random number: the standard library seeds each hasher anew.
+/// A random number: the standard library seeds each hasher differently.
 pub(crate) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }

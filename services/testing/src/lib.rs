@@ -1,7 +1,7 @@
-//! What tests need of a real Kafka: the shared one, one of their own to break, topics, records, and conditions to wait for.
+//! Support for tests with a real Kafka: the shared one, a private one to break, topics, records, and conditions to wait for.
 //!
 //! `cargo xtask check` starts the shared Kafka and sets `HERALD_TEST_KAFKA` and `HERALD_KAFKA_JARS`. A test that needs one
-//! of them begins with a line that leaves it out where it is not set:
+//! of them begins with a line that skips it if the variable is not set:
 //!
 //! ```no_run
 //! # async fn test() {
@@ -11,7 +11,7 @@
 //! # }
 //! ```
 //!
-//! Every call has a deadline of its own and panics with what it attempted: in a test that is the clearest end.
+//! Every call has its own deadline, and panics with what it attempted: in a test, that is the clearest failure.
 
 mod kafka_process;
 
@@ -47,37 +47,37 @@ pub use wait::eventually;
 #[cfg(feature = "clients")]
 use std::io::Write;
 
-/// The address of the Kafka that all tests share, from `HERALD_TEST_KAFKA`; without it one line says why the test is left
-/// out. With `CI=true` that is a failure.
+/// The address of the Kafka that all tests share, from `HERALD_TEST_KAFKA`. Without the variable, the test is skipped with one
+/// line; with `CI=true` it fails.
 ///
-/// With `HERALD_TEST_KAFKA=embedded` it is the broker that `local` has inside.
+/// With `HERALD_TEST_KAFKA=embedded` it is the broker that is embedded in `local`.
 #[cfg(feature = "clients")]
 pub fn kafka() -> Option<String> {
-    if embedded::is_meant() {
+    if embedded::is_selected() {
         return Some(embedded::address());
     }
-    needed("HERALD_TEST_KAFKA", "the address of a Kafka for tests")
+    required_var("HERALD_TEST_KAFKA", "the address of a Kafka for tests")
 }
 
 /// Whether the tests' Kafka is the embedded broker, which keeps the newest 5 MiB of a partition.
 #[cfg(feature = "clients")]
 pub fn is_embedded() -> bool {
-    embedded::is_meant()
+    embedded::is_selected()
 }
 
-/// Like [`kafka`], for what the embedded broker cannot do: with it the test is left out, and one line declares the exception.
+/// Like [`kafka`], for tests that need more than the embedded broker supports: with it, the test is skipped with one line.
 #[cfg(feature = "clients")]
 pub fn kafka_with(ability: &str) -> Option<String> {
-    if embedded::is_meant() {
+    if embedded::is_selected() {
         leave_out(&format!("the embedded broker has no {ability}"));
         return None;
     }
     kafka()
 }
 
-/// The value of an environment variable that a test cannot do without.
+/// The value of an environment variable that a test requires.
 #[cfg(feature = "clients")]
-fn needed(name: &str, what: &str) -> Option<String> {
+fn required_var(name: &str, what: &str) -> Option<String> {
     if let Some(value) = std::env::var(name).ok().filter(|value| !value.is_empty()) {
         return Some(value);
     }
@@ -96,6 +96,6 @@ fn leave_out(why: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
     let line = format!("left out: {test}: {why}\n");
-    // Not eprintln!, which the test harness keeps to itself when the test passes; in one piece, as others write too.
+    // Not eprintln!, which the test harness hides if the test passes; in a single write, because other tests write too.
     let _ = std::io::stderr().write_all(line.as_bytes());
 }

@@ -1,4 +1,4 @@
-//! Records into Kafka and out of it again.
+//! Produces records and reads them back.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// A record of nothing but a value.
+    /// A record with only a value.
     pub fn new(partition: i32, value: impl Into<Vec<u8>>) -> Self {
         Self {
             partition,
@@ -35,7 +35,7 @@ impl Record {
     }
 }
 
-/// A record as Kafka keeps it.
+/// A record as stored in Kafka.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
     pub partition: i32,
@@ -61,7 +61,7 @@ pub enum Outcome {
     Abort,
 }
 
-/// Produces `records`, keeping their order within each partition, and returns where each one went: (partition, offset).
+/// Produces `records` in order within each partition, and returns the position of each: (partition, offset).
 pub async fn produce(address: &str, topic: &str, records: &[Record]) -> Vec<(i32, i64)> {
     let known = PRODUCERS
         .lock()
@@ -85,7 +85,7 @@ pub async fn produce(address: &str, topic: &str, records: &[Record]) -> Vec<(i32
     send(&producer, topic, records).await
 }
 
-/// Produces `records` in one batch, compressed with `codec`, however much they are before.
+/// Produces `records` in one batch compressed with `codec`, however large they are uncompressed.
 pub async fn produce_compressed(
     address: &str,
     topic: &str,
@@ -104,7 +104,7 @@ pub async fn produce_compressed(
     send(&producer, topic, records).await
 }
 
-/// Produces `records` in a transaction that ends only when the returned producer is dropped, after its timeout.
+/// Produces `records` in a transaction that stays open until the returned value is dropped, or its timeout passes.
 pub async fn produce_in_open_transaction(
     address: &str,
     topic: &str,
@@ -119,12 +119,12 @@ struct OpenTransaction(FutureProducer);
 
 impl Drop for OpenTransaction {
     fn drop(&mut self) {
-        // What comes of it is of no use to a test that has ended.
+        // The result no longer matters to a test that has ended.
         _ = self.0.abort_transaction(DEADLINE);
     }
 }
 
-/// Produces `records` in one transaction, which leaves a marker behind them in every partition they went to.
+/// Produces `records` in one transaction, which adds a marker after them in each of their partitions.
 pub async fn produce_in_transaction(
     address: &str,
     topic: &str,
@@ -132,7 +132,7 @@ pub async fn produce_in_transaction(
     outcome: Outcome,
 ) -> Vec<(i32, i64)> {
     let producer = begin_transaction(address).await;
-    let places = send(&producer, topic, records).await;
+    let positions = send(&producer, topic, records).await;
     blocking(move || {
         match outcome {
             Outcome::Commit => producer.commit_transaction(DEADLINE),
@@ -141,10 +141,10 @@ pub async fn produce_in_transaction(
         .expect("cannot end a transaction");
     })
     .await;
-    places
+    positions
 }
 
-/// A producer of its own in a transaction that has begun.
+/// A new producer with an open transaction.
 async fn begin_transaction(address: &str) -> FutureProducer {
     let producer: FutureProducer = config(address)
         .set("transactional.id", crate::random_topic("transaction"))
@@ -166,7 +166,7 @@ async fn begin_transaction(address: &str) -> FutureProducer {
 pub async fn read_all(address: &str, topic: &str) -> Vec<Stored> {
     let count = partitions(address, topic).await;
     assert!(count > 0, "topic {topic:?} does not exist");
-    // Without a group.id librdkafka refuses to assign; it is never committed to.
+    // librdkafka rejects an assignment without a group.id; nothing is ever committed.
     let consumer: BaseConsumer = config(address)
         .set("group.id", "herald-testing")
         .set("enable.auto.commit", "false")
@@ -209,19 +209,19 @@ async fn send(producer: &FutureProducer, topic: &str, records: &[Record]) -> Vec
             .unwrap_or_else(|(error, _)| panic!("cannot produce to {topic:?}: {error}"));
         deliveries.push(delivery);
     }
-    let mut places = Vec::with_capacity(records.len());
+    let mut positions = Vec::with_capacity(records.len());
     for delivery in deliveries {
         let delivered = tokio::time::timeout(DEADLINE, delivery)
             .await
             .unwrap_or_else(|_| panic!("a record for {topic:?} was not acknowledged in time"))
-            .expect("the producer lives")
+            .expect("the producer is alive")
             .unwrap_or_else(|(error, _)| panic!("cannot produce to {topic:?}: {error}"));
-        places.push((delivered.partition, delivered.offset));
+        positions.push((delivered.partition, delivered.offset));
     }
-    places
+    positions
 }
 
-/// Reads until the end of every partition was seen.
+/// Reads every partition to its end.
 fn read(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Vec<Stored> {
     let deadline = Instant::now() + DEADLINE;
     let mut unread: Vec<i32> = (0..partitions).collect();

@@ -1,4 +1,4 @@
-//! Topics: made, enlarged, cut at their start, deleted. Every call returns when the change can be seen.
+//! Creates, enlarges, truncates and deletes topics. Every call returns once the change is visible.
 
 use std::time::Duration;
 
@@ -20,24 +20,24 @@ pub fn random_topic(prefix: &str) -> String {
 
 /// Creates a topic; `configs` are Kafka's own, such as `("cleanup.policy", "compact")`.
 pub async fn create_topic(address: &str, topic: &str, partitions: i32, configs: &[(&str, &str)]) {
-    if crate::embedded::is_meant() {
+    if crate::embedded::is_selected() {
         return crate::embedded::create_topic(topic, partitions);
     }
     let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
     for (key, value) in configs {
         new = new.set(key, value);
     }
-    let made = admin(address).create_topics([&new], &options()).await;
-    done(made, &format!("cannot create topic {topic:?}"));
-    has_partitions(address, topic, partitions).await;
+    let created = admin(address).create_topics([&new], &options()).await;
+    check(created, &format!("cannot create topic {topic:?}"));
+    wait_for_partitions(address, topic, partitions).await;
 }
 
-/// Deletes a topic. Made anew under the same name it has a new id, and its offsets begin at 0.
+/// Deletes a topic. If it is recreated under the same name, it has a new id, and its offsets begin at 0.
 pub async fn delete_topic(address: &str, topic: &str) {
     forget_topics(address);
     let deleted = admin(address).delete_topics(&[topic], &options()).await;
-    done(deleted, &format!("cannot delete topic {topic:?}"));
-    has_partitions(address, topic, 0).await;
+    check(deleted, &format!("cannot delete topic {topic:?}"));
+    wait_for_partitions(address, topic, 0).await;
 }
 
 /// Adds partitions up to `total`.
@@ -46,8 +46,8 @@ pub async fn add_partitions(address: &str, topic: &str, total: i32) {
     let count = usize::try_from(total).expect("a positive number of partitions");
     let new = NewPartitions::new(topic, count);
     let added = admin(address).create_partitions([&new], &options()).await;
-    done(added, &format!("cannot add partitions to {topic:?}"));
-    has_partitions(address, topic, total).await;
+    check(added, &format!("cannot add partitions to {topic:?}"));
+    wait_for_partitions(address, topic, total).await;
 }
 
 /// Deletes the records of one partition before `offset`, as retention would.
@@ -73,13 +73,15 @@ pub async fn delete_records_before(address: &str, topic: &str, partition: i32, o
     .await;
 }
 
-/// The first offset that Kafka keeps, and the one after the last (transaction markers count).
+/// The first offset, and the offset after the last (including transaction markers).
 pub async fn watermarks(address: &str, topic: &str, partition: i32) -> (i64, i64) {
     let (client, name) = (client(address), topic.to_owned());
     blocking(move || {
         client
             .fetch_watermarks(&name, partition, DEADLINE)
-            .unwrap_or_else(|error| panic!("cannot read the ends of {name:?}/{partition}: {error}"))
+            .unwrap_or_else(|error| {
+                panic!("cannot fetch the watermarks of {name:?}/{partition}: {error}")
+            })
     })
     .await
 }
@@ -102,7 +104,7 @@ pub(crate) async fn partitions(address: &str, topic: &str) -> i32 {
 }
 
 /// Waits until Kafka answers a request.
-pub(crate) async fn answers(address: &str) {
+pub(crate) async fn wait_until_reachable(address: &str) {
     let what = format!("Kafka at {address} to answer");
     eventually(DEADLINE, &what, async || {
         let client = client(address);
@@ -116,7 +118,7 @@ pub(crate) async fn answers(address: &str) {
     .await;
 }
 
-async fn has_partitions(address: &str, topic: &str, count: i32) {
+async fn wait_for_partitions(address: &str, topic: &str, count: i32) {
     let what = format!("topic {topic:?} to have {count} partitions");
     eventually(DEADLINE, &what, async || {
         partitions(address, topic).await == count
@@ -138,7 +140,7 @@ fn options() -> AdminOptions {
         .operation_timeout(Some(DEADLINE))
 }
 
-fn done(result: Result<Vec<rdkafka::admin::TopicResult>, rdkafka::error::KafkaError>, what: &str) {
+fn check(result: Result<Vec<rdkafka::admin::TopicResult>, rdkafka::error::KafkaError>, what: &str) {
     let results = result.unwrap_or_else(|error| panic!("{what}: {error}"));
     for result in results {
         result.unwrap_or_else(|(_, code)| panic!("{what}: {code}"));

@@ -1,10 +1,10 @@
-//! Waiting for a condition instead of sleeping.
+//! Waits for a condition instead of sleeping.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// Asks `condition` again and again until it holds. After `deadline` it panics with `what` was waited for.
+/// Checks `condition` repeatedly until it holds. After `deadline` it panics with `what` it waited for.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -25,7 +25,7 @@ pub fn eventually(
         while !condition().await {
             assert!(
                 Instant::now() < end,
-                "{caller}: waited {deadline:?} in vain for {what}"
+                "{caller}: timed out after {deadline:?} waiting for {what}"
             );
             sleep(Duration::from_millis(20)).await;
         }
@@ -37,19 +37,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_condition_that_comes_true_is_waited_for() {
-        let mut asked = 0;
-        eventually(Duration::from_secs(5), "the third question", async || {
-            asked += 1;
-            asked == 3
+    async fn it_waits_until_the_condition_holds() {
+        let mut calls = 0;
+        eventually(Duration::from_secs(5), "the third call", async || {
+            calls += 1;
+            calls == 3
         })
         .await;
-        assert_eq!(asked, 3);
+        assert_eq!(calls, 3);
     }
 
     #[tokio::test]
-    #[should_panic(expected = "in vain for a miracle")]
-    async fn a_condition_that_never_holds_ends_the_test_at_its_deadline() {
+    #[should_panic(expected = "waiting for a miracle")]
+    async fn a_condition_that_never_holds_fails_the_test_at_its_deadline() {
         eventually(Duration::from_millis(50), "a miracle", async || false).await;
     }
 }
