@@ -79,7 +79,7 @@ test("what is no text, too large, or deleted before it was read is shown as a ga
   await last(page, "m4");
   await says(page, "#gaps", "A message is too large to be sent here: partition 0, offset 3.");
   await consumer.kill();
-  await says(page, "#state", "Cut off");
+  await says(page, "#state", "Disconnected");
   await topic.publish("m5", "m6", "m7");
   await topic.deleteBefore(7);
   await consumer.start();

@@ -155,7 +155,7 @@ describe("the page", { skip }, () => {
     assert.equal(mark, '"Messages that are not text were left out: partition 0, offsets 5 to 6."');
     assert.equal(await page.locator("#tail").textContent(), "");
     await says(page, "#gaps", "offsets 5 to 6");
-    await says(page, "#spoken", "Something is missing");
+    await says(page, "#spoken", "Messages are missing");
     await page.reload();
     await last(page, "behind");
     await says(page, "#gaps", "offsets 5 to 6");
@@ -167,7 +167,7 @@ describe("the page", { skip }, () => {
     await shows(page, 5);
     fake.refusal = { status: 503 };
     fake.cut();
-    await says(page, "#state", "Cut off");
+    await says(page, "#state", "Disconnected");
     for (const data of numbers(5, 9)) fake.publish(data);
     fake.deleteBefore(0, 7);
     fake.refusal = null;
@@ -251,7 +251,7 @@ describe("the page", { skip }, () => {
     await last(page, "again 4");
     assert.deepEqual(await texts(page), [...numbers(0, 5), "again 3", "again 4"]);
     await says(page, "#gaps", "The topic lost the end of its log here, and new messages get the same offsets again: partition 0, offsets 3 to 5.");
-    await says(page, "#gaps", "Kafka has a batch here that cannot be unpacked, or whose checksum is wrong: partition 0, offset 5.");
+    await says(page, "#gaps", "Kafka has a batch here that cannot be decompressed, or whose checksum is wrong: partition 0, offset 5.");
   });
 
   test("a message of another day has the date, also when the day changes while it is shown", async (context) => {
@@ -278,7 +278,7 @@ describe("the page", { skip }, () => {
     fake.heldBack = "streams";
     const page = await open();
     await until("it polls", async () => (await page.locator("#away").textContent()).includes("Response buffering must be off for /events"), 40_000);
-    await says(page, "#state", "Live by polling");
+    await says(page, "#state", "Live over polling");
     await shows(page, 3);
     assert.ok(await page.locator("#origin").isVisible());
     fake.publish("polled");

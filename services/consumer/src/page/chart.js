@@ -1,19 +1,19 @@
-/** The figures beside the list: messages per minute, and how long they took from Kafka to this screen. */
+/** The figures beside the list: messages per minute, and their delay from Kafka to this screen. */
 import { duration } from "./words.js";
 
 const MINUTES = 30;
 const DELAYS = 300;
 const DRAWN = 60;
-/** The server's clock is told in whole seconds: a smaller difference than this cannot be seen. */
+/** The server sends its time in whole seconds: a smaller difference than this cannot be detected. */
 const APART = 2_000;
-/** A timestamp that is further in the future is not a time at which anything was sent. */
+/** A timestamp further in the future than this is not the time at which a message was sent. */
 const FUTURE = 86_400_000;
 const WIDTH = 300;
 const HEIGHT = 72;
 
 export class Figures {
   #$;
-  #clock = 0; // what to add to this device's clock to have the server's
+  #clock = 0; // the server's clock minus this device's
   #since = Infinity; // when this page became live, by the server's clock
   #seconds = new Map(); // messages by the second of their timestamp
   #oldest = Infinity;
@@ -24,7 +24,7 @@ export class Figures {
     this.#$ = $;
   }
 
-  /** `date` is the header of an answer that has just come. */
+  /** `date` is the header of a response that has just arrived. */
   setClock(date) {
     const difference = date ? Date.parse(date) + 500 - Date.now() : 0;
     if (Math.abs(difference) > APART) this.#clock = difference;
@@ -36,12 +36,12 @@ export class Figures {
     this.#delays = [];
   }
 
-  /** From now on what arrives is new; what is older was caught up with, and says nothing about delay. */
+  /** Messages are live from now on; the delay of older ones is not measured, because they were read from the backlog. */
   live() {
     this.#since = this.#now();
   }
 
-  /** Counts an arrival and answers its delay in ms, or null where it has none. */
+  /** Counts an arrival and returns its delay in ms, or null if it has none. */
   count({ timestamp }, arrived) {
     const usable = timestamp !== null && timestamp < arrived + this.#clock + FUTURE;
     const when = usable ? timestamp : arrived + this.#clock;
@@ -55,7 +55,7 @@ export class Figures {
     return Math.max(0, delay - this.#base());
   }
 
-  /** Draws what has changed, and answers the messages of the last minute. */
+  /** Redraws if something has changed, and returns the number of messages in the last minute. */
   draw() {
     const now = Math.floor(this.#now() / 1_000);
     for (const second of this.#seconds.keys()) if (second < now - (MINUTES + 1) * 60) this.#seconds.delete(second);
@@ -82,15 +82,15 @@ export class Figures {
   #drawRate(now, rate) {
     const minute = now - (now % 60);
     const minutes = Array.from({ length: MINUTES }, (_, index) => minute - (MINUTES - 1 - index) * 60);
-    // Of a minute from which this page has seen only the end, nothing can be said.
+    // The count of a minute is unknown if this page has received only a part of it.
     const counts = minutes.map((start) => (start * 1_000 < this.#oldest - 60_000 ? null : this.#sum(start - 1, start + 59)));
     this.#$("rate-figure").textContent = String(rate);
     bars(this.#$("rate"), counts);
   }
 
   /**
-   * The clocks of Kafka and of this device are two. Where they are known to differ (a message seems to come from the future, or the
-   * server's clock is far off), only differences between messages can be measured: the fastest one counts as 0.
+   * If the clocks of Kafka and of this device are known to differ (a message seems to come from the future, or the server's clock is
+   * far off), only differences between messages can be measured: the fastest one counts as 0.
    */
   #base() {
     const fastest = Math.min(...this.#delays);
@@ -102,9 +102,9 @@ export class Figures {
     const delays = this.#delays.map((delay) => delay - base);
     const sorted = delays.toSorted((a, b) => a - b);
     const at = (share) => duration(sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))]);
-    // One in a hundred can be told from the slowest only among a hundred.
+    // With fewer than 100 messages, p99 is the maximum.
     const slow = sorted.length < 100 ? `max ${at(1)}` : `p99 ${at(0.99)}`;
-    this.#$("delay-figure").textContent = sorted.length ? `p50 ${at(0.5)} · ${slow}` : "Nothing new yet";
+    this.#$("delay-figure").textContent = sorted.length ? `p50 ${at(0.5)} · ${slow}` : "No live messages yet";
     this.#$("skew").hidden = base === 0;
     line(this.#$("delay"), delays.slice(-DRAWN));
   }

@@ -1,5 +1,5 @@
 /**
- * Reads a topic from Herald in the browser: resumes after every cut, and shares one connection between all tabs.
+ * Reads a topic from Herald in the browser: resumes after every disconnection, and shares one connection between all tabs.
  *
  *     import { connect } from "/client.js";
  *     const stream = connect({ last: 50 });
@@ -7,47 +7,47 @@
  *     stream.addEventListener("gap", ({ detail }) => console.warn(detail.reason, detail.ranges));
  *     stream.addEventListener("state", ({ detail }) => console.info(detail.name));
  *
- * Options of `connect`, each of them optional:
+ * Parameters of `connect`, all optional:
  *
- *     url        the consumer's address; without it, the server that this file came from
- *     topic      the topic; without it, the first one that the consumer serves
- *     transport  "sse" or "websocket"; without it, "sse"
- *     after      a cursor: go on behind it
+ *     url        the consumer's address; by default, the server that this file came from
+ *     topic      the topic; by default, the first one that the consumer serves
+ *     transport  "sse" or "websocket"; by default, "sse"
+ *     after      a cursor to resume after
  *     from       "earliest", or an RFC 3339 time
- *     last       begin with the newest n messages. Without after, from and last: begin now
- *     binary     true: values that are not UTF-8 come as {base64: "…"}, instead of a gap each
- *     shared     false: a connection of this tab alone
+ *     last       start with the newest n messages. Without after, from and last: live messages only
+ *     binary     true: values that are not UTF-8 are delivered as {base64: "…"}, instead of a gap each
+ *     shared     false: use a separate connection for this tab
  *
  * The stream is an EventTarget. Its events are those of the protocol (docs/protocol.md) with the object in `detail`: `start`
- * (once), `message`, `gap`, `position`, `status`, `bye`; and `state`, whenever `stream.state` has changed, which says all that a page must show:
+ * (once), `message`, `gap`, `position`, `status`, `bye`; and `state`, whenever `stream.state` has changed, which is all that a page must show:
  *
- *     { name: "connecting" }                 no answer yet
+ *     { name: "connecting" }                 no response yet
  *     { name: "live" }                       connected, and the consumer can read the topic
- *     { name: "away", since, reason }        connected, but the topic cannot be read: silence says nothing
- *     { name: "waiting", until, reason }     cut; comes back by itself at `until` (ms since 1970)
- *     { name: "ended", reason }              for good: closed, or the request cannot be served
+ *     { name: "away", since, reason }        connected, but the topic cannot be read: silence does not mean that there are no messages
+ *     { name: "waiting", until, reason }     disconnected; reconnects at `until` (ms since 1970)
+ *     { name: "ended", reason }              permanently: closed, or the request cannot be served
  *
- * Where a proxy holds a transport back (nothing of it arrives within 8 seconds, or WebSockets are refused), the next one is tried: the
- * preferred one first, then server-sent events, WebSocket, and polling of `messages`. The state then names it,
- * `{ name: "live", transport: "polling" }`. The preferred one is tried again after five minutes: by polling at once, by the others at their
- * next reconnect. (By polling, the cursor of `start` is null where the first page begins with the topic, and that of a gap may be null.)
+ * If a proxy blocks a transport (nothing arrives within 8 seconds, or WebSockets are rejected), the next one is tried: the
+ * preferred one first, then server-sent events, WebSocket, and polling of `messages`. The state then contains it,
+ * `{ name: "live", transport: "polling" }`. The preferred one is retried after five minutes: immediately when polling, otherwise at the
+ * next reconnect. (When polling, the cursor of `start` is null if the first page begins with the topic, and that of a gap may be null.)
  *
- * An event of the server that is not JSON is a gap with the reason `not-parsed` and no ranges.
+ * An event from the server that is not JSON becomes a gap with the reason `not-parsed` and no ranges.
  *
- * `stream.cursor` says what was delivered so far: keep it, and hand it back as `after`, to go on another day. (An event's own
- * `cursor` may be null while a tab joins the others; keep the one before.) `stream.close()` ends the stream.
+ * `stream.cursor` is the position after the last delivered event: store it, and pass it as `after` to resume later. (An event's own
+ * `cursor` may be null while a tab joins the others; then keep the previous one.) `stream.close()` ends the stream.
  *
- * Each message from the start on comes exactly once and in the order of its partition, or lies in exactly one gap.
+ * Each message after the start is delivered exactly once and in the order of its partition, or lies in exactly one gap.
  *
- * Tabs share through a SharedWorker (worker.js), which holds one connection for each topic and transport. No tab leads, so any of
- * them may close. Every tab knows its own cursor: when the worker dies, or the tab was frozen and has not kept up, the tab comes
- * back to the worker with it, as it would to the server. Limits:
+ * Tabs share through a SharedWorker (worker.js), which holds one connection per topic and transport. There is no leader tab, so any
+ * of them may close. Every tab has its own cursor: if the worker dies, or the tab was frozen and has lagged, the tab resumes at the
+ * worker with it, as it would at the server. Limits:
  *
- * - Tabs share within one browser profile and origin; these files (client.js, link.js, worker.js) must lie on the page's origin.
+ * - Tabs share within one browser profile and origin; these files (client.js, link.js, worker.js) must be on the page's origin.
  * - At most four tabs with different starts catch up at a time; the next one waits for its turn.
- * - A worker that died is noticed within 20 seconds, by a hidden tab within four minutes (browsers slow its timers).
- * - Where there is no SharedWorker, each tab has its own connection. Over SSE it lets go of it when hidden for 30 seconds,
- *   because a browser opens only six to a host, and catches up when it is shown again.
+ * - A dead worker is detected within 20 seconds, by a hidden tab within four minutes (browsers throttle its timers).
+ * - Without SharedWorker support, each tab has its own connection. Over SSE, a tab closes it when hidden for 30 seconds, because
+ *   a browser opens only six per host, and catches up when it is shown again.
  */
 import { Link, weight } from "./link.js";
 
@@ -104,7 +104,7 @@ class Stream extends EventTarget {
       : new Link(this.#options, start(), this.#take, tell);
   };
 
-  // A page that is left may be kept by the browser and shown again: it must hold no connection then, and comes back with its cursor.
+  // The browser may keep a page in its back/forward cache: it must hold no connection there, and resumes with its cursor when shown again.
   #leave = () => {
     clearTimeout(this.#hidden);
     this.#source?.close();
@@ -151,10 +151,10 @@ class Shared {
   #fail;
   #port = null;
   #unanswered = 0;
-  #answered = true; // whether the worker has said anything since it was opened
+  #answered = true; // whether the worker has sent anything since it was opened
   #ticker;
 
-  /** `start()` says where to go on; `fail()` is called when there is no worker to be had. */
+  /** `start()` returns the position to resume from; `fail()` is called if no worker is available. */
   constructor(options, start, take, tell, fail) {
     this.#options = options;
     this.#start = start;
@@ -184,16 +184,16 @@ class Shared {
     this.#leave();
     this.#unanswered = 0;
     this.#answered = false;
-    // The number counts changes of what tab and worker say to each other: after an update, tabs of before keep their own worker.
+    // The number is the version of the protocol between tab and worker: after an update, older tabs keep their own worker.
     const worker = new SharedWorker(new URL("worker.js", import.meta.url), { type: "module", name: "herald 2" });
     const port = worker.port;
     this.#port = port;
     worker.onerror = () => this.#port === port && this.#giveUp();
-    port.onmessage = ({ data }) => this.#port === port && this.#hear(data);
+    port.onmessage = ({ data }) => this.#port === port && this.#receive(data);
     port.postMessage({ do: "join", options: this.#options, start: this.#start() });
   }
 
-  #hear({ events, cursor, state, again }) {
+  #receive({ events, cursor, state, again }) {
     this.#unanswered = 0;
     this.#answered = true;
     if (again) return this.#open();
@@ -203,7 +203,7 @@ class Shared {
     this.#port?.postMessage({ do: "read", weight: events.reduce((sum, event) => sum + weight(event), 0) });
   }
 
-  // Nobody is told when a worker dies with its process, so it is asked.
+  // There is no notification when a worker dies with its process, so it is pinged.
   #tick() {
     this.#unanswered += 1;
     if (this.#unanswered < 4) this.#port?.postMessage({ do: "ping" });

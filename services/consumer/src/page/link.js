@@ -1,23 +1,23 @@
-/** One connection to the server that comes back by itself: at first to where it was told to start, later to its newest cursor. */
+/** One connection to the server that reconnects automatically: at first from the given start, later from its newest cursor. */
 
-/** How often a link looks for silence, and what it takes for dead: three comments of the server (one every 15 s) have not come. */
+/** How often a link checks for silence, and after which silence it is dead: three of the server's comments (one every 15 s) are missing. */
 const TICK = 5_000;
 const SILENCE = 45_000;
-/** A connection that lived this long was no failed attempt. */
-const LIVED = 10_000;
-/** The server writes at once: a transport that has brought nothing after this time is held back on the way. */
+/** A connection that lasted this long does not count as a failed attempt. */
+const STABLE = 10_000;
+/** The server writes immediately: a transport that has delivered nothing after this time is blocked on the way. */
 const FIRST_BYTES = 8_000;
-/** Transports in the order in which they are tried, where one is held back; polling works wherever a page can be loaded. */
+/** Transports in the order in which they are tried if one is blocked; polling works wherever a page can be loaded. */
 const TRANSPORTS = ["sse", "websocket", "polling"];
-/** After so long on another transport the preferred one is tried again. */
+/** After this time on another transport, the preferred one is retried. */
 const FALLBACK = 300_000;
-/** Between two polls of a quiet topic. */
+/** The delay between two polls of a quiet topic. */
 const POLL = 2_000;
 
-/** Per server and preferred transport: the one that is used instead, and since when. All connections of this page or worker share it. */
+/** Per server and preferred transport: the transport used instead, and since when. Shared by all connections of this page or worker. */
 const fallbacks = new Map();
 
-/** What an event counts for where memory is bounded: its characters, and something for itself. */
+/** The memory that an event counts for: its characters, and a fixed overhead. */
 export const weight = (event) => 1_000 + (event.data?.length ?? 0);
 
 export class Link {
@@ -26,20 +26,20 @@ export class Link {
   #start;
   #take;
   #tell;
-  #transport; // the one that is used, which may not be the preferred one
-  #arrived = false; // whether the connection has brought anything
+  #transport; // the transport in use, which may not be the preferred one
+  #arrived = false; // whether the connection has delivered anything
   #polled = false; // whether polling has worked and the streams have not, since then
   #began = false;
   #live = false;
-  #away = null; // since when the consumer has been without Kafka
-  #heard = 0;
+  #away = null; // since when the topic cannot be read, and why
+  #lastReceived = 0;
   #bye = null;
-  #cut = null; // ends the connection that there is
+  #cut = null; // ends the current connection
   #skip = null; // ends the wait for the next one
   #closed = false;
   #ticker;
 
-  /** `take(events, cursor)` is given what arrives, `tell(state)` the state; both as client.js describes them. */
+  /** `take(events, cursor)` receives the events, `tell(state)` the state; client.js describes both. */
   constructor(options, start, take, tell) {
     this.cursor = start.after ?? null;
     this.#options = options;
@@ -58,7 +58,7 @@ export class Link {
     this.#skip?.();
   }
 
-  /** The network is back, or somebody looks: wait no longer, and trust no connection that has been silent for long. */
+  /** The network is back, or the page is visible again: stop waiting, and check a connection that has been silent for long. */
   wake() {
     this.#skip?.();
     this.#tick(SILENCE / 2);
@@ -76,7 +76,7 @@ export class Link {
       this.#transport = fallbacks.get(key)?.transport ?? preferred;
       if (!retrying) this.#tell({ name: "connecting" });
       const controller = new AbortController();
-      this.#heard = opened;
+      this.#lastReceived = opened;
       this.#arrived = false;
       this.#live = false;
       this.#away = null; // a client that connects while the topic cannot be read is notified
@@ -90,11 +90,11 @@ export class Link {
       if (this.#closed) return;
       retrying = end.next === true;
       if (retrying) continue;
-      // A WebSocket that is refused may have met a server that is full: then it is tried once more.
+      // A rejected WebSocket may be due to a full server: then it is retried once.
       const refused = this.#transport === "websocket" && (attempt > 0 || this.#polled);
-      const heldBack = !this.#arrived && (controller.signal.aborted || refused);
-      if (heldBack && (await this.#isReachable())) {
-        // Another connection may have found out already what works.
+      const blocked = !this.#arrived && (controller.signal.aborted || refused);
+      if (blocked && (await this.#isReachable())) {
+        // Another connection may already have found a transport that works.
         const known = fallbacks.get(key)?.transport ?? this.#transport;
         const next = known === this.#transport ? order[(order.indexOf(known) + 1) % order.length] : known;
         if (next === preferred) fallbacks.delete(key);
@@ -107,8 +107,8 @@ export class Link {
         this.close();
         return this.#tell({ name: "ended", reason: detail ?? reason });
       }
-      if (performance.now() - opened > LIVED) attempt = 0;
-      // Full jitter: the clients of a server that died come back spread over the whole interval, not in waves.
+      if (performance.now() - opened > STABLE) attempt = 0;
+      // Full jitter: the clients of a server that died reconnect spread over the whole interval, not in waves.
       const wait = retry ?? Math.random() * Math.min(30_000, 1_000 * 2 ** attempt);
       attempt += 1;
       this.#tell({ name: "waiting", until: Date.now() + wait, reason: reason ?? "cut" });
@@ -129,7 +129,7 @@ export class Link {
     return address;
   }
 
-  /** Whether the server answers ordinary requests: then it is not the server that holds a transport back. */
+  /** Whether the server answers ordinary requests: then it is not the server that blocks a transport. */
   #isReachable() {
     const signal = AbortSignal.timeout(TICK);
     return fetch(this.#address("config"), { signal, cache: "no-store" }).then(
@@ -139,8 +139,8 @@ export class Link {
   }
 
   /**
-   * Server-sent events, read with fetch. An EventSource hides the comments, so that a connection which died without
-   * a word looks idle for ever; and it is dead for good after any status but 200.
+   * Server-sent events, read with fetch. An EventSource hides the comments, so that a connection that died silently looks idle
+   * forever; and it never reconnects after a status other than 200.
    */
   async #lines(signal) {
     const response = await fetch(this.#address("events", { format: "json" }), { signal, cache: "no-store" });
@@ -157,7 +157,7 @@ export class Link {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return {};
-      this.#heard = performance.now();
+      this.#lastReceived = performance.now();
       this.#arrived = true;
       const lines = (rest + value).split("\n");
       rest = lines.pop();
@@ -186,7 +186,7 @@ export class Link {
         resolve({ reason });
       };
       socket.onmessage = ({ data }) => {
-        this.#heard = performance.now();
+        this.#lastReceived = performance.now();
         this.#arrived = true;
         this.#receive([parsed(data)]);
       };
@@ -195,16 +195,16 @@ export class Link {
     });
   }
 
-  /** Requests one page of history after the other: for where every stream is held back. Ends after a while, to retry the streams. */
+  /** Polls pages of history, if every stream is blocked. Returns after a while, to retry the streams. */
   async #pages(signal) {
     const begun = performance.now();
     const { from, last } = this.#start;
     while (performance.now() - begun < FALLBACK && !this.#closed) {
       const limit = this.cursor || from ? 500 : Math.max(1, last ?? 1);
-      this.#heard = performance.now(); // a poll without an answer is cut like any connection
+      this.#lastReceived = performance.now(); // a poll without a response is cut like any connection
       const response = await fetch(this.#address("messages", { limit, last: undefined }), { signal, cache: "no-store" });
       const body = await response.json().catch(() => ({}));
-      this.#heard = Infinity; // until the next poll, silence means nothing
+      this.#lastReceived = Infinity; // until the next poll, silence means nothing
       this.#arrived = true;
       const retry = Number(response.headers.get("retry-after")) * 1_000 || undefined;
       let pause = POLL * (0.75 + Math.random() / 2);
@@ -214,7 +214,7 @@ export class Link {
       } else if (!response.ok) {
         return { final: body.error !== undefined && response.status < 429, reason: body.error ?? `status ${response.status}`, retry };
       } else {
-        // Without a start, only what comes after this page is new.
+        // Without a start, only messages after this page are new.
         const skip = !this.cursor && !from && !(last > 0);
         const events = skip ? [] : inOrder(body).map((event) => (event.reason ? { type: "gap", cursor: null, ...event } : event));
         const quiet = events.length === 0;
@@ -235,7 +235,7 @@ export class Link {
     return { next: true };
   }
 
-  /** The first event, as a stream would bring it; its cursor is null when the page began where the topic begins. */
+  /** The first event, as a stream would deliver it; its cursor is null if the page begins with the topic. */
   async #startOf(before, signal) {
     let { topic } = this.#options;
     topic ??= await fetch(this.#address("config"), { signal }).then(
@@ -274,41 +274,41 @@ export class Link {
   }
 
   #tick(limit) {
-    if (!this.#cut || performance.now() - this.#heard < limit) return;
-    if (this.#transport === "websocket" && this.#live) this.#ask();
+    if (!this.#cut || performance.now() - this.#lastReceived < limit) return;
+    if (this.#transport === "websocket" && this.#live) this.#checkWebSocket();
     else this.#cut();
   }
 
-  /** Browsers hide pings as well, so the server is asked: is there anything that should have come over this WebSocket by now? */
-  async #ask() {
-    this.#heard = performance.now();
+  /** Browsers also hide pings, so this queries the server for messages that should have arrived over this WebSocket by now. */
+  async #checkWebSocket() {
+    this.#lastReceived = performance.now();
     const [cut, before] = [this.#cut, this.cursor];
     const signal = AbortSignal.timeout(TICK);
     const page = await fetch(this.#address("messages", { limit: 1 }), { signal, cache: "no-store" })
       .then((response) => (response.status === 503 ? { messages: [], gaps: [] } : response.json()))
       .catch(() => null);
     if (page?.messages?.length === 0 && page.gaps.length === 0) return;
-    setTimeout(() => this.cursor === before && cut(), TICK); // what has just been written may still be on its way
+    setTimeout(() => this.cursor === before && cut(), TICK); // a message that was just written may still be in transit
   }
 }
 
-/** An event. One that is no JSON object costs itself only, and is announced as a gap. */
+/** Parses an event. One that is not a JSON object becomes a gap, without affecting the others. */
 function parsed(data, cursor = null) {
   try {
     const event = JSON.parse(data);
     if (event !== null && typeof event === "object") return event;
   } catch {
-    // it is announced below
+    // reported below
   }
   console.error("an event cannot be parsed", data);
   return { type: "gap", cursor, reason: "not-parsed", ranges: [] };
 }
 
-/** The messages and gaps of a page in one order: a gap stands before the first message of its partition that lies behind it. */
+/** The messages and gaps of a page in one order: a gap precedes the first message of its partition after it. */
 export function inOrder({ messages, gaps }) {
   const events = [...messages];
   for (const gap of gaps) {
-    // Behind a lost end, and in a new log, offsets begin again.
+    // After a truncation, and in a new log, offsets restart.
     const next = ({ from, to }) => (gap.reason === "truncated" ? from : (to ?? 0));
     const behind = (event) => event.reason === undefined && gap.ranges.some((r) => r.partition === event.partition && next(r) <= event.offset);
     const index = gap.ranges?.length ? events.findIndex(behind) : 0;

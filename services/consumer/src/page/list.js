@@ -1,10 +1,10 @@
 /**
- * The list of messages. It is bounded: what leaves it at one end is loaded again when somebody goes there.
+ * The list of messages. It is bounded: messages removed at one end are loaded again when the user scrolls there.
  *
  * `ul#messages` holds one `li` for each message and nothing else, and the text of an `li` is the text of its message: scripts count
  * and read them. So time and delay are attributes that the style sheet shows, and a gap is an attribute of the message that
- * follows it; behind the last message it stands below the list. (Browsers read such text aloud, but cannot find or copy it.
- * Therefore the page names each gap as text too, in "What is missing".)
+ * follows it; after the last message it is shown below the list. (Screen readers announce such text, but browsers cannot find or
+ * copy it. Therefore the page also lists each gap as text, in "Missing messages".)
  */
 import { inOrder } from "./link.js";
 import { dateAndTime, duration, gapInWords, mergeGap, time } from "./words.js";
@@ -12,28 +12,28 @@ import { dateAndTime, duration, gapInWords, mergeGap, time } from "./words.js";
 const MOST = 2_000;
 const MOST_CHARACTERS = 8_000_000;
 const PAGE = 100;
-/** Longer messages scroll by themselves. */
+/** Messages longer than this have their own scroll bar. */
 const LONG = 1_500;
-/** So many pixels from an end count as there. */
+/** Within this many pixels from an end, the user is considered to be there. */
 const END = 40;
 const BEGINNING = 300;
-/** So many milliseconds without a message are a pause. */
+/** This many milliseconds without a message are a pause. */
 const SETTLED = 250;
 
 export class MessageList {
-  loaded = 0; // when older ones were put in front
+  loaded = 0; // when older messages were last prepended
   #$;
   #fetchPage;
   #reached;
   #shown;
-  #waiting = []; // has arrived and is not in the list yet
+  #waiting = []; // arrived, but not in the list yet
   #planned = false;
-  #filling; // the timer that fills a window that the list does not fill
-  #held = false; // the end of the list is being fetched: what arrives waits
+  #filling; // the timer that loads older messages if the list does not fill the window
+  #held = false; // the end of the list is being fetched: arrivals wait
   #messages = new WeakMap();
   #characters = 0;
-  #gaps = []; // behind the last message
-  #older = null; // the cursor before the first message; null: not known, or there are none
+  #gaps = []; // after the last message
+  #older = null; // the cursor before the first message; null: unknown, or there are no messages
   #atBeginning = false;
   #following = true; // the reader is at the end
   #cutOff = false; // the newest are not in the list, because the reader is far above
@@ -41,8 +41,8 @@ export class MessageList {
   #loading = null;
 
   /**
-   * `fetchPage(query)` answers a page of history, `reached()` the cursor of the stream, and
-   * `shown(message, now)` is told of each arrival and answers its delay, if that can be said.
+   * `fetchPage(query)` returns a page of history, `reached()` the cursor of the stream, and
+   * `shown(message, now)` is called for each arrival and returns its delay, if known.
    */
   constructor($, { fetchPage, reached, shown }) {
     this.#$ = $;
@@ -68,7 +68,7 @@ export class MessageList {
     this.#describe();
   }
 
-  /** The stream has begun behind this cursor. */
+  /** The stream has started after this cursor. */
   begin(cursor) {
     this.#older ??= cursor;
     if (this.#older === null) this.#atBeginning = true; // no cursor: the stream began with the topic
@@ -81,7 +81,7 @@ export class MessageList {
     this.#plan();
   }
 
-  /** It is another day: times without a date would be those of the new one. */
+  /** The day has changed: times without a date would seem to be of the new day. */
   showDates() {
     for (const item of this.#$("messages").children) {
       if (item.dataset.time) item.dataset.time = time(this.#messages.get(item).timestamp);
@@ -89,7 +89,7 @@ export class MessageList {
   }
 
   #plan() {
-    // In a flood, what waits must not outgrow the list; in a hidden tab no frame is ever drawn.
+    // Under load, waiting messages must not outgrow the list; a hidden tab never draws a frame.
     if (this.#waiting.length > MOST) return this.#flush();
     if (this.#planned) return;
     this.#planned = true;
@@ -114,7 +114,7 @@ export class MessageList {
     this.#trim();
     this.#toEnd();
     this.#describe();
-    // While the history of the stream is still coming, the list is not short yet.
+    // Wait for a pause: while the stream's history is arriving, the list may still fill.
     clearTimeout(this.#filling);
     this.#filling = setTimeout(() => this.#isShort() && this.#loadOlder(), SETTLED);
   }
@@ -128,7 +128,7 @@ export class MessageList {
     }
   }
 
-  /** A message; one that cannot be shown costs itself only, and says so. */
+  /** The item of a message; if it cannot be shown, the item says so and the others are unaffected. */
   #item(message, gaps, delay = null) {
     try {
       return this.#made(message, gaps, delay);
@@ -166,7 +166,7 @@ export class MessageList {
     return item;
   }
 
-  /** Removes what is too much, at the end of the list that is out of sight. */
+  /** Removes excess messages at the end of the list that is out of sight. */
   #trim() {
     const items = this.#$("messages").children;
     let cursor;
@@ -177,11 +177,11 @@ export class MessageList {
       this.#characters -= item.textContent.length;
       item.remove();
       if (this.#following) {
-        // A message without a cursor cannot be an end of the list: then the next one goes, too.
+        // A message without a cursor cannot be an end of the list: then the next one is removed too.
         cursor = message.cursor;
         this.#older = cursor ?? this.#older;
         this.#atBeginning = false;
-        // What is being loaded no longer belongs in front of the first message.
+        // The page being loaded no longer precedes the first message.
         if (this.#loading) this.#$("older").textContent = "Older messages";
         this.#loading = null;
       } else {
@@ -195,25 +195,25 @@ export class MessageList {
     if (this.#loading || !this.#older || this.#atBeginning) return;
     const loading = (this.#loading = {});
     this.#$("older").textContent = "Loading…";
-    let trouble = "";
+    let problem = "";
     try {
       const page = await this.#fetchPage({ before: this.#older, limit: PAGE });
-      if (this.#loading !== loading) return; // it is another topic by now
+      if (this.#loading !== loading) return; // the topic has changed meanwhile
       this.#prepend(page);
     } catch (error) {
-      trouble = ` (${error.message})`;
+      problem = ` (${error.message})`;
     }
     if (this.#loading !== loading) return;
     this.#loading = null;
-    this.#$("older").textContent = `Older messages${trouble}`;
+    this.#$("older").textContent = `Older messages${problem}`;
     this.#describe();
-    if (!trouble) this.#fill();
+    if (!problem) this.#fill();
   }
 
   #prepend(page) {
     const scroller = this.#$("scroller");
     const first = this.#$("messages").firstElementChild;
-    scroller.ariaLive = "off"; // what is old is not news
+    scroller.ariaLive = "off"; // old messages are not announced
     this.loaded = Date.now();
     const { scrollHeight, scrollTop } = scroller;
     const { added, gaps } = this.#items(page);
@@ -284,7 +284,7 @@ export class MessageList {
     return scrollHeight - clientHeight < BEGINNING && !document.hidden;
   }
 
-  /** Loads older ones while the beginning of the list is in sight. */
+  /** Loads older messages while the beginning of the list is in sight. */
   #fill() {
     if (this.#$("scroller").scrollTop < BEGINNING && !document.hidden) this.#loadOlder();
   }
@@ -305,7 +305,7 @@ export class MessageList {
   }
 }
 
-/** At most 20, of which neighbours are one. */
+/** Adds a gap, merged with an adjacent one; keeps at most 20. */
 function withGap(gaps, gap) {
   const merged = mergeGap(gaps.at(-1), gap);
   return [...(merged ? gaps.slice(0, -1) : gaps), merged ?? gap].slice(-20);

@@ -1,12 +1,12 @@
-/** The page: what is configured, what arrives, and in which state the connection is. */
+/** The page: its configuration, the messages, and the state of the connection. */
 import { Figures } from "./chart.js";
 import { connect } from "./client.js";
 import { MessageList } from "./list.js";
 import { gapInWords, mergeGap, readableGap, stateExplained, stateInWords } from "./words.js";
 
-/** What is shown at first; also the least that a tab which starts like this finds with the others. */
+/** The number of messages shown at first; tabs that start with the same number share a connection. */
 const FIRST = 200;
-/** More messages a minute than this are too many to be read aloud. */
+/** More messages per minute than this are too many to be read aloud. */
 const ALOUD = 20;
 const ALOUD_AFTER = 2_000;
 
@@ -18,7 +18,7 @@ let stream = null;
 let began = Infinity;
 let gaps = [];
 let state;
-let speaking;
+let announcing;
 let today = new Date().toDateString();
 
 const config = await configuration();
@@ -32,7 +32,7 @@ for (const radio of document.querySelectorAll("[name=transport]")) {
   radio.checked = radio.value === transport();
   radio.addEventListener("change", () => {
     remember(radio.value);
-    open(stream.cursor ? { after: stream.cursor } : { last: FIRST }); // the other transport goes on where this one stopped
+    open(stream.cursor ? { after: stream.cursor } : { last: FIRST }); // the other transport continues where this one stopped
   });
 }
 choose(topic);
@@ -45,7 +45,7 @@ async function configuration() {
       figures.setClock(answer.headers.get("date"));
       return answer.json();
     }
-    say({ name: "waiting", until: Date.now() + wait });
+    showState({ name: "waiting", until: Date.now() + wait });
     await new Promise((resolve) => setTimeout(resolve, wait * (0.5 + Math.random() / 2)));
   }
 }
@@ -79,8 +79,8 @@ function open(start) {
     list.append(gap);
     keepGap(gap);
   });
-  on("state", say);
-  say(opened.state);
+  on("state", showState);
+  showState(opened.state);
 }
 
 async function fetchPage(query) {
@@ -93,18 +93,18 @@ async function fetchPage(query) {
   return page;
 }
 
-/** Where the stream is: the end of the list is loaded again from here. */
+/** The stream's position: the end of the list is loaded again from here. */
 function reached() {
   return stream.cursor;
 }
 
-// What is spoken lags behind what is seen, so that a cut of a second is no news to somebody who listens.
-function speak(words) {
-  clearTimeout(speaking);
-  speaking = setTimeout(() => ($("spoken").textContent = words), 1_500);
+// Announcements are delayed, so that screen readers do not announce a disconnection of a second.
+function announce(words) {
+  clearTimeout(announcing);
+  announcing = setTimeout(() => ($("spoken").textContent = words), 1_500);
 }
 
-function say(next) {
+function showState(next) {
   const changed = state?.name !== next.name;
   state = next;
   document.documentElement.dataset.state = state.name;
@@ -112,7 +112,7 @@ function say(next) {
   $("away").textContent = stateExplained(state);
   $("away").hidden = $("away").textContent === "";
   if (!changed) return;
-  speak(state.name === "waiting" ? "Cut off. Coming back." : stateInWords(state));
+  announce(state.name === "waiting" ? "Disconnected. Reconnecting." : stateInWords(state));
   if (state.name === "live") figures.live();
 }
 
@@ -122,7 +122,7 @@ function keepGap(gap) {
   else gaps.push(gap);
   gaps = gaps.slice(-100);
   showGaps();
-  speak(`Something is missing. ${gapInWords(gap)}`);
+  announce(`Messages are missing. ${gapInWords(gap)}`);
 }
 
 function showGaps() {
@@ -143,7 +143,7 @@ function tick() {
   if (day !== today) list.showDates();
   today = day;
   const rate = figures.draw();
-  // Only what is new is read aloud, and only when there is time to listen.
+  // Only new messages are read aloud, and only if they are few.
   const fresh = Date.now() - Math.max(began, list.loaded) > ALOUD_AFTER;
   $("scroller").ariaLive = fresh && rate <= ALOUD ? "polite" : "off";
 }
@@ -160,6 +160,6 @@ function remember(value) {
   try {
     localStorage.setItem("transport", value);
   } catch {
-    // it is remembered until the page is left
+    // the choice then lasts until the page is closed
   }
 }

@@ -1,4 +1,4 @@
-/** What the page says: states, gaps and times in plain words. */
+/** The page's texts: states, gaps and times in plain words. */
 
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const parts = { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
@@ -6,10 +6,10 @@ const dayAndClock = new Intl.DateTimeFormat(undefined, parts);
 const yearAndClock = new Intl.DateTimeFormat(undefined, { year: "numeric", ...parts });
 const calendar = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
-/** Dates reach this far in both directions (ECMA-262); Kafka takes any number for a timestamp. */
+/** The range of dates in both directions (ECMA-262); Kafka accepts any number as a timestamp. */
 const MOST = 8.64e15;
 
-/** The time of day here; with the date, when that is another day, and the year, when that is another one; the number itself, when it is no date. */
+/** The local time of day, with the date if it is not today, and the year if it is another; the number itself if it is out of range. */
 export function time(milliseconds) {
   if (Math.abs(milliseconds) > MOST) return String(milliseconds);
   const [then, now] = [new Date(milliseconds), new Date()];
@@ -27,46 +27,46 @@ export function duration(milliseconds) {
   return `${Math.round(milliseconds / 60_000)} min`;
 }
 
-/** What keeps the topic from being read: the whole of Kafka, or something about the topic. */
+/** The reason if Kafka itself is unreachable; any other reason concerns the topic. */
 const UNREACHABLE = "Kafka does not answer";
 
 const NAMES = { sse: "SSE", websocket: "WebSocket", polling: "polling" };
 
 export function stateInWords({ name, until, reason, transport }) {
-  if (name === "live") return transport ? `Live by ${NAMES[transport]}` : "Live";
+  if (name === "live") return transport ? `Live over ${NAMES[transport]}` : "Live";
   if (name === "away") return reason && reason !== UNREACHABLE ? "The topic cannot be read" : "Kafka is unreachable";
   if (name === "ended") return reason === "closed" ? "Closed" : `Ended: ${reason}`;
   if (name === "connecting") return "Connecting…";
   const seconds = Math.max(0, Math.ceil((until - Date.now()) / 1_000));
-  return `Cut off, back in ${seconds} s`;
+  return `Disconnected, reconnecting in ${seconds} s`;
 }
 
-/** What the state means for whoever reads, in a sentence or two; empty when there is nothing to say. */
+/** An explanation of the state for the user, in one or two sentences; empty if none is needed. */
 export function stateExplained({ name, since, reason, transport }) {
   if (name === "away" && reason && reason !== UNREACHABLE) {
-    return `Cannot read the topic since ${time(Date.parse(since))}: ${reason}.`;
+    return `The topic has been unreadable since ${time(Date.parse(since))}: ${reason}.`;
   }
   if (name === "away") {
-    return `Kafka has been unreachable since ${time(Date.parse(since))}. Nothing new can arrive before it answers again; nothing is lost.`;
+    return `Kafka has been unreachable since ${time(Date.parse(since))}. No new messages can arrive until it is reachable again; none are lost.`;
   }
   if (name === "live" && transport) return fallback[transport];
   return "";
 }
 
 const fallback = {
-  sse: "Something between this page and the server refuses WebSocket connections, so this page uses SSE. The proxy must pass the Upgrade header on for /ws.",
-  websocket: "Something between this page and the server holds back SSE, so this page uses a WebSocket. Response buffering must be off for /events.",
+  sse: "A proxy between this page and the server blocks WebSocket connections, so this page uses SSE. The proxy must forward the Upgrade header for /ws.",
+  websocket: "A proxy between this page and the server buffers SSE, so this page uses a WebSocket. Response buffering must be off for /events.",
   polling:
-    "Something between this page and the server holds back streams, so this page requests new messages every 2 seconds. Response buffering must be off for /events.",
+    "A proxy between this page and the server blocks streams, so this page requests new messages every 2 seconds. Response buffering must be off for /events.",
 };
 
 const reasons = {
   retention: () => "Kafka deleted messages here before they were read",
-  recreated: () => "The topic was deleted and recreated here; the rest of the old one is gone",
+  recreated: () => "The topic was deleted and recreated here; the remaining messages of the old one are lost",
   truncated: () => "The topic lost the end of its log here, and new messages get the same offsets again",
-  unreadable: () => "Kafka has a batch here that cannot be unpacked, or whose checksum is wrong",
+  unreadable: () => "Kafka has a batch here that cannot be decompressed, or whose checksum is wrong",
   "not-parsed": () => "An event from the server cannot be read, so a message may be missing here",
-  "unknown-cursor": () => "It is not known where reading stopped, so messages may be missing here",
+  "unknown-cursor": () => "The last position is unknown, so messages may be missing here",
   "too-large": (count) => (count === 1 ? "A message is too large to be sent here" : "Messages are too large to be sent here"),
   "not-utf8": (count) => (count === 1 ? "A message that is not text was left out" : "Messages that are not text were left out"),
 };
@@ -83,14 +83,14 @@ export function gapInWords({ reason, ranges = [] }) {
   return `${words}: ${where.join("; ")}.`;
 }
 
-/** The gap; without its ranges, when they have a form that this page does not know. */
+/** The gap; without its ranges if this page does not know their format. */
 export function readableGap(gap) {
   const isOffset = (value) => Number.isInteger(value);
   const known = (range) => isOffset(range?.partition) && isOffset(range.from) && (range.to === null || isOffset(range.to));
   return Array.isArray(gap.ranges) && gap.ranges.every(known) ? gap : { ...gap, ranges: [] };
 }
 
-/** One gap for two neighbours with the same reason, or null: a topic of pictures would otherwise be a list of gaps. */
+/** One gap for two adjacent ones with the same reason, or null: a topic of binary values would otherwise be a list of gaps. */
 export function mergeGap(before, gap) {
   const [a, b] = [before?.ranges?.[0], gap.ranges?.[0]];
   if (before?.reason !== gap.reason || gap.reason === "truncated" || before.ranges?.length !== 1 || gap.ranges.length !== 1) return null;

@@ -1,18 +1,18 @@
 /** The SharedWorker behind client.js: one connection for all the tabs that read the same topic over the same transport. */
 import { Link, weight } from "./link.js";
 
-/** How much of what came is kept for tabs that come later, and how much one tab may leave unread. */
+/** The limit of events kept for tabs that join later, and of a tab's unread events, by weight. */
 const KEPT = 4_000_000;
 const UNREAD = 8_000_000;
-/** Tabs that catch up at the same time: a browser opens six connections to a host, and one of them is shared. */
-const CATCHING = 4;
-/** A tab says something every 5 s, in the background every minute; after this silence it is closed, crashed or frozen. */
-const FORGOTTEN = 200_000;
+/** Tabs that catch up at the same time: a browser opens six connections per host, and one of them is shared. */
+const MAX_CATCHING_UP = 4;
+/** A tab sends a ping every 5 s, or every minute in the background; after this silence it is closed, crashed or frozen. */
+const TAB_TIMEOUT = 200_000;
 
 const hubs = new Map();
 const tabs = new Set();
 
-/** One shared connection, the newest of what came over it, and the tabs that read it. */
+/** One shared connection, its newest events, and the tabs that read it. */
 class Hub {
   tabs = new Set();
   state = { name: "connecting" };
@@ -25,12 +25,12 @@ class Hub {
   #weight = 0;
   #tail = null; // the cursor before the ring
   #head = null; // the cursor of the newest event
-  #whole = true; // the ring still begins where the connection began
+  #whole = true; // the ring still begins where the connection started
 
   constructor(key, options, start) {
     this.#key = key;
     this.#options = options;
-    // The shared connection begins near the end of the log, so that nobody waits for a tab that reads from far behind.
+    // The shared connection starts near the end of the log, so that no tab waits for one that starts far behind.
     this.#start = start.after || start.from ? {} : start;
     this.#link = new Link(options, this.#start, (events) => this.#take(events), (state) => this.#tell(state));
   }
@@ -52,7 +52,7 @@ class Hub {
     this.#link.wake();
   }
 
-  /** Lets a tab that has read up to `cursor` read on from here; false when what is kept does not reach back so far. */
+  /** Lets a tab that has read up to `cursor` continue from here; false if the kept events do not reach back that far. */
   join(tab, cursor, first = []) {
     const missed = cursor && this.#missed(cursor);
     if (!missed) return false;
@@ -85,12 +85,12 @@ class Hub {
       if (event.type !== "message" && event.type !== "gap") continue;
       this.#ring.push(event);
       this.#weight += weight(event);
-      // Behind these gaps offsets begin again: nothing from before can be compared with what comes after.
+      // After these gaps, offsets restart: earlier events cannot be compared with later ones.
       const resets = ["recreated", "truncated", "unknown-cursor"].includes(event.reason);
       while (this.#ring.length > 0 && (resets || this.#tail === null || this.#weight > KEPT)) {
         const oldest = this.#ring.shift();
         this.#weight -= weight(oldest);
-        this.#tail = oldest.cursor; // null in a page of history, for a gap: then the next event goes, too
+        this.#tail = oldest.cursor; // null in a page of history, for a gap: then the next event is removed too
         this.#whole = false;
       }
     }
@@ -105,8 +105,8 @@ class Hub {
     this.state = state;
     if (state.name === "ended") this.#close();
     for (const tab of this.tabs) {
-      // A request that cannot be served may be the fault of another tab's start: then the others try their own. Without a
-      // start it cannot be served for anybody.
+      // A request may be rejected because of another tab's start: then the other tabs try their own. Without a start, it is
+      // rejected for all of them.
       if (state.name === "ended" && !tab.joined && this.#start.last !== undefined) tab.again();
       else if (!tab.catching) tab.tell(state);
     }
@@ -127,7 +127,7 @@ class Hub {
       const next = offset(mine, partition);
       if (next < offset(tail, partition) || next > offset(head, partition)) return null;
     }
-    // The same offset behind another record: this tab has read a topic that was recreated since then.
+    // The same offset after a different record: the topic was recreated since this tab read it.
     const others = [this.#tail, ...this.#ring.map((event) => event.cursor)].map(positions).filter(Boolean);
     const differ = (a, b) => a && b && a.next === b.next && a.record !== null && b.record !== null && a.record !== b.record;
     if (others.some((other) => mine.some((position, partition) => differ(position, other[partition])))) return null;
@@ -136,8 +136,8 @@ class Hub {
       event.type === "message"
         ? event.offset < offset(mine, event.partition)
         : event.ranges.every((range) => range.to !== null && range.to <= offset(mine, range.partition));
-    // Several partitions may have come in another order. Up to the last event that the tab has seen, a cursor of the shared
-    // connection says nothing about this tab: it would come back too early or too late with it.
+    // Several partitions may have arrived in another order. Up to the last event that the tab has seen, cursors of the shared
+    // connection do not apply to this tab: it would resume too early or too late with them.
     const apart = this.#ring.findLastIndex(seen);
     return this.#ring.map((event, index) => (index < apart ? { ...event, cursor: null } : event)).filter((event) => !seen(event));
   }
@@ -149,17 +149,17 @@ class Tab {
   static #queue = new Set();
   start;
   joined = false;
-  heard = performance.now();
+  lastReceived = performance.now();
   #port;
   #hub = null;
-  #link = null; // a connection of its own, until it meets the shared one
+  #link = null; // its own connection, until it reaches the shared one
   #open = null;
   #unread = 0;
   #behind = false;
 
   constructor(port) {
     this.#port = port;
-    port.onmessage = ({ data }) => this.#hear(data);
+    port.onmessage = ({ data }) => this.#receive(data);
   }
 
   get catching() {
@@ -170,7 +170,7 @@ class Tab {
     this.#port.postMessage({ state });
   }
 
-  /** Asks the tab to come back with its cursor. */
+  /** Makes the tab join again with its cursor. */
   again() {
     this.leave();
     this.#port.postMessage({ again: true });
@@ -180,14 +180,14 @@ class Tab {
     if (this.#behind) return;
     this.#port.postMessage({ events, cursor });
     for (const event of events) this.#unread += weight(event);
-    // A frozen tab reads nothing, and what waits for it must not grow without end.
+    // A frozen tab reads nothing, and its unread events must not grow without limit.
     if (this.#unread <= UNREAD) return;
     this.#behind = true;
     this.joined = false;
     this.#settle();
   }
 
-  /** Opens a connection from where this tab is, as soon as it is its turn. */
+  /** Opens a connection at this tab's position, as soon as it is its turn. */
   catchUp(options) {
     this.#open = () => {
       Tab.#turns += 1;
@@ -197,7 +197,7 @@ class Tab {
       };
       this.#link = new Link(options, this.start, take, (state) => this.tell(state));
     };
-    if (Tab.#turns < CATCHING) this.#open();
+    if (Tab.#turns < MAX_CATCHING_UP) this.#open();
     else Tab.#queue.add(this);
   }
 
@@ -224,8 +224,8 @@ class Tab {
     next?.#open();
   }
 
-  #hear(data) {
-    this.heard = performance.now();
+  #receive(data) {
+    this.lastReceived = performance.now();
     if (data.do === "join") {
       const { url, topic, transport, binary } = data.options;
       const key = JSON.stringify([url, topic, transport, binary]);
@@ -250,9 +250,9 @@ class Tab {
 const offset = (vector, partition) => vector[partition]?.next ?? 0;
 
 /**
- * What a cursor says: two bytes of the topic's id, and per partition the next offset and two bytes that stand for the record before
- * it. To everyone else a cursor is opaque; here those of two tabs must be compared. A version that this does not know gives null, and
- * then tabs do not share.
+ * The content of a cursor: two bytes of the topic's id, and per partition the next offset and a two-byte fingerprint of the record
+ * before it. Cursors are opaque to other clients; here those of two tabs must be compared. An unknown version returns null, and then
+ * tabs do not share.
  */
 function positions(cursor) {
   if (typeof cursor !== "string" || !/^[\w-]+$/.test(cursor) || cursor.length % 4 === 1) return null;
@@ -260,7 +260,7 @@ function positions(cursor) {
   if (bytes[0] !== 1 && bytes[0] !== 2) return null;
   const vector = [];
   vector.topic = bytes[1] * 256 + bytes[2];
-  // Version 1 does not name the topic's id; 0 is unknown.
+  // Version 1 does not contain the topic's id; 0 is unknown.
   vector.id = bytes[0] === 2 ? bytes[3] * 256 + bytes[4] : 0;
   for (let at = bytes[0] === 2 ? 5 : 3; at < bytes.length; ) {
     let value = 0;
@@ -279,6 +279,6 @@ function positions(cursor) {
 if ("SharedWorkerGlobalScope" in globalThis) {
   globalThis.onconnect = ({ ports: [port] }) => tabs.add(new Tab(port));
   setInterval(() => {
-    for (const tab of tabs) if (performance.now() - tab.heard > FORGOTTEN) tab.leave();
+    for (const tab of tabs) if (performance.now() - tab.lastReceived > TAB_TIMEOUT) tab.leave();
   }, 10_000);
 }
