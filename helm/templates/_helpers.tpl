@@ -1,4 +1,4 @@
-{{/* Names and labels. What belongs to a component takes a dict: "root" is the top of the values, "component" its name. */}}
+{{/* Names and labels. Templates for a component take a dict: "root" is the chart's root context, "component" its name. */}}
 
 {{- define "herald.fullname" -}}
 {{- $name := .Release.Name -}}
@@ -12,14 +12,14 @@
 {{ include "herald.fullname" .root }}-{{ .component }}
 {{- end }}
 
-{{/* What finds the pods of a component; it can never change, since a Deployment's selector cannot. */}}
+{{/* Selects the pods of a component. It must never change, since a Deployment's selector is immutable. */}}
 {{- define "herald.selector" -}}
 app.kubernetes.io/name: {{ .root.Chart.Name }}
 app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
-{{/* The labels of a pod. The chart's version is not among them, or a new chart would restart every pod. */}}
+{{/* The labels of a pod, without the chart's version: otherwise a new chart would restart every pod. */}}
 {{- define "herald.podLabels" -}}
 {{ include "herald.selector" . }}
 app.kubernetes.io/part-of: herald
@@ -32,13 +32,13 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
 {{- end }}
 
-{{/* What Prometheus finds by labels of the values, which may be others for keys that the chart has too. */}}
+{{/* Labels of the resources that Prometheus selects; those of the values override the chart's own. */}}
 {{- define "herald.monitoringLabels" -}}
 {{- $labels := include "herald.labels" (dict "root" . "component" "monitoring") | fromYaml -}}
 {{ mergeOverwrite $labels .Values.monitoring.labels | toYaml }}
 {{- end }}
 
-{{/* The image of a service, by its values. */}}
+{{/* The image of a service, from its values. */}}
 {{- define "herald.image" -}}
 {{- $image := (index .root.Values .component).image -}}
 {{ printf "%s:%s" $image.repository ($image.tag | default .root.Chart.AppVersion) | quote }}

@@ -1,6 +1,6 @@
-{{/* How a pod comes to Kafka. */}}
+{{/* The connection of a pod to Kafka. */}}
 
-{{/* The namespaces of Kafka's pods, with spaces between them: that of the values, or those of the Services' names. */}}
+{{/* The namespaces of Kafka's pods, separated by spaces: from the values, or from the Services' names. */}}
 {{- define "herald.kafkaNamespaces" -}}
 {{- $named := list -}}
 {{- range splitList "," .Values.kafka.bootstrapServers -}}
@@ -9,12 +9,12 @@
 {{- .Values.kafka.namespace | default (uniq $named | join " ") -}}
 {{- end }}
 
-{{/* The namespace in NAME.NAMESPACE.svc:PORT, with the cluster's domain or without; nothing for any other address. */}}
+{{/* The namespace in NAME.NAMESPACE.svc:PORT, with or without the cluster's domain; empty for any other address. */}}
 {{- define "herald.namespaceOfService" -}}
 {{- regexFind "\\.[a-z0-9-]+\\.svc[.:]" (lower .) | trimPrefix "." | trimSuffix ":" | trimSuffix "." | trimSuffix ".svc" -}}
 {{- end }}
 
-{{/* The properties of librdkafka that are no secret: TLS by the values, then the user's own, of which the last one wins. */}}
+{{/* The non-secret properties of librdkafka: TLS from the values, then the user's own; the last one wins. */}}
 {{- define "herald.kafkaProperties" -}}
 {{- with .Values.kafka -}}
 {{- if .caSecret }}
@@ -29,7 +29,7 @@ ssl.key.location=/etc/kafka/user/user.key
 {{ .Values.configmap.data.KAFKA_PROPERTIES | default "" }}
 {{- end }}
 
-{{/* The options that every service takes, as the lines of a ConfigMap's data. */}}
+{{/* The options that every service reads, as lines of a ConfigMap's data. */}}
 {{- define "herald.kafkaOptions" -}}
 KAFKA_BOOTSTRAP_SERVERS: {{ .Values.kafka.bootstrapServers | quote }}
 KAFKA_TOPIC: {{ .Values.kafka.topicName | quote }}
@@ -41,7 +41,7 @@ KAFKA_PROPERTIES_FILE: /etc/kafka/properties/properties
 {{- end }}
 {{- end }}
 
-{{/* The topic's settings as the Job takes them: a line of key=value for each. */}}
+{{/* The topic's configuration for the Job: one key=value per line. */}}
 {{- define "herald.topicConfig" -}}
 {{- $lines := list }}
 {{- range $key, $value := . }}
@@ -50,7 +50,7 @@ KAFKA_PROPERTIES_FILE: /etc/kafka/properties/properties
 {{- join "\n" $lines }}
 {{- end }}
 
-{{/* The Secrets, by the folder of /etc/kafka that each one is mounted into. */}}
+{{/* The Secrets, by the folder of /etc/kafka that each is mounted at. */}}
 {{- define "herald.kafkaSecrets" -}}
 {{- with .Values.kafka -}}
 {{ dict "ca" .caSecret "user" .userSecret "properties" .propertiesSecret | toJson }}

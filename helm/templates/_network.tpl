@@ -1,4 +1,4 @@
-{{/* Whom a pod that uses Kafka may speak to: names, and the brokers. */}}
+{{/* Egress of a pod that uses Kafka: DNS and the brokers. */}}
 {{- define "herald.egressToKafka" -}}
 {{ include "herald.egressToNames" . }}
 {{- $ports := list }}
@@ -22,7 +22,7 @@
 {{- end }}
 
 {{- define "herald.egressToNames" -}}
-# Wherever they are answered: by the cluster's DNS, or a cache on the node.
+# To any address: the cluster's DNS, or a cache on the node.
 - ports:
     - port: 53
       protocol: UDP
@@ -35,7 +35,7 @@
       protocol: TCP
 {{- end }}
 
-{{/* Who may read the metrics. The kubelet's probes pass anyway. */}}
+{{/* Prometheus may scrape the metrics. The kubelet's probes pass anyway. */}}
 {{- define "herald.ingressToAdmin" -}}
 - from:
     - namespaceSelector:

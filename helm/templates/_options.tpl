@@ -1,4 +1,4 @@
-{{/* The options of the services: one ConfigMap holds them all, and each service restarts for its own alone. */}}
+{{/* The options of the services: one ConfigMap holds them all; each service restarts only for its own. */}}
 
 {{- define "herald.options" -}}
 {{ include "herald.kafkaOptions" . }}
@@ -7,7 +7,7 @@
 {{- end }}
 {{- end }}
 
-{{/* The names of the options that a service reads, beside those that all of them read. */}}
+{{/* The options that a service reads, in addition to those that all services read. */}}
 {{- define "herald.optionsOf.producer" -}}
 INTERVAL_MIN INTERVAL_MAX TZ
 {{- end }}
@@ -20,7 +20,7 @@ CUSTOM_HEADER ALLOWED_ORIGINS ALLOWED_HOSTS KEEP_ALIVE MAX_CONNECTIONS MAX_MESSA
 KAFKA_BOOTSTRAP_SERVERS KAFKA_TOPIC KAFKA_PROPERTIES KAFKA_PROPERTIES_FILE LOG_FORMAT LOG_LEVEL SHUTDOWN_GRACE
 {{- end }}
 
-{{/* Changes when an option changes that the component reads. */}}
+{{/* Changes when an option that the component reads changes. */}}
 {{- define "herald.optionsChecksum" -}}
 {{- $options := include "herald.options" .root | fromYaml -}}
 {{- $read := dict -}}
@@ -30,7 +30,7 @@ KAFKA_BOOTSTRAP_SERVERS KAFKA_TOPIC KAFKA_PROPERTIES KAFKA_PROPERTIES_FILE LOG_F
 {{ toJson $read | sha256sum }}
 {{- end }}
 
-{{/* The services' own defaults of what the chart calculates with. */}}
+{{/* The services' own defaults, for the chart's calculations. */}}
 {{- define "herald.optionDefaults" -}}
 SHUTDOWN_GRACE: 30s
 DRAIN_DELAY: 5s
@@ -41,12 +41,12 @@ MAX_CONNECTIONS: "10000"
 RING_BYTES: "67108864"
 {{- end }}
 
-{{/* What a service will take for an option, whether the values name it or not: a dict with "root" and "option". */}}
+{{/* The effective value of an option, whether set in the values or not; takes a dict with "root" and "option". */}}
 {{- define "herald.option" -}}
 {{ get .root.Values.configmap.data .option | default (get (include "herald.optionDefaults" .root | fromYaml) .option) }}
 {{- end }}
 
-{{/* The same for a duration, in milliseconds; the schema refuses any but 500ms, 30s or 2m. */}}
+{{/* The same for a duration, in milliseconds; the schema allows only forms like 500ms, 30s or 2m. */}}
 {{- define "herald.milliseconds" -}}
 {{- $duration := include "herald.option" . -}}
 {{- if hasSuffix "ms" $duration }}{{ trimSuffix "ms" $duration | int64 }}
@@ -59,18 +59,18 @@ RING_BYTES: "67108864"
 {{ div (add (include "herald.milliseconds" . | int64) 999) 1000 }}
 {{- end }}
 
-{{/* What a connection of the consumer takes at most: 20 KiB of its own, and a send buffer of the kernel that is full. */}}
+{{/* The maximum memory of a consumer connection: 20 KiB, and a full send buffer in the kernel. */}}
 {{- define "herald.bytesPerConnection" -}}
 {{ mul 84 1024 }}
 {{- end }}
 
-{{/* The bytes of an amount of memory; the schema refuses any but 512Ki, 256Mi or 1Gi. */}}
+{{/* An amount of memory in bytes; the schema allows only forms like 512Ki, 256Mi or 1Gi. */}}
 {{- define "herald.bytes" -}}
 {{- $unit := get (dict "Ki" 1024 "Mi" 1048576 "Gi" 1073741824) (regexFind "..$" .) -}}
 {{ mul (regexFind "^[0-9]+" . | int64) $unit }}
 {{- end }}
 
-{{/* How long Kubernetes waits for a pod to leave: always longer than the service itself takes at most. */}}
+{{/* How long Kubernetes waits for a pod to exit: always longer than the service's own limit. */}}
 {{- define "herald.terminationGracePeriodSeconds" -}}
 {{ add (include "herald.seconds" (dict "root" . "option" "SHUTDOWN_GRACE") | int64) 5 }}
 {{- end }}

@@ -1,6 +1,6 @@
-{{/* What every pod of this chart has in common, whatever runs in it. */}}
+{{/* What all pods of this chart have in common. */}}
 
-{{/* Pod Security "restricted", and no token: nothing here speaks to the API server. */}}
+{{/* Pod Security "restricted", and no token: no pod uses the API server. */}}
 {{- define "herald.pod" -}}
 automountServiceAccountToken: false
 # A Service named kafka would set KAFKA_PORT, and so on for any name.
@@ -20,12 +20,12 @@ securityContext:
     drop: [ALL]
 {{- end }}
 
-{{/* A text as the value of an environment variable: Kubernetes would put a variable for $(NAME), and makes "$" of "$$". */}}
+{{/* A text as an environment variable's value, escaped: Kubernetes expands $(NAME), and turns "$$" into "$". */}}
 {{- define "herald.envValue" -}}
 {{ . | replace "$" "$$" | quote }}
 {{- end }}
 
-{{/* Each probe asks its own question: has it started, does it hang, should it get traffic now? */}}
+{{/* Has the service started, does it hang, should it get traffic now? */}}
 {{- define "herald.probes" -}}
 startupProbe:
   httpGet:
