@@ -1,19 +1,19 @@
-# The images of Herald's services where `cargo xtask images` cannot build them by itself (macOS), and for registries:
+# The images of Herald's services, where `cargo xtask images` cannot build them natively (macOS) and for registries:
 #   docker build --target producer --tag herald/producer:TAG .
 #   docker build --target consumer --tag herald/consumer:TAG .
 FROM rust:1.95.0-slim-bookworm AS build
-# Any version of them gives the same programs.
+# Their versions do not affect the programs.
 # hadolint ignore=DL3008
 RUN apt-get update \
   && apt-get install --yes --no-install-recommends make perl \
   && rm -rf /var/lib/apt/lists/*
 WORKDIR /herald
 COPY . .
-# OpenSSL writes its date of build into the library; zlib is the one in the crate.
+# OpenSSL embeds its build date in the library; zlib comes from the crate.
 ENV RUSTFLAGS="-C target-feature=+crt-static" SOURCE_DATE_EPOCH=1 LIBZ_SYS_STATIC=1
-# `dev` compiles in seconds what has changed.
+# `dev` compiles changes in seconds.
 ARG PROFILE=release
-# With its target named, the flags are not for what runs during the build. Files that have no time make the same layer.
+# With an explicit --target, RUSTFLAGS do not apply to build scripts. A fixed file time makes the layer reproducible.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
   --mount=type=cache,target=/herald/target,sharing=locked \
   target=$(rustc --print host-tuple) \
@@ -22,7 +22,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
   && install -D --target-directory=/programs "target/$target/$folder/producer" "target/$target/$folder/consumer" \
   && touch --date=@0 /programs/*
 
-# Nothing but the program is in an image.
+# An image contains only the program.
 FROM scratch AS producer
 LABEL org.opencontainers.image.title="herald-producer" \
   org.opencontainers.image.description="Sends broadcasts to Apache Kafka" \
