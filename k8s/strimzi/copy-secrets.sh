@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# copy-secrets.sh ENVIRONMENT NAMESPACE: gives a release what it needs to speak to the Kafka of this folder, or renews it: the
-# authority that signed the brokers' certificates, and the client certificate of KafkaUser herald-ENVIRONMENT. Strimzi makes
-# and renews both in namespace kafka; a pod mounts Secrets of its own namespace alone, and reads them when it starts.
+# copy-secrets.sh ENVIRONMENT NAMESPACE: copies, or renews, the Secrets with which a release connects to the Kafka of this
+# folder: the CA of the brokers' certificates, and the client certificate of KafkaUser herald-ENVIRONMENT. Strimzi creates and
+# renews both in namespace kafka; a pod can mount only Secrets of its own namespace, and reads them only at start.
 set -euo pipefail
 [ $# = 2 ] || { echo "usage: $0 ENVIRONMENT NAMESPACE" >&2 && exit 2; }
 namespace=$2
