@@ -1,4 +1,4 @@
-//! Commands: shown, then run.
+//! Running commands, with their command line shown first.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
@@ -10,8 +10,8 @@ use anyhow::{Context, bail};
 
 use crate::tools;
 
-/// A command in the top folder of the repository. What ./install_requirements.sh has installed comes before what else the
-/// PATH has under the same name.
+/// A command in the root of the repository. Programs installed by ./install_requirements.sh take precedence over those
+/// of the same name on the PATH.
 pub fn command<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = A>) -> Command {
     let mut command = Command::new(program);
     command.args(args).current_dir(crate::root());
@@ -19,7 +19,7 @@ pub fn command<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = A>
     command
 }
 
-/// Shows the command as one would type it.
+/// Shows the command as typed in a shell.
 pub fn show(command: &Command) {
     let mut line = command.get_program().to_string_lossy().into_owned();
     for arg in command.get_args() {
@@ -33,7 +33,7 @@ pub fn show(command: &Command) {
     println!("$ {line}");
 }
 
-/// Shows and runs it; its output goes where ours goes.
+/// Shows and runs it; it inherits our output.
 pub fn status(command: &mut Command) -> anyhow::Result<ExitStatus> {
     show(command);
     command.status().with_context(|| cannot_run(command))
@@ -49,22 +49,22 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs it without a word and returns what it wrote to stdout. The error of one that fails is what it said on stderr.
+/// Runs it without showing it and returns its stdout. The error of a failed command contains its stderr.
 pub fn output(command: &mut Command) -> anyhow::Result<String> {
     let output = command
         .stdin(Stdio::null())
         .output()
         .with_context(|| cannot_run(command))?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
+        let stderr = String::from_utf8_lossy(&output.stderr);
         let program = command.get_program().to_string_lossy();
-        bail!("{program} ended with {}: {}", output.status, said.trim());
+        bail!("{program} ended with {}: {}", output.status, stderr.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Shows and runs it, passing on each line of its output and showing it to `look`.
-pub fn stream(command: &mut Command, mut look: impl FnMut(&str)) -> anyhow::Result<ExitStatus> {
+/// Shows and runs it, prints each line of its output and passes it to `on_line`.
+pub fn stream(command: &mut Command, mut on_line: impl FnMut(&str)) -> anyhow::Result<ExitStatus> {
     show(command);
     let mut child = command
         .stdin(Stdio::null())
@@ -80,7 +80,7 @@ pub fn stream(command: &mut Command, mut look: impl FnMut(&str)) -> anyhow::Resu
     thread::spawn(move || send_lines(stderr, &sender));
     for line in lines {
         println!("{line}");
-        look(&line);
+        on_line(&line);
     }
     child.wait().with_context(|| cannot_run(command))
 }

@@ -175,7 +175,7 @@ async fn workloads(
         names => format!("{} not ready", names.join(", ")),
     };
     for pod in all.iter().filter(|pod| !rollout::is_ready(pod)) {
-        let reason = match rollout::trouble(pod) {
+        let reason = match rollout::problem(pod) {
             Some(reason) => Some(reason),
             None => pods::not_ready(client, pod).await.ok().flatten(),
         };

@@ -1,4 +1,4 @@
-//! The table of the environments, the same that `services/local` reads.
+//! The table of environments, which `services/local` reads too.
 
 use anyhow::bail;
 use serde::Deserialize;
@@ -8,10 +8,10 @@ use serde::Deserialize;
 pub struct Environment {
     pub name: String,
     pub namespace: String,
-    /// Helm's name for what is installed there.
+    /// The name of the helm release.
     pub release: String,
     pub topic: String,
-    /// Where its page is on a laptop.
+    /// The port of its page on localhost.
     pub local_port: u16,
 }
 
@@ -26,7 +26,7 @@ impl Environment {
     }
 }
 
-/// Those with these names, in the order of the table; all of them when none is named.
+/// The environments with these names, in the order of the table; all of them when none is named.
 pub fn chosen(names: &[String]) -> anyhow::Result<Vec<Environment>> {
     let Table { environment: all } = toml::from_str(include_str!("../../environments.toml"))?;
     let known: Vec<&str> = all
@@ -43,7 +43,7 @@ pub fn chosen(names: &[String]) -> anyhow::Result<Vec<Environment>> {
         .collect())
 }
 
-/// Prints where each page is.
+/// Prints the URL of each page.
 pub fn print_table(environments: &[Environment]) {
     println!("\n{:<13} page", "environment");
     for environment in environments {

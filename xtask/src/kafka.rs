@@ -19,17 +19,17 @@ const IMAGE: &str = "apache/kafka:4.3.1";
 /// Removes the container when its parent closes the pipe, however that happens.
 const GUARD: &str = r#"read -r _; "$0" rm -f "$1" > /dev/null"#;
 
-/// A Kafka that ends when it is dropped or when we end in any other way.
+/// A Kafka that stops when it is dropped or when this process exits in any other way.
 pub struct Kafka {
     /// `host:port`.
     pub address: String,
-    /// Where tests find the jars for Kafkas of their own.
+    /// The folder with the jars, for tests that start their own Kafka.
     pub jars: Option<PathBuf>,
     process: Option<KafkaProcess>,
     guard: Option<Child>,
 }
 
-/// `cargo xtask kafka`: one to work with, until Ctrl-C.
+/// `cargo xtask kafka`: runs until Ctrl-C.
 pub fn run() -> anyhow::Result<ExitCode> {
     let kafka = start()?;
     println!("\nKafka runs at {} until Ctrl-C.\n", kafka.address);
@@ -43,7 +43,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The Kafka that the environment names, or a new one.
+/// The Kafka of HERALD_TEST_KAFKA, or a new one.
 pub fn given_or_started() -> anyhow::Result<Kafka> {
     match std::env::var("HERALD_TEST_KAFKA") {
         Ok(address) if !address.is_empty() => Ok(Kafka {
@@ -75,10 +75,10 @@ fn start() -> anyhow::Result<Kafka> {
             return start_container(engine);
         }
     }
-    bail!("{why:#}; nor does docker or podman run");
+    bail!("{why:#}; neither docker nor podman is running either");
 }
 
-/// The folder with Kafka's jars, fetched when it is not there.
+/// The folder with Kafka's jars, downloaded if missing.
 fn jars() -> anyhow::Result<PathBuf> {
     if JAVA.find().is_none() {
         bail!("{}", JAVA.missing());
@@ -106,7 +106,7 @@ fn jars() -> anyhow::Result<PathBuf> {
         &output,
     ];
     run_command(&mut command("mvn", args))?;
-    // Last, so that a copy that was interrupted is not taken for a whole one.
+    // Last, so that an interrupted download is not taken for a complete one.
     fs::copy(&wanted, &had)?;
     Ok(jars)
 }
@@ -120,7 +120,7 @@ fn works(engine: &str) -> bool {
 }
 
 fn start_container(engine: &str) -> anyhow::Result<Kafka> {
-    // Kafka must advertise the port under which it is reached, so it is chosen before.
+    // Kafka must advertise the published port, so it is chosen first.
     let port = KafkaProcess::free_port()?;
     let name = format!("herald-kafka-{port}");
     let publish = format!("127.0.0.1:{port}:{port}");
@@ -128,7 +128,7 @@ fn start_container(engine: &str) -> anyhow::Result<Kafka> {
         engine,
         ["run", "--detach", "--rm", "--name", &name, "-p", &publish],
     );
-    // One variable of this kind replaces the image's whole configuration.
+    // Any such variable replaces the image's whole configuration.
     for (key, value) in [
         ("NODE_ID", "1"),
         ("PROCESS_ROLES", "broker,controller"),
@@ -195,7 +195,7 @@ impl Drop for Kafka {
 }
 
 impl Kafka {
-    /// What tests read.
+    /// The environment variables that tests read.
     pub fn variables(&self) -> Vec<(&'static str, String)> {
         let mut variables = vec![("HERALD_TEST_KAFKA", self.address.clone())];
         if let Some(jars) = &self.jars {

@@ -1,4 +1,4 @@
-//! The address of a Kafka that runs already.
+//! The address of an existing Kafka.
 
 use std::str::FromStr;
 
@@ -35,19 +35,19 @@ impl std::fmt::Display for Address {
 }
 
 impl Address {
-    /// The chart's values for it, as arguments of helm.
+    /// The chart's values for it, as helm arguments.
     pub fn values(&self) -> Vec<String> {
         let servers = self.0.replace(',', "\\,");
         let mut values = vec![format!("--set-string=kafka.bootstrapServers={servers}")];
         match self.namespace() {
             Some(namespace) => values.push(format!("--set-string=kafka.namespace={namespace}")),
-            // A NetworkPolicy names pods or addresses, and this may be any.
+            // A NetworkPolicy selects pods or IP blocks, and this may be any host.
             None => values.push("--set=networkPolicy.enabled=false".to_owned()),
         }
         values
     }
 
-    /// That of its Service in the cluster, if it is one: `NAME.NAMESPACE.svc…`.
+    /// The namespace of its Service, if it is in the cluster: `NAME.NAMESPACE.svc…`.
     fn namespace(&self) -> Option<&str> {
         let host = self.0.split([',', ':']).next()?;
         let (service, _) = host.split_once(".svc")?;
@@ -79,13 +79,13 @@ mod tests {
     }
 
     #[test]
-    fn what_no_pod_can_reach_is_refused_with_what_to_do() {
-        let refusal = |text: &str| text.parse::<Address>().unwrap_err();
+    fn an_address_that_no_pod_can_reach_is_rejected_with_a_remedy() {
+        let error = |text: &str| text.parse::<Address>().unwrap_err();
         for text in ["kafka", ":9092", "kafka:0", "kafka:http", "a:9092,", ""] {
-            assert!(refusal(text).starts_with("write it as HOST:PORT"), "{text}");
+            assert!(error(text).starts_with("write it as HOST:PORT"), "{text}");
         }
         assert_eq!(
-            refusal("localhost:9092"),
+            error("localhost:9092"),
             "to a pod, localhost is the pod itself: a Kafka on this machine is host.minikube.internal:9092, \
              which it has to advertise (advertised.listeners)"
         );

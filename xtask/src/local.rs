@@ -14,13 +14,13 @@ use crate::environments::{self, Environment};
 use crate::pids;
 use crate::port;
 
-/// `local` stands alone in the list of what runs in the background, and needs no name there.
+/// `local` is the only process in port_forward_pids.txt and needs no name there.
 const NAME: &str = "";
 
-/// The pages answer a second after the start; a Kafka elsewhere may take its time.
+/// The pages answer a second after the start; a remote Kafka may take longer.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Run producer and consumer of every environment in one process, with a broker inside it.
+/// Run the producer and consumer of every environment in one process, with an embedded broker.
 ///
 /// KAFKA_BOOTSTRAP_SERVERS=host:port uses that Kafka instead. All options of `local` can be set by environment variables.
 #[derive(clap::Args)]
@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(value_name = "ENV")]
     environments: Vec<String>,
 
-    /// Start it in the background, wait until its pages answer, and return. ./kill_port_forward.sh ends it.
+    /// Start it in the background, wait until its pages answer, and return. ./kill_port_forward.sh stops it.
     #[arg(long)]
     background: bool,
 }
@@ -44,7 +44,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     build()?;
     let mut local = local(&environments);
     show(&local);
-    // In our place, so that signals and the exit code are its own.
+    // Replaces this process, so that signals and the exit code are those of `local`.
     Err(local.exec()).context("cannot run local")
 }
 
@@ -56,8 +56,8 @@ fn in_background(environments: &[Environment]) -> anyhow::Result<()> {
             environments::print_table(&environments);
             return Ok(());
         }
-        println!("Herald is running (process {id}), but not every page answers: starting it anew");
-        // What it serves now, it serves again.
+        println!("Herald is running (process {id}), but not every page answers: restarting it");
+        // It keeps serving the environments that it serves now.
         let mut all = environments::chosen(&[])?;
         all.retain(|one| answers(one) || environments.iter().any(|wanted| wanted.name == one.name));
         environments = all;
@@ -114,7 +114,7 @@ fn start(environments: &[Environment], log: &Path) -> anyhow::Result<Child> {
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output)
-        // Ctrl-C in this terminal is for what runs in it next.
+        // Ctrl-C in this terminal must not reach it.
         .process_group(0)
         .spawn()
         .context("cannot run local")?;
@@ -137,8 +137,8 @@ fn wait(local: &mut Child, environments: &[Environment], log: &Path) -> anyhow::
                 sleep(Duration::from_millis(100));
                 continue;
             };
-            let said = fs::read_to_string(log).unwrap_or_default();
-            let lines: Vec<&str> = said.lines().collect();
+            let text = fs::read_to_string(log).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
             bail!(
                 "{why}:\n{}",
                 lines[lines.len().saturating_sub(10)..].join("\n")
@@ -149,13 +149,13 @@ fn wait(local: &mut Child, environments: &[Environment], log: &Path) -> anyhow::
     Ok(())
 }
 
-/// The process that an earlier call started, if it still runs.
+/// The process that an earlier run started, if it still runs.
 fn running() -> Option<u32> {
     let ids = pids::read().into_iter().map(|listed| listed.id);
     ids.into_iter().find(|&id| is_local(id))
 }
 
-/// Whether the process with this id is `local`: its number may long have been given to another one.
+/// Whether the process with this id is `local`: the id may have been reused.
 fn is_local(id: u32) -> bool {
     let line = pids::command_line(id);
     line.ends_with("/release/local") || line.contains("/release/local ")

@@ -1,4 +1,4 @@
-//! What the services of an environment say.
+//! The logs of an environment's services.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use crate::environments;
 use crate::images::SERVICES;
 use crate::release;
 
-/// Show what the services of an environment say, and go on until Ctrl-C or until these pods end.
+/// Show and follow the logs of an environment's services, until Ctrl-C or until these pods end.
 #[derive(clap::Args)]
 pub struct Args {
     /// default, dev or prod.
@@ -19,11 +19,11 @@ pub struct Args {
     #[arg(long, value_name = "NAME", value_parser = SERVICES.map(|service| service.name))]
     service: Option<String>,
 
-    /// How many lines of each pod from before.
+    /// The number of existing lines to show for each pod.
     #[arg(long, default_value_t = 20)]
     tail: u32,
 
-    /// Leave after those.
+    /// Exit after the existing lines instead of following.
     #[arg(long)]
     no_follow: bool,
 }

@@ -1,6 +1,6 @@
-//! Everything an engineer does to Herald. `cargo xtask --help` is the manual.
+//! Herald's development commands. `cargo xtask --help` is the manual.
 
-// Without its feature "cluster", what is left does not use everything that is shared.
+// Without the feature "cluster", some shared code is unused.
 #![cfg_attr(not(feature = "cluster"), allow(dead_code))]
 
 mod check;
@@ -45,10 +45,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 
-/// Everything an engineer does to Herald; each command it runs is shown with a `$` before it.
+/// Herald's development commands; each program that they run is shown with a `$` before it.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
-enum Chore {
+enum Command {
     #[cfg(feature = "cluster")]
     Up(up::Args),
     #[cfg(feature = "cluster")]
@@ -62,7 +62,7 @@ enum Chore {
     #[cfg(feature = "cluster")]
     Down(down::Args),
     Local(local::Args),
-    /// Start an Apache Kafka to work with, and end it at Ctrl-C.
+    /// Run an Apache Kafka for development until Ctrl-C.
     Kafka,
     #[cfg(feature = "cluster")]
     Images(images::Args),
@@ -70,24 +70,24 @@ enum Chore {
 }
 
 fn main() -> ExitCode {
-    let result = match Chore::parse() {
+    let result = match Command::parse() {
         #[cfg(feature = "cluster")]
-        Chore::Up(args) => up::run(&args),
+        Command::Up(args) => up::run(&args),
         #[cfg(feature = "cluster")]
-        Chore::Forward(args) => forward::run(&args),
+        Command::Forward(args) => forward::run(&args),
         #[cfg(feature = "cluster")]
-        Chore::Status(args) => status::run(&args),
+        Command::Status(args) => status::run(&args),
         #[cfg(feature = "cluster")]
-        Chore::Logs(args) => logs::run(&args),
+        Command::Logs(args) => logs::run(&args),
         #[cfg(feature = "cluster")]
-        Chore::Doctor(args) => doctor::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         #[cfg(feature = "cluster")]
-        Chore::Down(args) => down::run(&args),
-        Chore::Local(args) => local::run(&args),
-        Chore::Kafka => kafka::run(),
+        Command::Down(args) => down::run(&args),
+        Command::Local(args) => local::run(&args),
+        Command::Kafka => kafka::run(),
         #[cfg(feature = "cluster")]
-        Chore::Images(args) => images::run(&args),
-        Chore::Check(args) => check::run(&args),
+        Command::Images(args) => images::run(&args),
+        Command::Check(args) => check::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -95,33 +95,33 @@ fn main() -> ExitCode {
     })
 }
 
-/// Keeps others who change the same things waiting until it is dropped: two `./setup.sh` at once, say.
+/// Serialises commands that change the environments, such as two `./setup.sh` at once; released when dropped.
 fn lock() -> anyhow::Result<File> {
     let path = target().join("xtask.lock");
     let context = || format!("cannot lock {}", path.display());
     let file = File::create(&path).with_context(context)?;
     if let Err(TryLockError::WouldBlock) = file.try_lock() {
-        println!("another cargo xtask is at work on the environments: waiting until it has ended");
+        println!("another cargo xtask is changing the environments: waiting for it to exit");
         file.lock().with_context(context)?;
     }
     Ok(file)
 }
 
-/// The top of the repository.
+/// The root of the repository.
 fn root() -> PathBuf {
     let xtask = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     xtask
         .parent()
-        .expect("xtask lies in the workspace")
+        .expect("xtask is in the workspace")
         .to_owned()
 }
 
-/// Cargo's folder for what it builds, wherever the user has put it: we run from its `debug`.
+/// Cargo's target folder, wherever the user has put it: we run from its `debug`.
 fn target() -> PathBuf {
     let program = std::env::current_exe().expect("the system knows the path of a running program");
     program
         .ancestors()
         .nth(2)
-        .expect("a program lies in <target>/debug")
+        .expect("the program is in <target>/debug")
         .to_owned()
 }

@@ -1,4 +1,4 @@
-//! port_forward_pids.txt: what runs in the background, for ./kill_port_forward.sh and for us.
+//! port_forward_pids.txt: the background processes, for ./kill_port_forward.sh and for us.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::Context;
 
-/// A line: a process id, and a name where there may be several.
+/// A line: a process id, and a name where several processes may run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listed {
     pub id: u32,
@@ -18,7 +18,7 @@ pub fn read() -> Vec<Listed> {
     parse(&fs::read_to_string(file()).unwrap_or_default())
 }
 
-/// Lists a process in the place of the one that had its name.
+/// Lists a process, replacing the one of the same name.
 pub fn add(id: u32, name: &str) -> anyhow::Result<()> {
     let mut all = read();
     all.retain(|listed| listed.name != name);
@@ -35,7 +35,7 @@ pub fn remove(name: &str) -> anyhow::Result<()> {
     write(&all)
 }
 
-/// The command that runs under this id; empty when it has ended, perhaps leaving its number to a stranger.
+/// The command line of the process with this id, which may have been reused; empty when there is none.
 pub fn command_line(id: u32) -> String {
     if let Ok(words) = fs::read(format!("/proc/{id}/cmdline")) {
         let line = String::from_utf8_lossy(&words).replace('\0', " ");
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_an_id_and_perhaps_a_name() {
+    fn a_line_is_an_id_and_an_optional_name() {
         let listed = |id, name: &str| Listed {
             id,
             name: name.to_owned(),
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_of_a_running_process_is_known_and_that_of_none_is_not() {
+    fn a_running_process_has_a_command_line_and_a_missing_one_does_not() {
         assert!(command_line(std::process::id()).contains("xtask"));
         assert_eq!(command_line(u32::MAX), "");
     }

@@ -1,14 +1,14 @@
-//! Who listens on a port.
+//! Which process listens on a port.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Whether nobody listens on it.
+/// Whether nothing listens on it.
 pub fn is_free(port: u16) -> bool {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    // macOS lets us have 127.0.0.1 where somebody has all addresses.
+    // macOS lets us bind 127.0.0.1 while another process listens on all addresses.
     let answers = TcpStream::connect_timeout(&address, Duration::from_millis(500)).is_ok();
     !answers && TcpListener::bind(address).is_ok()
 }
@@ -28,7 +28,7 @@ pub fn answers(port: u16) -> bool {
         && status.starts_with(b"HTTP/1.1 200")
 }
 
-/// "port 8001 is in use by python3 (process 123)", as far as the system tells us.
+/// "port 8001 is in use by python3 (process 123)", if the system shows the process.
 pub fn in_use(port: u16) -> String {
     match listener(port) {
         Some(process) => format!("port {port} is in use by {process}"),
@@ -38,7 +38,7 @@ pub fn in_use(port: u16) -> String {
 
 fn listener(port: u16) -> Option<String> {
     let linux = output("ss", &["-Hltnp", &format!("sport = :{port}")]);
-    let elsewhere = || {
+    let macos = || {
         output(
             "lsof",
             &["-nP", "-sTCP:LISTEN", "-Fpc", &format!("-iTCP:{port}")],
@@ -46,7 +46,7 @@ fn listener(port: u16) -> Option<String> {
     };
     linux
         .and_then(|text| from_ss(&text))
-        .or_else(|| elsewhere().and_then(|text| from_lsof(&text)))
+        .or_else(|| macos().and_then(|text| from_lsof(&text)))
 }
 
 fn output(program: &str, args: &[&str]) -> Option<String> {
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_someone_listens_on_is_not_free() {
+    fn a_port_with_a_listener_is_not_free() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         assert!(!is_free(port));

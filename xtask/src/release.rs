@@ -1,4 +1,4 @@
-//! A release of the chart: what is installed, and how it differs from what should be.
+//! A release of the chart: what is installed, and how it differs from what is wanted.
 
 use std::fmt;
 use std::io::Write;
@@ -14,7 +14,7 @@ use crate::images::Image;
 use crate::kafka_address::Address;
 use crate::pods;
 
-/// What helm knows of a release.
+/// A release as `helm list` shows it.
 #[derive(Deserialize)]
 pub struct Installed {
     pub name: String,
@@ -25,28 +25,28 @@ pub struct Installed {
     pub status: String,
 }
 
-/// All releases of the cluster.
+/// All releases in the cluster.
 pub fn installed(cluster: &Cluster) -> anyhow::Result<Vec<Installed>> {
     let list = output(&mut cluster.helm(&["list", "--all-namespaces", "--output", "json"]))
         .context(
-            "the cluster does not answer: cargo xtask up starts it, cargo xtask doctor looks",
+            "the cluster does not answer: cargo xtask up starts it, cargo xtask doctor diagnoses it",
         )?;
-    serde_json::from_str(&list).context("cannot read what helm lists")
+    serde_json::from_str(&list).context("cannot read the output of helm list")
 }
 
-/// That of an environment.
+/// The release of an environment.
 pub fn find<'a>(installed: &'a [Installed], environment: &Environment) -> Option<&'a Installed> {
     installed
         .iter()
         .find(|one| one.name == environment.release && one.namespace == environment.namespace)
 }
 
-/// The one release of an environment in a cluster, with the images it should have.
+/// The wanted release of an environment.
 pub struct Release<'a> {
     pub cluster: &'a Cluster,
     pub environment: &'a Environment,
     pub images: &'a [Image],
-    /// The Kafka of `up --kafka`, instead of that of k8s/kafka.
+    /// The Kafka of `up --kafka`, instead of the one of k8s/kafka.
     pub kafka: Option<&'a Address>,
 }
 
@@ -54,9 +54,9 @@ pub struct Release<'a> {
 #[derive(Debug, PartialEq)]
 pub enum Difference {
     NotInstalled,
-    /// The last revision has another status than `deployed`: helm failed or was interrupted.
+    /// The status of the last revision is not `deployed`: helm failed or was interrupted.
     NotDeployed(String),
-    /// Somebody has deleted or changed what was installed.
+    /// Installed resources were deleted or changed.
     Drifted,
     /// The chart, its values or the images are newer.
     Outdated,
@@ -76,7 +76,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Whether an environment's release is still as it was installed.
+/// How an environment's release differs from what helm installed, if it does.
 pub fn drift(
     cluster: &Cluster,
     environment: &Environment,
@@ -85,7 +85,7 @@ pub fn drift(
     Ok(unchanged(cluster, environment, installed)?.err())
 }
 
-/// The manifest of a release that is as it was installed.
+/// The manifest of a release that has not drifted.
 fn unchanged(
     cluster: &Cluster,
     environment: &Environment,
@@ -104,7 +104,7 @@ fn unchanged(
     Ok(Ok(manifest))
 }
 
-/// The environments that `up --kafka` has given another Kafka, with its address.
+/// The environments that use the Kafka of `up --kafka`, with its address.
 pub fn other_kafkas(
     cluster: &Cluster,
     environments: &[Environment],
@@ -125,44 +125,44 @@ pub fn other_kafkas(
     Ok(others)
 }
 
-/// What helm installed.
+/// The manifest that helm installed.
 fn manifest(cluster: &Cluster, environment: &Environment) -> anyhow::Result<String> {
     let mut get = cluster.helm(&["get", "manifest", &environment.release]);
     output(get.args(["--namespace", &environment.namespace]))
 }
 
-/// Whether somebody deleted or changed what helm installed.
+/// Whether resources that helm installed were deleted or changed.
 fn has_drifted(
     cluster: &Cluster,
     environment: &Environment,
     manifest: &str,
 ) -> anyhow::Result<bool> {
     let mut diff = cluster.kubectl(&["diff", "--server-side", "--force-conflicts"]);
-    // As somebody else than helm, or what helm writes beside the manifest would count as deleted by us.
+    // Not as field manager `helm`, or fields that helm writes beside the manifest would count as deleted by us.
     diff.args(["--namespace", &environment.namespace, "--filename", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
-        // The user's own may wait for somebody to look.
+        // The user's own diff program may be interactive.
         .env_remove("KUBECTL_EXTERNAL_DIFF");
     let mut diff = diff.spawn().context("cannot run kubectl")?;
     let mut stdin = diff.stdin.take().expect("stdin is a pipe");
     stdin.write_all(manifest.as_bytes())?;
     drop(stdin);
-    let said = diff.wait_with_output()?;
-    match said.status.code() {
+    let output = diff.wait_with_output()?;
+    match output.status.code() {
         Some(0) => Ok(false),
         Some(1) => Ok(true),
         _ => bail!(
             "kubectl diff ended with {}: {}",
-            said.status,
-            String::from_utf8_lossy(&said.stderr).trim()
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
         ),
     }
 }
 
 impl Release<'_> {
-    /// How the cluster differs from the chart, the values and the images; `None` when nothing has to be done.
+    /// How the cluster differs from the chart, the values and the images; `None` when nothing has to change.
     pub fn difference(&self, installed: &[Installed]) -> anyhow::Result<Option<Difference>> {
         let has = match unchanged(self.cluster, self.environment, installed)? {
             Ok(manifest) => manifest,
@@ -187,8 +187,8 @@ impl Release<'_> {
         let Environment {
             release, namespace, ..
         } = self.environment;
-        self.forget_interrupted(installed)?;
-        // A topic that is gone is declared anew.
+        self.remove_interrupted(installed)?;
+        // So that the Job runs again and recreates a deleted topic.
         let topic = selector_of(release, "topic");
         let delete = ["delete", "job", "--selector", &topic, "--namespace"];
         output(self.cluster.kubectl(&delete).arg(namespace))?;
@@ -200,8 +200,8 @@ impl Release<'_> {
         output(&mut upgrade).map(drop)
     }
 
-    /// A helm that was interrupted leaves a revision that is pending, or being uninstalled, for ever, and locks the release.
-    fn forget_interrupted(&self, installed: &[Installed]) -> anyhow::Result<()> {
+    /// An interrupted helm leaves a revision pending or uninstalling for ever, which locks the release.
+    fn remove_interrupted(&self, installed: &[Installed]) -> anyhow::Result<()> {
         let Environment {
             release, namespace, ..
         } = self.environment;
@@ -219,7 +219,7 @@ impl Release<'_> {
         run(command.args(["--namespace", namespace]))
     }
 
-    /// A helm command with chart, values and images.
+    /// A helm command with the chart, its values and the images.
     fn helm(&self, args: &[&str]) -> std::process::Command {
         let environment = self.environment;
         let mut helm = self.cluster.helm(args);
@@ -246,7 +246,7 @@ pub fn selector(release: &str) -> String {
     format!("app.kubernetes.io/instance={release}")
 }
 
-/// The labels of one part of it.
+/// The labels of one component of a release.
 pub fn selector_of(release: &str, component: &str) -> String {
     format!(
         "{},app.kubernetes.io/component={component}",

@@ -1,4 +1,4 @@
-//! Waiting until what was applied runs, and saying why it does not.
+//! Waits for workloads to roll out, and reports why they do not.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -13,36 +13,36 @@ use kube::{Client, ResourceExt};
 use crate::environments::Environment;
 use crate::release;
 
-/// Between two looks at the cluster.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Between two polls of the cluster.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long all of it may take: an image may have to be pulled.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// For all workloads together: an image may have to be pulled.
+const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// How many lines of its log a pod that does not start is asked for.
+/// The number of log lines to show of a pod that does not start.
 const LOG_LINES: i64 = 10;
 
 /// Deployments, StatefulSets and Jobs that belong together.
 pub struct Workloads {
-    /// What a person calls them.
+    /// As shown to the user.
     pub name: String,
     pub namespace: String,
     /// Labels, as `kubectl --selector` takes them.
     pub selector: String,
 }
 
-/// Returns when all of them have rolled out. The error of those that do not is what is wrong with their pods.
+/// Returns when all of them have rolled out. The error describes the problems of their pods.
 pub async fn wait(client: &Client, all: &[Workloads]) -> anyhow::Result<()> {
     let begin = Instant::now();
-    let mut told = HashMap::new();
-    let mut troubled = HashMap::new();
+    let mut reported = HashMap::new();
+    let mut problems = HashMap::new();
     loop {
-        let mut waits = false;
+        let mut waiting = false;
         for workloads in all {
-            let late = begin.elapsed() > PATIENCE;
+            let late = begin.elapsed() > TIMEOUT;
             let unfinished = match workloads.unfinished(client).await {
                 Ok(unfinished) => unfinished,
-                // A cluster that has just started answers now and then.
+                // A cluster that has just started does not answer every request.
                 Err(error) if late => return Err(error),
                 Err(_) => vec!["the cluster to answer".to_owned()],
             };
@@ -50,37 +50,37 @@ pub async fn wait(client: &Client, all: &[Workloads]) -> anyhow::Result<()> {
                 [] => "ready".to_owned(),
                 names => format!("waiting for {}", names.join(", ")),
             };
-            waits |= !unfinished.is_empty();
-            if told.insert(&workloads.name, state.clone()).as_ref() != Some(&state) {
+            waiting |= !unfinished.is_empty();
+            if reported.insert(&workloads.name, state.clone()).as_ref() != Some(&state) {
                 println!("{}: {state}", workloads.name);
             }
-            let stuck = workloads.is_stuck(client, &mut troubled).await;
+            let stuck = workloads.is_stuck(client, &mut problems).await;
             if !unfinished.is_empty() && (stuck || late) {
                 bail!("{}", workloads.explain(client, &unfinished).await?);
             }
         }
-        if !waits {
+        if !waiting {
             return Ok(());
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// How long a pod may be in this trouble, out of which it may come by itself: a volume, a node or one attempt to pull an
-/// image may need a minute.
-fn patience(trouble: &str) -> Duration {
-    let passes = ["Unschedulable", "ErrImagePull", "ImagePullBackOff"];
-    let passes = passes.iter().any(|reason| trouble.starts_with(reason));
-    Duration::from_secs(if passes { 120 } else { 20 })
+/// How long to wait before calling a pod stuck: provisioning a volume, adding a node or pulling an image often
+/// recovers within a minute.
+fn grace_period(problem: &str) -> Duration {
+    let transient = ["Unschedulable", "ErrImagePull", "ImagePullBackOff"];
+    let transient = transient.iter().any(|reason| problem.starts_with(reason));
+    Duration::from_secs(if transient { 120 } else { 20 })
 }
 
 impl Workloads {
-    /// What the chart made for an environment.
+    /// Those that the chart creates for an environment.
     pub fn of(environment: &Environment) -> Self {
         Self {
             name: environment.name.clone(),
             namespace: environment.namespace.clone(),
-            // The pod of `helm test` is none of what runs.
+            // The pod of `helm test` is not a workload.
             selector: format!(
                 "{},app.kubernetes.io/component!=test",
                 release::selector(&environment.release)
@@ -88,7 +88,7 @@ impl Workloads {
         }
     }
 
-    /// What k8s/kafka made.
+    /// Those of k8s/kafka.
     pub fn kafka() -> Self {
         Self {
             name: "kafka".to_owned(),
@@ -130,21 +130,21 @@ impl Workloads {
         Ok(pods.list(&ours).await?.items)
     }
 
-    /// Whether one of the pods has been in trouble for too long; `troubled` says since when each is.
-    async fn is_stuck(&self, client: &Client, troubled: &mut HashMap<String, Instant>) -> bool {
+    /// Whether a pod has had a problem for too long; `problems` holds the time at which each was first seen.
+    async fn is_stuck(&self, client: &Client, problems: &mut HashMap<String, Instant>) -> bool {
         let mut stuck = false;
         for pod in self.pods(client).await.unwrap_or_default() {
-            let Some(trouble) = trouble(&pod) else {
-                troubled.remove(&pod.name_any());
+            let Some(problem) = problem(&pod) else {
+                problems.remove(&pod.name_any());
                 continue;
             };
-            let since = troubled.entry(pod.name_any()).or_insert_with(Instant::now);
-            stuck |= since.elapsed() > patience(&trouble);
+            let since = problems.entry(pod.name_any()).or_insert_with(Instant::now);
+            stuck |= since.elapsed() > grace_period(&problem);
         }
         stuck
     }
 
-    /// What one would otherwise look for with `kubectl describe` and `kubectl logs`.
+    /// What `kubectl describe` and `kubectl logs` would show.
     async fn explain(&self, client: &Client, unfinished: &[String]) -> anyhow::Result<String> {
         let namespace = &self.namespace;
         let mut text = format!(
@@ -154,8 +154,8 @@ impl Workloads {
         );
         let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
         let ours = ListParams::default().labels(&self.selector);
-        for refused in deployments.list(&ours).await?.iter().filter_map(refusal) {
-            text += &format!("\n  {refused}");
+        for failure in deployments.list(&ours).await?.iter().filter_map(failure) {
+            text += &format!("\n  {failure}");
         }
         let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
         let log = LogParams {
@@ -164,7 +164,7 @@ impl Workloads {
         };
         for pod in self.pods(client).await?.iter().filter(|pod| !is_ready(pod)) {
             let name = pod.name_any();
-            let reason = trouble(pod).unwrap_or_else(|| "is not ready".to_owned());
+            let reason = problem(pod).unwrap_or_else(|| "is not ready".to_owned());
             text += &format!("\n  pod {name}: {reason}");
             let lines = pods.logs(&name, &log).await.unwrap_or_default();
             for line in lines.lines() {
@@ -213,8 +213,8 @@ pub fn is_ready(pod: &Pod) -> bool {
             .any(|condition| condition.type_ == "Ready" && condition.status == "True"))
 }
 
-/// Why a pod will not start by itself, as far as one can tell: `ImagePullBackOff: no such image`.
-pub fn trouble(pod: &Pod) -> Option<String> {
+/// Why a pod does not start, if its status tells: `ImagePullBackOff: no such image`.
+pub fn problem(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
     let with = |reason: &str, message: Option<&String>| match message {
         Some(message) => format!("{reason}: {message}"),
@@ -240,8 +240,8 @@ pub fn trouble(pod: &Pod) -> Option<String> {
     None
 }
 
-/// Why a Deployment may not even make its pods, such as a policy that forbids them.
-fn refusal(deployment: &Deployment) -> Option<String> {
+/// Why a Deployment cannot create its pods, such as a policy that forbids them.
+fn failure(deployment: &Deployment) -> Option<String> {
     let conditions = deployment.status.as_ref()?.conditions.as_ref()?;
     conditions
         .iter()
@@ -260,27 +260,27 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_of_a_pod_that_does_not_start_is_told() {
+    fn the_reason_why_a_pod_does_not_start_is_reported() {
         let waiting = |reason, message| {
             json!({"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0,
                 "state": {"waiting": {"reason": reason, "message": message}}}]})
         };
         let pulling = pod(waiting("ImagePullBackOff", "no such image"));
         assert_eq!(
-            trouble(&pulling).unwrap(),
+            problem(&pulling).unwrap(),
             "ImagePullBackOff: no such image"
         );
-        assert_eq!(trouble(&pod(waiting("ContainerCreating", ""))), None);
+        assert_eq!(problem(&pod(waiting("ContainerCreating", ""))), None);
         let unschedulable = json!({"conditions": [{"type": "PodScheduled", "status": "False",
             "reason": "Unschedulable", "message": "insufficient memory"}]});
         assert_eq!(
-            trouble(&pod(unschedulable)).unwrap(),
+            problem(&pod(unschedulable)).unwrap(),
             "Unschedulable: insufficient memory"
         );
     }
 
     #[test]
-    fn a_deployment_runs_when_all_its_pods_are_the_new_ones_and_available() {
+    fn a_deployment_runs_when_all_its_pods_are_updated_and_available() {
         let deployment = |updated: i32, available: i32, generation: i64| -> Deployment {
             serde_json::from_value(json!({
                 "metadata": {"generation": 2}, "spec": {"replicas": 2, "selector": {}, "template": {}},

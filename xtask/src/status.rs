@@ -1,4 +1,4 @@
-//! How the environments are, in one table.
+//! The state of the environments, in one table.
 
 use std::process::ExitCode;
 
@@ -12,7 +12,7 @@ use crate::port;
 use crate::release::{self, Installed};
 use crate::rollout::{self, Workloads};
 
-/// Show the environments: release and revision, pods ready, image, topic and its end, connections now, page.
+/// Show each environment's release and revision, ready pods, image, topic and end offset, connections, and page.
 #[derive(clap::Args)]
 pub struct Args {
     /// default, dev, prod; all of them when none is named.
@@ -56,7 +56,7 @@ async fn row(
         Some(found) => format!("{} {} ({})", found.name, found.revision, found.status),
         None => "not installed".to_owned(),
     };
-    // Pods of the topic's Job have ended.
+    // Without the pods of the topic's Job, which have completed.
     let service = "app.kubernetes.io/component in (producer, consumer)";
     let workloads = Workloads {
         name: environment.name.clone(),
@@ -71,7 +71,7 @@ async fn row(
 
     let mut metrics = Vec::new();
     for pod in &consumers {
-        // One that starts or ends may not answer.
+        // A pod that starts or terminates may not answer.
         metrics.push(pods::metrics(client, pod).await.unwrap_or_default());
     }
     let end = metrics
@@ -118,7 +118,7 @@ fn image(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.containers.first()?.image.as_deref()
 }
 
-/// Columns as wide as what stands in them.
+/// Each column is as wide as its longest cell.
 fn print(rows: &[[String; 7]]) {
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();

@@ -1,13 +1,13 @@
-//! The programs that a check needs, and how to get them.
+//! The programs that checks need, and how to install them.
 
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// A program that checks call by one of its names.
+/// A program, under any of its names.
 pub struct Tool {
     pub names: &'static [&'static str],
-    /// How to get it, in a few words.
+    /// How to install it, in a few words.
     pub get: &'static str,
 }
 
@@ -45,12 +45,12 @@ const fn tool(names: &'static [&'static str], get: &'static str) -> Tool {
 }
 
 impl Tool {
-    /// The program's path.
+    /// Its path, if it is installed.
     pub fn find(&self) -> Option<PathBuf> {
         self.names.iter().find_map(|name| find(name))
     }
 
-    /// One sentence for the list of what was left out.
+    /// The reason given in the list of checks that were left out.
     pub fn missing(&self) -> String {
         format!("{} is missing ({})", self.names[0], self.get)
     }
@@ -65,7 +65,7 @@ pub fn path() -> OsString {
     env::join_paths(folders).unwrap_or(path)
 }
 
-/// Where on that PATH a program lies.
+/// The path of a program on that PATH.
 pub fn find(name: &str) -> Option<PathBuf> {
     env::split_paths(&path())
         .map(|folder| folder.join(name))
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_we_have_installed_comes_before_an_older_one_elsewhere() {
+    fn installed_tools_take_precedence_on_the_path() {
         let first = env::split_paths(&path()).next().unwrap();
         let given = env::var_os("HERALD_BIN").map(PathBuf::from);
         let home = env::home_dir().unwrap().join(".local/bin");

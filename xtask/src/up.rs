@@ -1,4 +1,4 @@
-//! From nothing, or from whatever there is, to environments that run on minikube.
+//! Brings environments up on minikube, from nothing or from whatever state the cluster is in.
 
 use std::process::ExitCode;
 use std::thread;
@@ -17,24 +17,24 @@ use crate::minikube;
 use crate::release::{self, Release};
 use crate::rollout::{self, Workloads};
 
-/// The label of what we apply ourselves; what helm installs has that of helm.
+/// The label of the resources that we apply ourselves; helm sets its own on those that it installs.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub const XTASK: &str = "herald-xtask";
 
-/// The exit code that tells ./setup.sh to go on without a cluster.
+/// The exit code that makes ./setup.sh continue without a cluster.
 const NO_CLUSTER: u8 = 3;
 
 /// Start minikube, build and load the images, start Kafka, install the environments, and wait until they run.
 ///
-/// What is right already is left alone. What is not is mended: a stopped cluster, a deleted pod or topic, an interrupted
-/// upgrade. Leaves with exit code 3, after one sentence that says why, when no cluster can be had.
+/// Changes only what differs, and repairs a stopped cluster, a deleted pod or topic, and an interrupted upgrade.
+/// Prints the reason and exits with code 3 when no cluster is available.
 #[derive(clap::Args)]
 pub struct Args {
     /// default, dev, prod; all of them when none is named.
     #[arg(value_name = "ENV")]
     environments: Vec<String>,
 
-    /// Use a Kafka that runs already, instead of starting one in namespace kafka: its address for a pod in the cluster.
+    /// Use a running Kafka instead of starting one in namespace kafka: its address as pods in the cluster reach it.
     #[arg(long, value_name = "HOST:PORT")]
     kafka: Option<Address>,
 }
@@ -44,10 +44,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let _lock = crate::lock()?;
     let mut phases = Phases::default();
 
-    let cluster = match phases.time("minikube", have_cluster) {
+    let cluster = match phases.time("minikube", ensure_cluster) {
         Ok(cluster) => cluster,
         Err(no_cluster) => {
-            eprintln!("no cluster can be had: {no_cluster}");
+            eprintln!("no cluster is available: {no_cluster}");
             return Ok(ExitCode::from(NO_CLUSTER));
         }
     };
@@ -70,7 +70,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn have_cluster() -> Result<Cluster, minikube::NoCluster> {
+fn ensure_cluster() -> Result<Cluster, minikube::NoCluster> {
     minikube::preflight()?;
     let cluster = Cluster::minikube();
     let found = minikube::start(&cluster)?;
@@ -78,26 +78,26 @@ fn have_cluster() -> Result<Cluster, minikube::NoCluster> {
     Ok(cluster)
 }
 
-/// Creates those that are missing. One that exists may hold pods of others, which a label could keep from starting again.
+/// Creates missing namespaces. An existing one may hold other users' pods, which a label could prevent from restarting.
 fn create_namespaces(cluster: &Cluster) -> anyhow::Result<()> {
     const FILE: [&str; 4] = ["--filename", "k8s/namespaces.yaml", "--output", "name"];
     let wanted = output(cluster.kubectl(&["create", "--dry-run=client"]).args(FILE))?;
     let get = ["get", "--ignore-not-found"];
     if output(cluster.kubectl(&get).args(FILE))? != wanted {
-        // It creates what it can and fails for those that exist.
+        // Creates the missing ones, and fails because the others exist.
         status(cluster.kubectl(&["create"]).args(FILE))?;
         let created = output(cluster.kubectl(&get).args(FILE))?;
         anyhow::ensure!(created == wanted, "cannot create all of {}", FILE[1]);
     }
     if minikube::is_ours(cluster) {
-        // Nobody else's pods are there.
+        // There are no other users' pods.
         let enforce = "pod-security.kubernetes.io/enforce=restricted";
         output(&mut cluster.kubectl(&["label", "--overwrite", "namespace", "default", enforce]))?;
     }
     Ok(())
 }
 
-/// What is in the cluster under the names of k8s/kafka, and not ours: a Kafka of Strimzi's quickstart, say.
+/// Resources with the names of k8s/kafka that are not ours, such as those of Strimzi's quickstart.
 fn foreign_kafka(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
     let mut get = cluster.kubectl(&["get", "--ignore-not-found", "--output", "json"]);
     let ours = output(get.args(["--kustomize", "k8s/kafka"]))?;
@@ -109,7 +109,8 @@ fn foreign_kafka(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
         if text.trim().is_empty() {
             continue;
         }
-        let objects: Objects = serde_json::from_str(&text).context("cannot read what is there")?;
+        let objects: Objects =
+            serde_json::from_str(&text).context("cannot read the output of kubectl get")?;
         let objects = objects.items.unwrap_or_else(|| vec![objects.only]);
         foreign.extend(
             objects
@@ -121,7 +122,7 @@ fn foreign_kafka(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
     Ok(foreign)
 }
 
-/// A list of them, or a single one.
+/// The output of `kubectl get`: a list, or a single object.
 #[derive(Deserialize)]
 struct Objects {
     items: Option<Vec<Object>>,
@@ -161,7 +162,7 @@ fn start_kafka(cluster: &Cluster) -> anyhow::Result<()> {
     wait_for(async { rollout::wait(&cluster.client().await?, &all).await })
 }
 
-/// Installs or upgrades the releases that differ from what they should be.
+/// Installs missing releases and upgrades those that differ.
 fn install(
     environments: &[Environment],
     images: &[Image],
@@ -176,15 +177,16 @@ fn install(
         kafka,
     });
     let releases: Vec<Release> = releases.collect();
-    // Looking takes a second or two for each.
+    // In parallel, since each comparison takes a second or two.
     let differences: Vec<_> = thread::scope(|scope| {
         let installed = &installed;
-        let looks = releases
+        let threads = releases
             .iter()
             .map(|release| scope.spawn(move || release.difference(installed)));
-        let looks: Vec<_> = looks.collect();
-        let seen = looks.into_iter().map(|look| look.join());
-        seen.map(|seen| seen.expect("looking does not panic"))
+        let threads: Vec<_> = threads.collect();
+        let results = threads.into_iter().map(|thread| thread.join());
+        results
+            .map(|result| result.expect("a comparison does not panic"))
             .collect()
     });
     for (release, difference) in releases.iter().zip(differences) {
@@ -205,7 +207,7 @@ async fn roll_out(environments: &[Environment], cluster: &Cluster) -> anyhow::Re
     rollout::wait(&cluster.client().await?, &all).await
 }
 
-/// How long everything took.
+/// The duration of each phase.
 #[derive(Default)]
 struct Phases(Vec<(&'static str, Duration)>);
 
