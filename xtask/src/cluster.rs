@@ -1,4 +1,4 @@
-//! The cluster: minikube's own, whatever kubectl's current context is.
+//! minikube's cluster, whatever kubectl's current context is.
 
 use std::process::Command;
 
@@ -8,12 +8,13 @@ use kube::{Client, Config};
 
 use crate::command::{command, output};
 
-/// The name of minikube's profile, which is also that of its context in the kubeconfig.
+/// The name of minikube's profile, which is also the name of its context in the kubeconfig.
 pub fn profile() -> String {
-    let chosen = std::env::var("MINIKUBE_PROFILE").ok();
-    // An error when the user never chose one with `minikube profile NAME`.
-    let kept = || output(&mut minikube(&["config", "get", "profile"])).ok();
-    let name = chosen.or_else(kept).unwrap_or_default().trim().to_owned();
+    let from_env = std::env::var("MINIKUBE_PROFILE").ok();
+    // Fails if the user has never set one with `minikube profile NAME`.
+    let configured = || output(&mut minikube(&["config", "get", "profile"])).ok();
+    let name = from_env.or_else(configured).unwrap_or_default();
+    let name = name.trim().to_owned();
     if name.is_empty() {
         "minikube".to_owned()
     } else {
@@ -34,20 +35,20 @@ impl Cluster {
     }
 
     pub fn kubectl(&self, args: &[&str]) -> Command {
-        let mut kubectl = directly(command("kubectl", ["--context", &self.context]));
+        let mut kubectl = without_proxy(command("kubectl", ["--context", &self.context]));
         kubectl.args(args);
         kubectl
     }
 
     pub fn helm(&self, args: &[&str]) -> Command {
-        let mut helm = directly(command("helm", args));
+        let mut helm = without_proxy(command("helm", args));
         helm.args(["--kube-context", &self.context]);
         helm
     }
 
-    /// How its API server is reached, read anew from the kubeconfig: `minikube start` may have given it another port.
+    /// How to reach its API server. Read from the kubeconfig each time: `minikube start` may have changed the port.
     ///
-    /// Errors say that the kubeconfig does not know the cluster, not that it does not answer.
+    /// An error means that the cluster is not in the kubeconfig, not that it does not answer.
     pub async fn config(&self) -> anyhow::Result<Config> {
         let missing = || format!("kubectl does not know the cluster \"{}\"", self.context);
         let kubeconfig = Kubeconfig::read().with_context(missing)?;
@@ -58,17 +59,17 @@ impl Cluster {
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &options)
             .await
             .with_context(missing)?;
-        // From HTTPS_PROXY, which is not for a cluster on this machine.
+        // Comes from HTTPS_PROXY, which must not be used for a cluster on this machine.
         config.proxy_url = None;
         Ok(config)
     }
 
     pub async fn client(&self) -> anyhow::Result<Client> {
-        Client::try_from(self.config().await?).context("cannot make a client of the cluster")
+        Client::try_from(self.config().await?).context("cannot create a client of the cluster")
     }
 }
 
-/// The variables that name a proxy for the world outside.
+/// The variables that name a proxy for the internet.
 pub const PROXIES: [&str; 6] = [
     "HTTPS_PROXY",
     "https_proxy",
@@ -81,15 +82,15 @@ pub const PROXIES: [&str; 6] = [
 /// The addresses of minikube's clusters, for minikube itself, which needs the proxy for images.
 const LOCAL: &str = "localhost,127.0.0.1,10.96.0.0/12,192.168.0.0/16";
 
-/// A command that speaks to nothing but the cluster, and so without a proxy.
-fn directly(mut command: Command) -> Command {
+/// Removes the proxy from a command that connects only to the cluster.
+fn without_proxy(mut command: Command) -> Command {
     for name in PROXIES {
         command.env_remove(name);
     }
     command
 }
 
-/// minikube with these arguments, which goes through a proxy for images only.
+/// minikube with these arguments; it uses a proxy for images only.
 pub fn minikube(args: &[&str]) -> Command {
     let mut minikube = command("minikube", args);
     let given = std::env::var("NO_PROXY").or_else(|_| std::env::var("no_proxy"));
@@ -101,7 +102,7 @@ pub fn minikube(args: &[&str]) -> Command {
     minikube
 }
 
-/// Runs what is asynchronous in a command that is not.
+/// Runs a future to completion in a synchronous command.
 pub fn wait_for<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -115,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kubectl_and_helm_go_to_the_cluster_directly_and_minikube_to_its_images_by_the_proxy() {
+    fn kubectl_and_helm_bypass_the_proxy_and_minikube_uses_it_for_images() {
         let cluster = Cluster {
             context: "mine".to_owned(),
         };

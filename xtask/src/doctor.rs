@@ -1,4 +1,4 @@
-//! What is wrong, and what to do about it.
+//! Diagnoses problems and names a remedy for each.
 
 use std::process::ExitCode;
 
@@ -14,33 +14,33 @@ use crate::{pods, port};
 
 const UP: &str = "cargo xtask up";
 
-/// Look at the machine, the cluster, Kafka and the pages, and name what is wrong with a remedy for each.
+/// Check the machine, the cluster, Kafka and the pages, and report each problem with a remedy.
 ///
-/// Changes nothing. Leaves with exit code 1 when something is wrong.
+/// Changes nothing. Exits with code 1 if it finds a problem.
 #[derive(clap::Args)]
 pub struct Args {}
 
-/// What was looked at, one line each.
+/// Prints a line for each finding and counts the problems.
 #[derive(Default)]
 struct Findings {
-    wrong: usize,
+    problems: usize,
 }
 
 impl Findings {
-    fn right(&self, what: &str) {
+    fn ok(&self, what: &str) {
         println!("ok     {what}");
     }
 
-    fn wrong(&mut self, what: &str, remedy: &str) {
-        self.wrong += 1;
+    fn problem(&mut self, what: &str, remedy: &str) {
+        self.problems += 1;
         println!("WRONG  {what}\n       -> {remedy}");
     }
 
-    /// Whether it was right.
-    fn of(&mut self, what: &str, result: Result<(), String>, remedy: &str) -> bool {
+    /// Returns whether the result is `Ok`.
+    fn record(&mut self, what: &str, result: Result<(), String>, remedy: &str) -> bool {
         match &result {
-            Ok(()) => self.right(what),
-            Err(why) => self.wrong(&format!("{what}: {why}"), remedy),
+            Ok(()) => self.ok(what),
+            Err(why) => self.problem(&format!("{what}: {why}"), remedy),
         }
         result.is_ok()
     }
@@ -51,28 +51,28 @@ pub fn run(_: &Args) -> anyhow::Result<ExitCode> {
     let cluster = Cluster::minikube();
     if machine(&mut findings) && has_cluster(&cluster, &mut findings) {
         let installed = release::installed(&cluster)?;
-        wait_for(look(&cluster, &installed, &mut findings))?;
+        wait_for(diagnose(&cluster, &installed, &mut findings))?;
     }
     for environment in environments::chosen(&[])? {
         page(&environment, &mut findings);
     }
-    if findings.wrong == 0 {
+    if findings.problems == 0 {
         println!("\nnothing is wrong");
         return Ok(ExitCode::SUCCESS);
     }
-    let things = if findings.wrong == 1 {
+    let things = if findings.problems == 1 {
         "thing is"
     } else {
         "things are"
     };
-    println!("\n{} {things} wrong", findings.wrong);
+    println!("\n{} {things} wrong", findings.problems);
     Ok(ExitCode::FAILURE)
 }
 
 fn machine(findings: &mut Findings) -> bool {
     let remedy = "install or add it; ./setup.sh --local runs without a cluster";
     let preflight = minikube::preflight().map_err(|no_cluster| no_cluster.to_string());
-    findings.of("minikube, kubectl, helm and memory", preflight, remedy)
+    findings.record("minikube, kubectl, helm and memory", preflight, remedy)
 }
 
 fn has_cluster(cluster: &Cluster, findings: &mut Findings) -> bool {
@@ -86,7 +86,7 @@ fn has_cluster(cluster: &Cluster, findings: &mut Findings) -> bool {
         Ok(State::Running) => Ok(()),
     };
     let what = format!("the cluster \"{}\"", cluster.context);
-    let there = findings.of(&what, state, UP);
+    let runs = findings.record(&what, state, UP);
     if let Some(name) = PROXIES.iter().find(|name| std::env::var_os(name).is_some()) {
         println!(
             "note   {name} is set: minikube gets images through it; xtask goes to the cluster directly"
@@ -100,10 +100,10 @@ fn has_cluster(cluster: &Cluster, findings: &mut Findings) -> bool {
             "note   your own kubectl and helm go to \"{current}\", not to \"{name}\" (kubectl config use-context {name})"
         );
     }
-    there
+    runs
 }
 
-async fn look(
+async fn diagnose(
     cluster: &Cluster,
     installed: &[Installed],
     findings: &mut Findings,
@@ -115,7 +115,7 @@ async fn look(
             .status
             .iter()
             .flat_map(|status| status.conditions.iter().flatten());
-        // Ready should be, everything else (pressure on memory, disk, processes) should not.
+        // Ready should be true, all other conditions (pressure on memory, disk, processes) false.
         let bad: Vec<String> = conditions
             .filter(|one| (one.type_ == "Ready") != (one.status == "True"))
             .map(|one| format!("{} is {}", one.type_, one.status))
@@ -126,7 +126,7 @@ async fn look(
             Err(bad.join(", "))
         };
         let what = format!("node {}", node.name_any());
-        findings.of(
+        findings.record(
             &what,
             state,
             "kubectl describe nodes says why; minikube stop and up again",
@@ -138,13 +138,13 @@ async fn look(
         workloads(&client, &Workloads::kafka(), findings).await?;
     }
     for (name, kafka) in others {
-        findings.right(&format!("{name} uses the Kafka at {kafka}"));
+        findings.ok(&format!("{name} uses the Kafka at {kafka}"));
     }
     for environment in environments {
         let remedy = format!("{UP} {}", environment.name);
         let drift = release::drift(cluster, &environment, installed)?;
         let what = format!("release {}", environment.release);
-        findings.of(
+        findings.record(
             &what,
             drift.map_or(Ok(()), |drift| Err(drift.to_string())),
             &remedy,
@@ -157,7 +157,7 @@ async fn look(
     Ok(())
 }
 
-/// Whether everything has rolled out, and if not, what its pods say.
+/// Checks that all workloads have rolled out; if not, the pods' reasons are part of the problem.
 async fn workloads(
     client: &Client,
     workloads: &Workloads,
@@ -167,7 +167,7 @@ async fn workloads(
     let all = workloads.pods(client).await?;
     let what = format!("pods of {}", workloads.name);
     if unfinished.is_empty() && !all.is_empty() {
-        findings.right(&what);
+        findings.ok(&what);
         return Ok(());
     }
     let mut state = match unfinished.as_slice() {
@@ -186,11 +186,11 @@ async fn workloads(
         "{UP}; kubectl describe pods --namespace {}",
         workloads.namespace
     );
-    findings.wrong(&format!("{what}: {state}"), &remedy);
+    findings.problem(&format!("{what}: {state}"), &remedy);
     Ok(())
 }
 
-/// Whether the consumers read their topic.
+/// Checks that the consumers can read their topic.
 async fn source(
     client: &Client,
     environment: &Environment,
@@ -202,7 +202,7 @@ async fn source(
         names => Err(format!("{} cannot read it", names.join(", "))),
     };
     let remedy = format!("{UP} {}", environment.name);
-    findings.of(&format!("topic {}", environment.topic), state, &remedy);
+    findings.record(&format!("topic {}", environment.topic), state, &remedy);
     Ok(())
 }
 
@@ -210,13 +210,13 @@ fn page(environment: &Environment, findings: &mut Findings) {
     let port = environment.local_port;
     let what = format!("page {}", environment.url());
     if port::answers(port) {
-        findings.right(&what);
+        findings.ok(&what);
     } else if port::is_free(port) {
         let remedy = format!("cargo xtask forward --background {}", environment.name);
-        findings.wrong(&format!("{what}: nobody forwards it"), &remedy);
+        findings.problem(&format!("{what}: nobody forwards it"), &remedy);
     } else {
         let state = format!("{what}: {}, and does not answer", port::in_use(port));
-        findings.wrong(
+        findings.problem(
             &state,
             "./kill_port_forward.sh, or end that process, then ./setup.sh",
         );

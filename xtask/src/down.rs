@@ -1,4 +1,4 @@
-//! Taking environments away again.
+//! Uninstalls environments.
 
 use std::process::ExitCode;
 
@@ -16,22 +16,22 @@ use crate::minikube::{self, State};
 use crate::release;
 use crate::up::{MANAGED_BY, XTASK};
 
-/// What k8s/kafka makes, and the volume.
+/// The kinds of resources in k8s/kafka, and its volume.
 const KINDS: &str =
     "statefulset,service,configmap,serviceaccount,networkpolicy,persistentvolumeclaim";
 
-/// End the port-forwards and uninstall the environments; Kafka and what it holds stay.
+/// Stop the port-forwards and uninstall the environments; Kafka and its data are kept.
 #[derive(clap::Args)]
 pub struct Args {
     /// default, dev, prod; all of them when none is named.
     #[arg(value_name = "ENV", conflicts_with = "cluster")]
     environments: Vec<String>,
 
-    /// Also delete Kafka with everything it holds, and the cluster, when `up` made it.
+    /// Also delete Kafka with its data, and the cluster if `up` created it.
     #[arg(long)]
     cluster: bool,
 
-    /// With --cluster: delete a cluster that `up` made also when it holds more than Herald, or is stopped.
+    /// With --cluster: delete a cluster that `up` created even if it contains more than Herald, or is stopped.
     #[arg(long, requires = "cluster")]
     yes: bool,
 }
@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Deletes the Kafka of `up`; one that others have made stays.
+/// Deletes the Kafka that `up` created, and no other.
 fn delete_kafka(cluster: &Cluster) -> anyhow::Result<()> {
     let selector = format!("{MANAGED_BY}={XTASK}");
     let ours = ["--namespace", "kafka", "--selector", &selector];
@@ -81,7 +81,7 @@ fn delete_kafka(cluster: &Cluster) -> anyhow::Result<()> {
     run_command(cluster.kubectl(&["delete", KINDS]).args(ours))
 }
 
-/// An error when the cluster may hold what is not Herald's, which names it.
+/// An error if the cluster contains, or may contain, what is not Herald's.
 fn confirm(cluster: &Cluster) -> anyhow::Result<()> {
     let name = &cluster.context;
     match minikube::state(cluster) {
@@ -102,7 +102,7 @@ fn confirm(cluster: &Cluster) -> anyhow::Result<()> {
     }
 }
 
-/// Namespaces, workloads and volumes that neither Herald nor Kubernetes itself has made.
+/// Namespaces, workloads and volumes that neither Herald nor Kubernetes itself created.
 async fn foreign(client: &Client) -> anyhow::Result<Vec<String>> {
     let not_ours = ListParams::default().labels(&format!("{MANAGED_BY}!={XTASK}"));
     let namespaces: Api<Namespace> = Api::all(client.clone());
@@ -113,7 +113,7 @@ async fn foreign(client: &Client) -> anyhow::Result<Vec<String>> {
             foreign.push(format!("namespace {name}"));
         }
     }
-    // What is in a foreign namespace goes without saying.
+    // A foreign namespace is enough; its contents are not listed.
     let others = ListParams::default().labels(&format!(
         "{MANAGED_BY}!={XTASK},app.kubernetes.io/part-of!=herald"
     ));

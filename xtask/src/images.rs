@@ -25,27 +25,27 @@ use pack::pack;
 
 /// Build the services' container images into target/images: on Linux without a container engine, elsewhere with docker.
 ///
-/// Each holds one static program and nothing else. The tag is made from the content: what has not changed keeps its tag,
-/// also when it is built from another folder. Prints a line for each, `REFERENCE ARCHIVE`.
+/// Each contains only one static program. The tag is a digest of the content: an unchanged image keeps its tag, even when
+/// it is built from another folder. Prints a line for each, `REFERENCE ARCHIVE`.
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these services; all of them when none is named.
     #[arg(value_parser = SERVICES.map(|service| service.name))]
     services: Vec<String>,
 
-    /// Unoptimised, which takes seconds after the first time; for the inner loop.
+    /// Build without optimisation, which takes seconds after the first time; for the inner loop.
     #[arg(long)]
     debug: bool,
 
-    /// Load them into minikube's cluster, too.
+    /// Also load them into minikube's cluster.
     #[arg(long)]
     load: bool,
 }
 
-/// What becomes an image.
+/// A service that is built into an image.
 #[derive(Clone, Copy)]
 pub struct Service {
-    /// Of the package, of the program, and of the stage in the Dockerfile.
+    /// The name of the package, the program, and the stage in the Dockerfile.
     pub name: &'static str,
     pub description: &'static str,
     pub ports: &'static [&'static str],
@@ -82,7 +82,7 @@ impl Service {
     }
 }
 
-/// An image that lies in an archive, for `minikube image load`, `docker load` and `ctr images import`.
+/// An image in an archive, for `minikube image load`, `docker load` and `ctr images import`.
 #[derive(Clone, Debug)]
 pub struct Image {
     pub service: &'static str,
@@ -99,14 +99,14 @@ impl Image {
     }
 }
 
-/// What is to be built.
+/// What to build.
 pub struct Wanted {
     pub services: Vec<Service>,
     pub profile: Profile,
 }
 
 impl Wanted {
-    /// What an environment runs.
+    /// The images that an environment runs.
     pub fn all() -> Self {
         Self {
             services: SERVICES.to_vec(),
@@ -134,14 +134,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// All of them, in the order of `SERVICES`; a second time, when nothing has changed, takes about a second.
+/// Builds all images, in the order of `SERVICES`; takes about a second when nothing has changed.
 pub fn build() -> anyhow::Result<Vec<Image>> {
     build_wanted(&Wanted::all())
 }
 
 fn build_wanted(wanted: &Wanted) -> anyhow::Result<Vec<Image>> {
     let folder = crate::target().join("images");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     if cfg!(target_os = "linux") {
         from_programs(wanted, &Workspace::here(), &folder)
     } else {
@@ -180,7 +180,7 @@ pub fn from_programs(
     Ok(images)
 }
 
-/// Always the same name: minikube keeps a copy of each file that it loads.
+/// The name does not change, since minikube keeps a copy of each file that it loads.
 fn archive(folder: &Path, service: &Service) -> PathBuf {
     folder.join(format!("{}.tar", service.name))
 }
@@ -193,9 +193,9 @@ pub fn megabytes(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    /// The Dockerfile makes the same images elsewhere, and reads none of our tables.
+    /// The Dockerfile builds the same images without reading our tables.
     #[test]
-    fn the_dockerfile_says_the_same() {
+    fn the_dockerfile_agrees_with_the_tables() {
         let text = include_str!("../../Dockerfile");
         for service in &SERVICES {
             let (_, stage) = text
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dockerfile_has_the_compiler_of_the_repository() {
+    fn the_dockerfile_uses_the_compiler_of_the_repository() {
         let toolchain: toml::Table =
             toml::from_str(include_str!("../../rust-toolchain.toml")).unwrap();
         let version = toolchain["toolchain"]["channel"].as_str().unwrap();

@@ -1,4 +1,4 @@
-//! Whether a cluster can be had: found out by trying.
+//! Minikube's cluster: whether this machine can run it, its state, and starting it.
 
 use std::fmt;
 
@@ -9,10 +9,10 @@ use crate::command::{command, output, stream};
 use crate::images;
 use crate::tools::{self, Tool};
 
-/// Kafka takes 1 GiB, Kubernetes 2, the rest is the user's own. A machine sold with 4 has a little less.
+/// Kafka takes 1 GiB, Kubernetes 2, the rest is for the user. A machine sold with 4 has a little less.
 const MEMORY_NEEDED: u64 = 7 << 29;
 
-/// Why there is no cluster, in one sentence.
+/// Why no cluster is available, in one sentence.
 #[derive(Debug)]
 pub struct NoCluster(pub String);
 
@@ -22,14 +22,14 @@ impl fmt::Display for NoCluster {
     }
 }
 
-/// How minikube's cluster was found.
+/// The state in which `start` found minikube's cluster.
 #[derive(Debug, PartialEq)]
 pub enum Found {
     Running,
-    /// It was there and has been started.
+    /// It was stopped and has been started.
     Started,
-    /// There was none: it is ours.
-    Made,
+    /// There was none: it has been created and is ours.
+    Created,
 }
 
 impl fmt::Display for Found {
@@ -37,12 +37,12 @@ impl fmt::Display for Found {
         f.write_str(match self {
             Self::Running => "it runs",
             Self::Started => "started",
-            Self::Made => "a new cluster",
+            Self::Created => "a new cluster",
         })
     }
 }
 
-/// What is wrong with this machine for a cluster, tools first.
+/// Checks whether this machine can run a cluster, tools first.
 pub fn preflight() -> Result<(), NoCluster> {
     let needed = [&tools::MINIKUBE, &tools::KUBECTL, &tools::HELM];
     let missing: Vec<String> = needed
@@ -55,7 +55,7 @@ pub fn preflight() -> Result<(), NoCluster> {
     }
     helm_is_new_enough()?;
     if !cfg!(target_os = "linux") && !images::docker::answers() {
-        let why = "images are built with docker on this system, and none answers (start Docker Desktop, or colima)";
+        let why = "images are built with docker on this system, and its engine does not answer (start Docker Desktop, or colima)";
         return Err(NoCluster(why.to_owned()));
     }
     match memory() {
@@ -64,7 +64,7 @@ pub fn preflight() -> Result<(), NoCluster> {
     }
 }
 
-/// `helm upgrade` of version 4 mends what was changed by hand; that of version 3 does not see it.
+/// `helm upgrade` of version 4 reverts manual changes; that of version 3 does not detect them.
 fn helm_is_new_enough() -> Result<(), NoCluster> {
     let version = output(&mut command(
         "helm",
@@ -86,7 +86,7 @@ fn major(version: &str) -> Option<u32> {
     digits.split('.').next()?.parse().ok()
 }
 
-/// Bytes of memory of this machine.
+/// This machine's memory in bytes.
 fn memory() -> Option<u64> {
     let linux = || {
         let text = std::fs::read_to_string("/proc/meminfo").ok()?;
@@ -114,29 +114,29 @@ fn enough(memory: u64) -> Result<(), NoCluster> {
     )))
 }
 
-/// What minikube has under this profile.
+/// The state of the cluster with this profile.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum State {
     Nothing,
-    /// It is stopped, or a part of it is.
+    /// At least a part of it is stopped.
     Stopped,
     Running,
 }
 
-/// Errors when minikube does not say.
+/// Fails when minikube does not report it.
 pub fn state(cluster: &Cluster) -> Result<State, NoCluster> {
     let mut status = minikube(&["status", "--output=json", "--profile", &cluster.context]);
-    let said = status.output();
-    let said = said.map_err(|error| NoCluster(format!("cannot run minikube: {error}")))?;
-    // It has exit codes for what does not run as well, and says what it knows all the same; 85 is an unknown profile.
-    if said.status.code() == Some(85) {
+    let output = status.output();
+    let output = output.map_err(|error| NoCluster(format!("cannot run minikube: {error}")))?;
+    // Its exit code is not 0 when a part does not run, though the output is complete; 85 is an unknown profile.
+    if output.status.code() == Some(85) {
         return Ok(State::Nothing);
     }
-    read_state(&said.stdout).ok_or_else(|| {
-        let text = [said.stdout, said.stderr].concat();
+    read_state(&output.stdout).ok_or_else(|| {
+        let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
         NoCluster(format!(
-            "cannot read what minikube status says: {}",
+            "cannot read the output of minikube status: {}",
             text.trim()
         ))
     })
@@ -151,7 +151,7 @@ struct Node {
     api_server: String,
 }
 
-/// One object, or an array of them where there are several nodes.
+/// One object, or an array of them if there are several nodes.
 fn read_state(json: &[u8]) -> Option<State> {
     let nodes: Vec<Node> = serde_json::from_slice(json)
         .or_else(|_| serde_json::from_slice(json).map(|node| vec![node]))
@@ -166,15 +166,15 @@ fn read_state(json: &[u8]) -> Option<State> {
             node.api_server.clone(),
         ]
     };
-    // A node that only works has no API server.
+    // A worker node has no API server.
     let runs = |part: String| part == "Running" || part == "Irrelevant";
     let all = nodes.iter().flat_map(parts).all(runs);
     Some(if all { State::Running } else { State::Stopped })
 }
 
-/// Starts minikube with the user's own configuration, unless it runs.
+/// Starts minikube with the user's own configuration, unless it is running.
 pub fn start(cluster: &Cluster) -> Result<Found, NoCluster> {
-    // Whoever works with another cluster goes on with it.
+    // A user who works with another cluster keeps it as the current context.
     let other = current_context().filter(|current| *current != cluster.context);
     if let Some(other) = &other {
         let ours = &cluster.context;
@@ -185,19 +185,19 @@ pub fn start(cluster: &Cluster) -> Result<Found, NoCluster> {
     }
     let found = match state(cluster)? {
         State::Running if is_known(cluster) => return Ok(Found::Running),
-        // Another program has rewritten the kubeconfig, or the cluster hangs: a start mends both.
+        // Another program has rewritten the kubeconfig, or the cluster hangs: a start repairs both.
         State::Running | State::Stopped => Found::Started,
-        State::Nothing => Found::Made,
+        State::Nothing => Found::Created,
     };
     let mut args = vec!["start"];
     if other.is_some() {
         args.push("--keep-context");
     }
-    if found == Found::Made {
+    if found == Found::Created {
         args.extend(["--apiserver-names", OURS]);
     }
     run_minikube(cluster, &args)?;
-    // That of a new cluster is chosen by the user's own configuration of minikube.
+    // The user's minikube configuration chooses the version of a new cluster.
     match profile(cluster) {
         Some(profile) => kubernetes_is_new_enough(&profile)?,
         None => return Err(NoCluster("minikube does not list its cluster".to_owned())),
@@ -205,11 +205,11 @@ pub fn start(cluster: &Cluster) -> Result<Found, NoCluster> {
     Ok(found)
 }
 
-/// A further name in the certificate of the API server of a cluster that we have made. minikube keeps it with the cluster's
-/// configuration from the first moment on, so that it is there after Ctrl-C, and while the cluster is stopped.
+/// An additional name in the API server's certificate that marks a cluster as created by us. minikube stores it in the
+/// cluster's configuration from the start, so that it is known after Ctrl-C, and while the cluster is stopped.
 const OURS: &str = "made-by-herald";
 
-/// What minikube knows of a cluster, whether it runs or not.
+/// minikube's record of a cluster, running or not.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Profile {
@@ -233,7 +233,7 @@ struct KubernetesConfiguration {
 }
 
 fn profile(cluster: &Cluster) -> Option<Profile> {
-    // An error when there is none at all.
+    // Fails if there is no profile at all.
     let list = output(&mut minikube(&[
         "profile",
         "list",
@@ -249,7 +249,7 @@ fn find_profile(list: &str, name: &str) -> Option<Profile> {
     struct Profiles {
         #[serde(default)]
         valid: Vec<Profile>,
-        /// Those that were interrupted while they were made.
+        /// Those whose creation was interrupted.
         #[serde(default)]
         invalid: Vec<Profile>,
     }
@@ -265,12 +265,12 @@ impl Profile {
     }
 }
 
-/// Whether this cluster was made by `up`.
+/// Whether `up` created this cluster.
 pub fn is_ours(cluster: &Cluster) -> bool {
     profile(cluster).is_some_and(|profile| profile.is_ours())
 }
 
-/// The chart's own condition, asked before anything is built.
+/// The chart's own requirement, checked before anything is built.
 fn kubernetes_is_new_enough(profile: &Profile) -> Result<(), NoCluster> {
     let has = &profile.config.kubernetes_config.kubernetes_version;
     let needed = oldest_kubernetes();
@@ -301,7 +301,7 @@ fn minor(version: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// Whether kubectl reaches the cluster.
+/// Whether kubectl can reach the cluster.
 pub fn is_known(cluster: &Cluster) -> bool {
     let args = ["get", "--raw", "/readyz", "--request-timeout", "5s"];
     output(&mut cluster.kubectl(&args)).is_ok()
@@ -313,10 +313,10 @@ pub fn current_context() -> Option<String> {
 }
 
 fn run_minikube(cluster: &Cluster, args: &[&str]) -> Result<(), NoCluster> {
-    let mut said = Vec::new();
+    let mut lines = Vec::new();
     let mut minikube = minikube(args);
     minikube.args(["--profile", &cluster.context]);
-    let status = stream(&mut minikube, |line| said.push(line.to_owned()))
+    let status = stream(&mut minikube, |line| lines.push(line.to_owned()))
         .map_err(|error| NoCluster(format!("{error:#}")))?;
     if status.success() {
         return Ok(());
@@ -324,20 +324,20 @@ fn run_minikube(cluster: &Cluster, args: &[&str]) -> Result<(), NoCluster> {
     Err(NoCluster(format!(
         "minikube {} ended with {status}: {}",
         args[0],
-        reason(&said)
+        reason(&lines)
     )))
 }
 
-/// minikube says much; `X Exiting due to CODE: sentence` is the reason when there is one, else the last thing it said.
-fn reason(said: &[String]) -> String {
-    let exiting = said
+/// The reason is in `X Exiting due to CODE: sentence` if there is such a line, otherwise in the last line.
+fn reason(lines: &[String]) -> String {
+    let exiting = lines
         .iter()
         .find_map(|line| line.split_once("Exiting due to "));
     let reason = exiting.map(|(_, reason)| reason);
-    let last = || said.iter().rev().find(|line| !line.trim().is_empty());
+    let last = || lines.iter().rev().find(|line| !line.trim().is_empty());
     reason
         .or_else(|| last().map(String::as_str))
-        .unwrap_or("it said nothing")
+        .unwrap_or("no output")
         .trim()
         .to_owned()
 }
@@ -347,7 +347,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn too_little_memory_is_told_in_one_sentence() {
+    fn too_little_memory_is_reported_in_one_sentence() {
         assert!(enough(MEMORY_NEEDED).is_ok());
         assert_eq!(
             enough(2 << 30).unwrap_err().to_string(),
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_is_that_of_all_nodes() {
+    fn a_cluster_runs_when_all_its_nodes_do() {
         let node = |host: &str, api_server: &str| {
             format!(
                 r#"{{"Name":"a","Host":"{host}","Kubelet":"Running","APIServer":"{api_server}"}}"#
@@ -376,16 +376,16 @@ mod tests {
     }
 
     #[test]
-    fn what_minikube_knows_of_a_cluster_is_read_whether_it_runs_or_not() {
+    fn a_profile_is_read_whether_its_cluster_runs_or_not() {
         let profile = |names: &str| {
             format!(
                 r#"{{"Name":"mine","Config":{{"KubernetesConfig":{{"KubernetesVersion":"v1.34.4","APIServerNames":{names}}}}}}}"#
             )
         };
-        let made = profile(r#"["made-by-herald"]"#);
+        let created = profile(r#"["made-by-herald"]"#);
         for list in [
-            format!(r#"{{"valid":[{made}],"invalid":[]}}"#),
-            format!(r#"{{"invalid":[{made}]}}"#),
+            format!(r#"{{"valid":[{created}],"invalid":[]}}"#),
+            format!(r#"{{"invalid":[{created}]}}"#),
         ] {
             assert!(find_profile(&list, "mine").unwrap().is_ours(), "{list}");
             assert!(find_profile(&list, "other").is_none());
@@ -394,14 +394,14 @@ mod tests {
             let list = format!(r#"{{"valid":[{}]}}"#, profile(names));
             assert!(!find_profile(&list, "mine").unwrap().is_ours(), "{list}");
         }
-        // One that was interrupted at once has no configuration yet.
+        // One that was interrupted immediately has no configuration yet.
         let bare = find_profile(r#"{"invalid":[{"Name":"mine"}]}"#, "mine").unwrap();
         assert!(!bare.is_ours() && kubernetes_is_new_enough(&bare).is_ok());
         assert!(find_profile("nonsense", "mine").is_none());
     }
 
     #[test]
-    fn a_cluster_that_is_too_old_is_refused_in_one_sentence() {
+    fn a_cluster_that_is_too_old_is_rejected_in_one_sentence() {
         let profile = |version: &str| Profile {
             name: "mine".to_owned(),
             config: Configuration {
@@ -413,28 +413,28 @@ mod tests {
         };
         assert!(kubernetes_is_new_enough(&profile(oldest_kubernetes())).is_ok());
         assert!(kubernetes_is_new_enough(&profile("v2.0.0")).is_ok());
-        let refused = kubernetes_is_new_enough(&profile("v1.29.15")).unwrap_err();
+        let error = kubernetes_is_new_enough(&profile("v1.29.15")).unwrap_err();
         assert_eq!(
-            refused.to_string(),
+            error.to_string(),
             "minikube's cluster \"mine\" has Kubernetes v1.29.15, and Herald needs 1.30.0 or newer \
              (minikube start --profile mine --kubernetes-version=stable upgrades it)"
         );
     }
 
     #[test]
-    fn minikubes_reason_is_found_among_what_it_says() {
-        let said = [
+    fn minikubes_reason_is_found_in_its_output() {
+        let lines = [
             "* minikube v1.38.1 on Debian 12",
             "X Exiting due to DRV_NOT_DETECTED: No possible driver was detected.",
             "* Try installing one",
         ]
         .map(str::to_owned);
         assert_eq!(
-            reason(&said),
+            reason(&lines),
             "DRV_NOT_DETECTED: No possible driver was detected."
         );
         assert_eq!(reason(&["oh".to_owned(), String::new()]), "oh");
-        assert_eq!(reason(&[]), "it said nothing");
+        assert_eq!(reason(&[]), "no output");
     }
 
     #[test]

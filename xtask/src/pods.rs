@@ -1,4 +1,4 @@
-//! What a pod tells of itself on its admin port.
+//! Metrics and readiness of a pod, from its admin port.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use crate::environments::Environment;
 use crate::release;
 use crate::rollout::{self, Workloads};
 
-/// Where the services tell operators how they are.
+/// The services' port for metrics and probes.
 const ADMIN_PORT: u16 = 9090;
 
-/// An answer takes milliseconds; a pod that hangs is told as one.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// An answer takes milliseconds; a pod that takes longer hangs.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The numbers of `/metrics`, each with its name and labels: `herald_streams{transport="sse"}`.
+/// The samples of `/metrics` by name and labels: `herald_streams{transport="sse"}`.
 #[derive(Default)]
 pub struct Metrics(HashMap<String, f64>);
 
@@ -32,7 +32,7 @@ impl Metrics {
         Self(samples.collect())
     }
 
-    /// Added up over all labels; `None` when there is no such metric.
+    /// The sum over all labels; `None` when there is no such metric.
     pub fn sum(&self, name: &str) -> Option<f64> {
         let of = |sample: &str| {
             let labels = sample.strip_prefix(name);
@@ -44,7 +44,7 @@ impl Metrics {
     }
 }
 
-/// The metrics of a pod of Herald's.
+/// The metrics of one of Herald's pods.
 pub async fn metrics(client: &Client, pod: &Pod) -> anyhow::Result<Metrics> {
     let (_, body) = get(client, pod, "/metrics").await?;
     Ok(Metrics::parse(&body))
@@ -73,18 +73,18 @@ pub async fn without_source(
     Ok(names)
 }
 
-/// Why a pod is not ready, in its own words; `None` when it is.
+/// The reason that `/readyz` gives when a pod is not ready; `None` when it is ready.
 pub async fn not_ready(client: &Client, pod: &Pod) -> anyhow::Result<Option<String>> {
     let (status, body) = get(client, pod, "/readyz").await?;
     Ok((status != 200).then(|| body.trim().to_owned()))
 }
 
 async fn get(client: &Client, pod: &Pod, path: &str) -> anyhow::Result<(u16, String)> {
-    let answer = tokio::time::timeout(PATIENCE, forwarded(client, pod, path)).await;
+    let answer = tokio::time::timeout(TIMEOUT, forwarded(client, pod, path)).await;
     answer.with_context(|| format!("pod {} does not answer", pod.name_any()))?
 }
 
-/// Through the cluster's API, as a port-forward: no network policy is in its way.
+/// By port-forward through the API server, which no network policy blocks.
 async fn forwarded(client: &Client, pod: &Pod, path: &str) -> anyhow::Result<(u16, String)> {
     let name = pod.name_any();
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metrics_are_added_up_over_their_labels() {
+    fn metrics_are_summed_over_their_labels() {
         let metrics = Metrics::parse(
             "# HELP a_total as\na_total{x=\"1\"} 2\na_total{x=\"2\"} 3\na_total_more 7\nb 1.5\n",
         );

@@ -66,8 +66,7 @@ pub async fn wait(client: &Client, all: &[Workloads]) -> anyhow::Result<()> {
     }
 }
 
-/// How long to wait before calling a pod stuck: provisioning a volume, adding a node or pulling an image often
-/// recovers within a minute.
+/// How long to wait before calling a pod stuck: a new volume, a new node or an image pull may take a minute.
 fn grace_period(problem: &str) -> Duration {
     let transient = ["Unschedulable", "ErrImagePull", "ImagePullBackOff"];
     let transient = transient.iter().any(|reason| problem.starts_with(reason));

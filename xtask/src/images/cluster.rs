@@ -1,4 +1,4 @@
-//! Images into minikube's cluster, and out of it those that an earlier build had put there.
+//! Loads images into minikube's cluster, and removes those of earlier builds.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,11 +10,11 @@ use super::Image;
 use crate::cluster::{self, Cluster};
 use crate::command::{output, run};
 
-/// References as pods name them.
+/// Image references as in pod manifests.
 type References = BTreeSet<String>;
 
-/// Loads those that the cluster lacks, makes sure that it has them then, and removes what earlier calls have loaded and
-/// nothing can use any more. The cluster runs.
+/// Loads missing images, verifies that the cluster lists them, and removes unused ones that earlier calls loaded.
+/// The cluster must be running.
 pub fn load(images: &[Image], cluster: &Cluster) -> anyhow::Result<()> {
     let had = present(cluster)?;
     let missing: Vec<&Image> = images
@@ -24,13 +24,13 @@ pub fn load(images: &[Image], cluster: &Cluster) -> anyhow::Result<()> {
     if !missing.is_empty() {
         let mut load = minikube(cluster, "load");
         run(load.args(missing.iter().map(|image| &image.archive)))?;
-        // It ends well even when the container engine has refused the archive.
+        // It succeeds even if the container engine has rejected the archive.
         let has = present(cluster)?;
         for image in missing {
             let reference = image.reference();
             if !has.contains(&reference) {
                 let archive = image.archive.display();
-                bail!("minikube took {archive} but does not list {reference}: see minikube logs");
+                bail!("minikube loaded {archive} but does not list {reference}: see minikube logs");
             }
         }
     }
@@ -38,7 +38,7 @@ pub fn load(images: &[Image], cluster: &Cluster) -> anyhow::Result<()> {
     remove_old(&current, &had, cluster)
 }
 
-/// Removes only what this folder's own calls have loaded: what others have loaded may be about to be used.
+/// Removes only images that were loaded from this folder: other users may be about to use theirs.
 fn remove_old(current: &References, had: &References, cluster: &Cluster) -> anyhow::Result<()> {
     let record = crate::target().join(format!("images/loaded-into-{}", cluster.context));
     let before = references(&fs::read_to_string(&record).unwrap_or_default());
@@ -59,12 +59,12 @@ fn remove_old(current: &References, had: &References, cluster: &Cluster) -> anyh
         .with_context(|| format!("cannot write {}", record.display()))
 }
 
-/// What the cluster has.
+/// The images in the cluster.
 fn present(cluster: &Cluster) -> anyhow::Result<References> {
     Ok(references(&output(&mut minikube(cluster, "ls"))?))
 }
 
-/// What runs, and what a rollback would start again.
+/// The images that run, and those that a rollback would start again.
 fn used(cluster: &Cluster) -> anyhow::Result<References> {
     let kinds = "pods,replicasets.apps,jobs.batch";
     let mut get = cluster.kubectl(&["get", kinds, "--all-namespaces"]);
@@ -76,7 +76,7 @@ fn minikube(cluster: &Cluster, verb: &str) -> Command {
     cluster::minikube(&["image", verb, "--profile", &cluster.context])
 }
 
-/// Engines write the registry that a pod leaves out.
+/// Engines list the default registry, which a pod manifest leaves out.
 fn references(text: &str) -> References {
     text.split_whitespace()
         .map(|name| name.strip_prefix("docker.io/").unwrap_or(name).to_owned())
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_registry_that_an_engine_adds_is_left_out() {
+    fn the_registry_that_an_engine_adds_is_removed() {
         let listed =
             references("docker.io/herald/consumer:1\nherald/producer:2\nregistry.k8s.io/pause:3\n");
         let expected = [

@@ -1,4 +1,4 @@
-//! Static programs that are the same bytes wherever they are built: no path of this machine and no date is in them.
+//! Reproducible static programs: they contain no path of this machine and no date.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::SERVICES;
 use crate::command::{command, output, run};
 
-/// What would come before our own flags, or into C code.
+/// Variables that would override our flags, or affect C code.
 const FOREIGN: [&str; 6] = [
     "CARGO_BUILD_TARGET",
     "CFLAGS",
@@ -30,7 +30,7 @@ pub enum Profile {
 pub struct Workspace {
     pub root: PathBuf,
     pub target: PathBuf,
-    /// The user's own when it is not named.
+    /// `None` for the user's own.
     pub cargo_home: Option<PathBuf>,
 }
 
@@ -61,7 +61,7 @@ impl Workspace {
 pub fn compile(profile: Profile, workspace: &Workspace) -> anyhow::Result<PathBuf> {
     let Workspace { root, target, .. } = workspace;
     let release = profile == Profile::Release;
-    let rustc = Rustc::ask(workspace)?;
+    let rustc = Rustc::query(workspace)?;
     let crates = crates(workspace, &rustc)?;
     has_static_libc()?;
     let args = ["build", "--locked", "--bins", "--target", &rustc.host];
@@ -70,18 +70,18 @@ pub fn compile(profile: Profile, workspace: &Workspace) -> anyhow::Result<PathBu
     if release {
         cargo.arg("--release");
     } else {
-        // As the release profile does: an image with all symbols would be ten times as large.
+        // As in the release profile: an image with all symbols would be ten times as large.
         flags.push("\x1f-Cstrip=symbols");
     }
-    // Always all of them, or features that only one asks for would make another program of the other.
+    // Always all of them: cargo unifies features, so a package built alone would be another program.
     for service in &SERVICES {
         cargo.args(["--package", service.name]);
     }
     for variable in FOREIGN {
         cargo.env_remove(variable);
     }
-    // The folder of a target that is named keeps this apart from builds with other flags. Cargo leaves flags that rename
-    // paths out of its digests, so these do not depend on the folder either.
+    // An explicit target has its own folder, separate from builds with other flags. Cargo excludes path remapping from
+    // its digests, so these do not depend on the folder either.
     cargo
         .env("CARGO_TARGET_DIR", target)
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
@@ -89,29 +89,29 @@ pub fn compile(profile: Profile, workspace: &Workspace) -> anyhow::Result<PathBu
         .env("CC", "herald-cc")
         .env("HERALD_TARGET", target)
         .env("HERALD_CRATES", &crates)
-        // OpenSSL writes its date of build into the library; 0 would mean now.
+        // OpenSSL compiles its build date in; 0 would mean now.
         .env("SOURCE_DATE_EPOCH", "1")
-        // The one in the crate, whatever this machine has.
+        // The crate's own zlib, whatever this machine has.
         .env("LIBZ_SYS_STATIC", "1");
     run(&mut cargo)?;
     let folder = if release { "release" } else { "debug" };
     Ok(target.join(&rustc.host).join(folder))
 }
 
-/// The compiler, as far as it shows in what it makes.
+/// The properties of the compiler that affect its output.
 struct Rustc {
-    /// What it runs on and compiles for: `x86_64-unknown-linux-gnu`.
+    /// The target triple of this machine: `x86_64-unknown-linux-gnu`.
     host: String,
     commit: String,
     sysroot: PathBuf,
 }
 
 impl Rustc {
-    fn ask(workspace: &Workspace) -> anyhow::Result<Self> {
+    fn query(workspace: &Workspace) -> anyhow::Result<Self> {
         let version = output(&mut workspace.command("rustc", ["-vV"]))?;
         let field = |name: &str| {
             let value = version.lines().find_map(|line| line.strip_prefix(name));
-            let value = value.with_context(|| format!("rustc -vV does not say its {name}"))?;
+            let value = value.with_context(|| format!("rustc -vV does not print its {name}"))?;
             anyhow::Ok(value.to_owned())
         };
         let sysroot = output(&mut workspace.command("rustc", ["--print", "sysroot"]))?;
@@ -122,15 +122,15 @@ impl Rustc {
         })
     }
 
-    /// As cargo wants them: separated by a character that is in no path.
+    /// In cargo's encoding: separated by a character that occurs in no path.
     fn flags(&self, root: &Path, target: &Path, crates: &Path) -> OsString {
         let mut flags = OsString::from("-Ctarget-feature=+crt-static");
-        // A digest over what strip then removes.
+        // The build id is a digest that includes symbols, which strip then removes.
         flags.push("\x1f-Clink-arg=-Wl,--build-id=none");
-        // As it is called where the component rust-src is not installed.
+        // The name that it has where the component rust-src is not installed.
         let library = self.sysroot.join("lib/rustlib/src/rust");
         let library_name = format!("/rustc/{}", self.commit);
-        // Of two that fit, the last wins.
+        // If two prefixes match, the last one wins.
         for (path, name) in [
             (root, "/herald"),
             (target, "/target"),
@@ -156,7 +156,7 @@ struct Package {
     manifest_path: PathBuf,
 }
 
-/// The folder of the dependencies' sources, which cargo fetches when they are not there yet.
+/// The folder with the sources of the dependencies, which cargo downloads if missing.
 fn crates(workspace: &Workspace, rustc: &Rustc) -> anyhow::Result<PathBuf> {
     let args = [
         "metadata",
@@ -166,7 +166,7 @@ fn crates(workspace: &Workspace, rustc: &Rustc) -> anyhow::Result<PathBuf> {
     ];
     let text = output(workspace.command("cargo", args).arg(&rustc.host))?;
     let metadata: Metadata =
-        serde_json::from_str(&text).context("cannot read what cargo metadata says")?;
+        serde_json::from_str(&text).context("cannot read the output of cargo metadata")?;
     let one = metadata
         .packages
         .iter()
@@ -177,7 +177,7 @@ fn crates(workspace: &Workspace, rustc: &Rustc) -> anyhow::Result<PathBuf> {
         .to_owned())
 }
 
-/// The compiler says where the library is, or its bare name when there is none.
+/// The compiler prints the library's path, or its bare name if it is missing.
 fn has_static_libc() -> anyhow::Result<()> {
     let file = output(&mut command("cc", ["-print-file-name=libc.a"]))?;
     ensure!(

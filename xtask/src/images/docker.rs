@@ -1,4 +1,4 @@
-//! The same images from the Dockerfile, where programs for Linux cannot be built directly.
+//! The same images from the Dockerfile, on systems that cannot build programs for Linux directly.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::command::{command, output, run};
 pub fn build(wanted: &Wanted, folder: &Path) -> anyhow::Result<Vec<Image>> {
     ensure!(
         answers(),
-        "on this system images are built with docker, and none answers: start Docker Desktop, or colima"
+        "on this system images are built with docker, and its engine does not answer: start Docker Desktop, or colima"
     );
     let profile = match wanted.profile {
         Profile::Release => "PROFILE=release",
@@ -21,7 +21,7 @@ pub fn build(wanted: &Wanted, folder: &Path) -> anyhow::Result<Vec<Image>> {
     let mut images = Vec::new();
     for service in &wanted.services {
         let id = folder.join(format!("{}.id", service.name));
-        // Without the attestation and the time of the build, an unchanged program keeps its id.
+        // Without provenance and build time, an unchanged program keeps its id.
         let mut build = command("docker", ["build", "--load", "--provenance=false"]);
         build.args(["--build-arg", "SOURCE_DATE_EPOCH=0", "--build-arg", profile]);
         build.args(["--target", service.name]);
@@ -47,7 +47,7 @@ pub fn build(wanted: &Wanted, folder: &Path) -> anyhow::Result<Vec<Image>> {
     Ok(images)
 }
 
-/// Whether there is an engine behind the command.
+/// Whether the docker engine answers.
 pub fn answers() -> bool {
     let version = ["version", "--format", "{{.Server.Version}}"];
     output(&mut command("docker", version)).is_ok()
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tag_is_the_begin_of_the_id() {
+    fn the_tag_is_the_beginning_of_the_id() {
         let id = format!("sha256:{}\n", "0123456789abcdef".repeat(4));
         assert_eq!(tag(&id).unwrap(), "0123456789abcdef");
         assert!(tag("sha256:0123").is_err());

@@ -1,5 +1,5 @@
-//! An image without a container engine: one layer with one program, a configuration, a manifest, and around them an archive
-//! that both what knows OCI (containerd, skopeo) and `docker load` read. The same program gives the same bytes.
+//! Builds an image without a container engine: one layer with one program, a configuration and a manifest, in an
+//! archive that OCI tools (containerd, skopeo) and `docker load` can read. The same program gives the same bytes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
@@ -17,16 +17,15 @@ use sha2::{Digest, Sha256};
 
 use super::Service;
 
-/// Nobody's number, the one that is usual for images without a `passwd`. It is numeric, or the kubelet could not see that it
-/// is not root.
+/// The id of `nonroot`, common in images without a `passwd`. It is numeric, or the kubelet could not verify that it is
+/// not root.
 pub const USER: &str = "65532:65532";
 
-/// What containerd calls an image that it imports.
+/// The name that containerd gives the image on import.
 const ANNOTATION_CONTAINERD_NAME: &str = "io.containerd.image.name";
 
 pub struct Packed {
-    /// The first 16 hex digits of what engines call the image's id: the digest of its configuration, which holds that of the
-    /// uncompressed layer.
+    /// The first 16 hex digits of the image id: the digest of its configuration, which contains the uncompressed layer's.
     pub tag: String,
     pub archive: Vec<u8>,
 }
@@ -79,13 +78,13 @@ pub fn pack(service: &Service, program: &[u8]) -> anyhow::Result<Packed> {
     Ok(Packed { tag, archive })
 }
 
-/// There is nothing but the program: it brings its C library and its time zone is UTC unless TZ spells out its rules
-/// (`CET-1CEST,M3.5.0,M10.5.0/3`); certificates come with the options that need them (`ssl.ca.location`, `ssl.ca.pem`).
+/// Contains only the program. It includes its C library; the time zone is UTC unless TZ spells out its rules
+/// (`CET-1CEST,M3.5.0,M10.5.0/3`); certificates come from options (`ssl.ca.location`, `ssl.ca.pem`).
 fn layer(service: &Service, program: &[u8]) -> anyhow::Result<Vec<u8>> {
     tar(&[(service.name, 0o755, program)])
 }
 
-/// For the architecture of this machine. There is no time of creation: it would make each build another image.
+/// For the architecture of this machine. Without a creation time, which would make each build a different image.
 fn configuration(service: &Service, layer: &str) -> anyhow::Result<ImageConfiguration> {
     let config = ConfigBuilder::default()
         .user(USER)
@@ -140,7 +139,7 @@ impl Blob {
     }
 }
 
-/// As JSON with sorted keys: oci-spec keeps labels and annotations in hash maps, whose order changes from run to run.
+/// JSON with sorted keys: oci-spec keeps labels and annotations in hash maps, whose order changes from run to run.
 fn canonical(content: &impl Serialize) -> anyhow::Result<Vec<u8>> {
     Ok(serde_json::to_vec(&sorted(serde_json::to_value(content)?))?)
 }
@@ -159,7 +158,7 @@ fn sorted(value: Value) -> Value {
     }
 }
 
-/// Files that belong to root and have no time.
+/// An archive of files owned by root, with modification time 0.
 fn tar(files: &[(&str, u32, &[u8])]) -> anyhow::Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     for (name, mode, content) in files {
@@ -211,16 +210,16 @@ mod tests {
     }
 
     #[test]
-    fn the_same_program_is_the_same_bytes() {
+    fn the_same_program_gives_the_same_bytes() {
         let first = pack(CONSUMER, b"program").unwrap();
-        // Hash maps have another order each time.
+        // The order of hash maps differs each time.
         for _ in 0..20 {
             assert!(first.archive == pack(CONSUMER, b"program").unwrap().archive);
         }
     }
 
     #[test]
-    fn another_program_or_service_has_another_tag() {
+    fn a_different_program_or_service_has_a_different_tag() {
         let tags = [
             pack(CONSUMER, b"program").unwrap().tag,
             pack(CONSUMER, b"another").unwrap().tag,
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn containerd_and_docker_are_told_the_same() {
+    fn containerd_and_docker_read_the_same_image() {
         let Packed { tag, archive } = pack(CONSUMER, b"program").unwrap();
         let files = files(&archive);
         let named = &json(&files, "index.json")["manifests"][0];
@@ -252,12 +251,12 @@ mod tests {
             "Layers": [path(&manifest["layers"][0])],
         }]);
         assert_eq!(json(&files, "manifest.json"), expected);
-        // An engine's id of the image, as lists of images show it.
+        // The image id, as engines list it.
         assert!(path(&manifest["config"]).contains(&tag));
     }
 
     #[test]
-    fn the_configuration_is_what_an_engine_needs_to_run_it() {
+    fn the_configuration_has_what_an_engine_needs_to_run_it() {
         let configuration = configuration(PRODUCER, &sha256(b"layer")).unwrap();
         let configuration: Value =
             serde_json::from_slice(&canonical(&configuration).unwrap()).unwrap();
