@@ -1,4 +1,4 @@
-//! Port-forwards that belong to a Service: each stays with one ready pod, and goes on with another when that one is gone.
+//! Port-forwards to a Service: each uses one ready pod, and switches to another when that one is no longer ready.
 
 mod background;
 mod client;
@@ -33,9 +33,9 @@ const SERVICE: &str = "consumer-service";
 
 /// Forward each environment's port on this machine to its consumer in the cluster, until Ctrl-C.
 ///
-/// A forward stays with one ready pod, as Socket.IO's polling needs it, and goes on with another ready one when that one is
-/// gone. It outlives restarts of pods and of the API server, `minikube stop` and a sleeping laptop: what they cut comes back,
-/// and a connection waits up to 30 seconds for a pod to be ready.
+/// A forward uses one ready pod, as Socket.IO polling requires, and switches to another one when that pod terminates.
+/// It survives restarts of pods and of the API server, `minikube stop` and a sleeping laptop: it reconnects, and a new
+/// connection waits up to 30 seconds for a ready pod.
 #[derive(clap::Args)]
 pub struct Args {
     /// default, dev, prod; all of them when none is named.
@@ -44,16 +44,16 @@ pub struct Args {
 
     /// Start a process for each environment in the background, wait until the pages answer, and return.
     ///
-    /// They are listed in port_forward_pids.txt and log to target/forward-ENV.log. One that runs already and answers is left
-    /// alone.
+    /// They are listed in port_forward_pids.txt and log to target/forward-ENV.log. Running forwards that answer are
+    /// kept.
     #[arg(long, conflicts_with_all = ["stop", "services"])]
     background: bool,
 
-    /// End those in the background.
+    /// Stop the forwards in the background.
     #[arg(long, conflicts_with = "services")]
     stop: bool,
 
-    /// Forward the first port of this Service instead: of another release, or of any other program. May be given again.
+    /// Forward the first port of this Service instead, of another release or any other program. Can be repeated.
     #[arg(
         long = "service",
         value_name = "NAMESPACE/NAME:LOCAL_PORT",
@@ -65,7 +65,7 @@ pub struct Args {
 /// From a port of this machine to a Service.
 #[derive(Clone, Debug, PartialEq)]
 struct Forward {
-    /// What its lines in the log begin with.
+    /// The prefix of its log lines.
     name: String,
     namespace: String,
     service: String,
@@ -123,7 +123,7 @@ fn in_foreground(forwards: Vec<Forward>) -> anyhow::Result<ExitCode> {
     listener::raise_limit();
     let runtime = tokio::runtime::Runtime::new().context("cannot start tokio")?;
     let result = runtime.block_on(until_signal(forwards));
-    // Open connections are cut, not waited for.
+    // Closes open connections instead of waiting for them.
     runtime.shutdown_background();
     result
 }
@@ -146,7 +146,7 @@ async fn until_signal(forwards: Vec<Forward>) -> anyhow::Result<ExitCode> {
         _ = terminate.recv() => Ok(ExitCode::SUCCESS),
         ended = tasks.join_next() => {
             ended.expect("there is a forward")?;
-            unreachable!("a forward goes on until it is ended")
+            unreachable!("a forward runs until it is stopped")
         }
     }
 }
@@ -168,13 +168,13 @@ mod tests {
         assert_eq!(forward.namespace, "dev");
         assert_eq!(forward.service, "consumer-service");
         assert_eq!(forward.local_port, 8002);
-        for wrong in [
+        for invalid in [
             "consumer-service:8002",
             "dev/consumer-service",
             "dev/a:0",
             "dev/a:http",
         ] {
-            assert!(wrong.parse::<Forward>().is_err(), "{wrong}");
+            assert!(invalid.parse::<Forward>().is_err(), "{invalid}");
         }
     }
 }

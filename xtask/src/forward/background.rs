@@ -14,13 +14,13 @@ use crate::environments::{self, Environment};
 use crate::pids;
 use crate::port;
 
-/// Where the consumers are ready, their pages answer within a second.
+/// If the consumers are ready, their pages answer within a second.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A forward ends at once when it is told to.
+/// A forward exits immediately on SIGTERM.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Starts those that do not run and answer already.
+/// Starts the forwards that are not already running and answering.
 pub fn start(environments: &[Environment]) -> anyhow::Result<ExitCode> {
     let mut wanted = Vec::new();
     for environment in environments {
@@ -28,12 +28,12 @@ pub fn start(environments: &[Environment]) -> anyhow::Result<ExitCode> {
         let url = environment.url();
         match running(name) {
             Some(id) if answers(environment) => {
-                println!("{name}: {url} is forwarded already (process {id})");
+                println!("{name}: {url} is already forwarded (process {id})");
                 continue;
             }
             Some(id) => {
                 println!(
-                    "{name}: {url} is forwarded (process {id}), but does not answer: starting it anew"
+                    "{name}: {url} is forwarded (process {id}), but does not answer: restarting it"
                 );
                 end(name, id)?;
             }
@@ -63,12 +63,12 @@ pub fn start(environments: &[Environment]) -> anyhow::Result<ExitCode> {
     }
     if code == ExitCode::SUCCESS {
         environments::print_table(environments);
-        println!("\n./kill_port_forward.sh ends what forwards them.");
+        println!("\n./kill_port_forward.sh stops the forwards.");
     }
     Ok(code)
 }
 
-/// Ends those of these environments that run.
+/// Stops the running forwards of these environments.
 pub fn stop(environments: &[Environment]) -> anyhow::Result<()> {
     for Environment { name, .. } in environments {
         match running(name) {
@@ -91,7 +91,7 @@ pub fn running(environment: &str) -> Option<u32> {
 }
 
 fn is_forward(id: u32, environment: &str) -> bool {
-    // The folder's name may hold anything.
+    // Not split into words: the folder's name may contain spaces.
     pids::command_line(id).ends_with(&format!("/xtask forward {environment}"))
 }
 
@@ -109,7 +109,7 @@ fn spawn(environment: &Environment) -> anyhow::Result<Child> {
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output)
-        // Ctrl-C in this terminal is for what runs in it next.
+        // Ctrl-C in this terminal must not reach it.
         .process_group(0)
         .spawn()
         .context("cannot run our own program")?;
@@ -121,8 +121,8 @@ fn wait(environment: &Environment, process: &mut Child, deadline: Instant) -> an
     let Environment { name, .. } = environment;
     let log = log(environment);
     while !answers(environment) {
-        let said = fs::read_to_string(&log).unwrap_or_default();
-        let last = said.lines().next_back().unwrap_or("it said nothing");
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        let last = text.lines().next_back().unwrap_or("no output");
         let last = last.trim_start_matches(&format!("{name}: "));
         if let Some(status) = process.try_wait()? {
             pids::remove(name)?;
@@ -130,7 +130,7 @@ fn wait(environment: &Environment, process: &mut Child, deadline: Instant) -> an
         }
         if Instant::now() > deadline {
             bail!(
-                "{} does not answer: {last}\nthe forward goes on trying (process {}); its log is {}",
+                "{} does not answer: {last}\nthe forward keeps trying (process {}); its log is {}",
                 environment.url(),
                 process.id(),
                 log.display()
@@ -143,13 +143,13 @@ fn wait(environment: &Environment, process: &mut Child, deadline: Instant) -> an
 }
 
 fn end(name: &str, id: u32) -> anyhow::Result<()> {
-    let id_word = id.to_string();
-    run_command(&mut command("kill", [&id_word]))?;
+    let pid = id.to_string();
+    run_command(&mut command("kill", [&pid]))?;
     let deadline = Instant::now() + END_DEADLINE;
     while is_forward(id, name) {
         if Instant::now() > deadline {
             println!("it did not end within {} s", END_DEADLINE.as_secs());
-            return run_command(&mut command("kill", ["-KILL", &id_word]));
+            return run_command(&mut command("kill", ["-KILL", &pid]));
         }
         sleep(Duration::from_millis(20));
     }

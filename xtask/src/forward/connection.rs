@@ -1,4 +1,4 @@
-//! One connection of a client: it waits until a pod takes it, and goes to another one if that one answers nothing.
+//! One client connection: waits until a pod accepts it, and tries another pod if that one does not answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,33 +9,33 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::log::Log;
-use super::pod_stream::{PodStream, has_arrived, in_short};
+use super::pod_stream::{PodStream, shorten, was_connected};
 use super::relay::{LAST_ANSWER, relay};
 use super::request::Request;
 use super::service::Target;
 
-/// As long as it waits for a pod that is ready and takes it.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The maximum wait for a ready pod that accepts the connection.
+const POD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The API server and the pod's node are asked this long.
+/// For the API server and the pod's node to open a stream.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Between two attempts, growing from the first to the last.
+/// The delay between two attempts: minimum and maximum.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// After the pod's last byte: what the client still says is read for this long, or its system would throw the answer away.
+/// How long to read from the client after the pod's last byte: unread data would make TCP reset, and lose the answer.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How the log's line about a pod that is ready, but takes no connection, begins.
+/// The prefix of the log line about a ready pod that accepts no connection.
 const CANNOT_REACH: &str = "cannot reach pod ";
 
 enum End {
     Done,
-    /// No pod has had the request; why, unless it is the API server's trouble, which the watch of the Service tells.
+    /// No pod received the request. Without a reason if the API server failed, which the watch of the Service reports.
     NotReached(Option<String>),
-    /// A pod may have had the request, but answered nothing.
+    /// A pod may have received the request, but did not answer.
     NotAnswered,
-    /// In the middle of an answer.
+    /// The stream broke in the middle of an answer.
     Broken,
 }
 
@@ -45,11 +45,11 @@ pub async fn forward(
     mut target: watch::Receiver<Option<Target>>,
     log: Arc<Log>,
 ) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + POD_TIMEOUT;
     let mut request = Request::default();
     let mut repeated = false;
     let mut delay = RETRY.0;
-    // Without it, a small frame waits until the one before is acknowledged: 40 ms.
+    // Otherwise a small frame waits until the previous one is acknowledged: 40 ms.
     let _ = client.set_nodelay(true);
     while Instant::now() < deadline {
         let pod_is_ready = timeout_at(deadline, wait(&mut target));
@@ -66,16 +66,16 @@ pub async fn forward(
             End::NotAnswered if repeated || !request.is_repeatable() => break,
             End::NotAnswered => repeated = true,
             End::NotReached(why) => {
-                // Before, it may be a pod that was gone faster than its state.
+                // Earlier, it may be a pod that terminated before its state was updated.
                 if let Some(why) = why.filter(|_| delay >= RETRY.1 && to.is_in(&target)) {
-                    log.say(&format!("{CANNOT_REACH}{}: {why}", to.pod.name));
+                    log.print(&format!("{CANNOT_REACH}{}: {why}", to.pod.name));
                 }
                 sleep(delay).await;
                 delay = RETRY.1.min(delay * 2);
             }
         }
     }
-    // A reset, since an end in good order could be taken for the end of an answer.
+    // A reset, since an orderly close could be taken for the end of an answer.
     let _ = client.set_zero_linger();
 }
 
@@ -104,7 +104,7 @@ async fn attempt(client: &mut TcpStream, request: &mut Request, to: &Target, log
     let mut answer = vec![0; 16 * 1024];
     let mut sent = 0;
     let read = loop {
-        // When it cannot be written, there is an end to be read.
+        // If the write fails, the read below reports the end.
         let _ = pod.stream.write_all(&request.bytes[sent..]).await;
         sent = request.bytes.len();
         if request.is_full() {
@@ -126,15 +126,15 @@ async fn attempt(client: &mut TcpStream, request: &mut Request, to: &Target, log
         }
     };
     if let Ok(address) = client.local_addr() {
-        log.say_after(CANNOT_REACH, &to.pod.line(address.port()));
+        log.print_after(CANNOT_REACH, &to.pod.line(address.port()));
     }
     request.answered = true;
     let relayed = relay(client, &mut pod.stream, &answer[..read], request.ended).await;
-    let trouble = pod.close().await;
+    let error = pod.close().await;
     if relayed.is_err() {
         return End::Done;
     }
-    if trouble.is_some() {
+    if error.is_some() {
         return End::Broken;
     }
     let _ = client.shutdown().await;
@@ -144,17 +144,17 @@ async fn attempt(client: &mut TcpStream, request: &mut Request, to: &Target, log
 }
 
 async fn unanswered(pod: PodStream, request: &Request, to: &Target) -> End {
-    let trouble = pod.close().await;
-    // Not a word from either side: the pod has waited long enough.
-    if trouble.is_none() && request.bytes.is_empty() {
+    let error = pod.close().await;
+    // No data from either side: the pod has closed an idle connection.
+    if error.is_none() && request.bytes.is_empty() {
         return End::Done;
     }
     to.avoid();
-    // That the pod was not reached is read from an error's words: not certain enough to repeat what may change something.
+    // The error's text tells whether the pod was reached: too uncertain to repeat a request with side effects.
     let may_repeat = request.bytes.is_empty() || request.is_repeatable();
-    match trouble {
-        Some(trouble) if may_repeat && !has_arrived(&trouble) => {
-            End::NotReached(Some(in_short(&trouble)))
+    match error {
+        Some(error) if may_repeat && !was_connected(&error) => {
+            End::NotReached(Some(shorten(&error)))
         }
         _ => End::NotAnswered,
     }

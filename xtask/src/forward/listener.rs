@@ -15,13 +15,13 @@ use super::log::Log;
 use super::service::Target;
 use crate::port;
 
-/// Each has a connection of its own to the API server, so it takes two descriptors. More of them wait to be accepted.
+/// Each has its own connection to the API server, so it takes two descriptors. Further ones wait in the backlog.
 const MAX_CONNECTIONS: usize = 1000;
 
-/// Descriptors for all connections and what else is open. A shell starts programs with 1,024 (Linux) or 256 (macOS).
+/// For all connections and other open files. The default limit is 1,024 (Linux) or 256 (macOS).
 const DESCRIPTORS: u64 = 4096;
 
-/// Raises this process's limit of open files, as far as the system lets it.
+/// Raises this process's limit of open files, as far as the system allows.
 pub fn raise_limit() {
     if let Err(error) = rlimit::increase_nofile_limit(DESCRIPTORS) {
         println!(
@@ -30,7 +30,7 @@ pub fn raise_limit() {
     }
 }
 
-/// Listens on both addresses that a browser may take for `localhost`.
+/// Listens on both addresses that a browser may use for `localhost`.
 pub async fn bind(port: u16) -> anyhow::Result<Vec<TcpListener>> {
     if !port::is_free(port) {
         bail!("{}; end it and try again", port::in_use(port));
@@ -89,8 +89,8 @@ async fn accept_on(
                 });
             }
             Err(error) => {
-                // Out of descriptors, most likely; those of other connections come free.
-                log.say(&format!("cannot accept a connection: {error}"));
+                // Most likely out of descriptors, until other connections close.
+                log.print(&format!("cannot accept a connection: {error}"));
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_port_in_use_is_refused_in_one_sentence() {
+    async fn a_port_in_use_is_rejected_in_one_sentence() {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = taken.local_addr().unwrap().port();
         let why = bind(port).await.unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! What a forward says: a line when something changes, none per connection.
+//! The log of a forward: a line when something changes, none per connection.
 
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
@@ -16,16 +16,16 @@ impl Log {
         }
     }
 
-    /// Prints the line, unless it is the one printed last.
-    pub fn say(&self, line: &str) {
-        self.say_after("", line);
+    /// Prints the line, unless it repeats the last one.
+    pub fn print(&self, line: &str) {
+        self.print_after("", line);
     }
 
-    /// Prints the line if the last one begins so: what that one said is over.
-    pub fn say_after(&self, beginning: &str, line: &str) {
+    /// Prints the line if the last one begins with `beginning`, which is then out of date.
+    pub fn print_after(&self, beginning: &str, line: &str) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.starts_with(beginning) && *last != line {
-            // Not println!, which ends us when nobody reads any more.
+            // Not println!, which panics when the reader has closed the pipe.
             let _ = writeln!(std::io::stdout(), "{}: {line}", self.name);
             line.clone_into(&mut last);
         }

@@ -13,21 +13,21 @@ use tokio::time::timeout;
 
 use super::pods::Ready;
 
-/// The other side has said its end already, or does so at once.
+/// The other side has already closed, or closes immediately.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What kube says when the pod was the first to close, which is an end in good order; the type of the error is its own.
+/// Kube's message when the pod closed first, which is an orderly end; the type of the error is private.
 const CLOSED_FIRST: &str = "Sending after closing";
 
 pub struct PodStream {
-    /// Never shut it down for writing: the protocol knows no half-closed connection, and kube would drop the answer.
+    /// Never shut it down for writing: the protocol has no half-closed connections, and kube would drop the answer.
     pub stream: DuplexStream,
-    /// What the node says when it cannot reach the port, or loses it.
+    /// The node's error when it cannot connect to the port, or loses the connection.
     error: BoxFuture<'static, Option<String>>,
     forwarder: AbortOnDrop,
 }
 
-/// Kube's task goes on without its `Portforwarder`, for as long as TCP believes in the other side.
+/// Kube's task outlives a dropped `Portforwarder` until TCP considers the connection dead.
 struct AbortOnDrop(Option<Portforwarder>);
 
 impl Drop for AbortOnDrop {
@@ -39,7 +39,7 @@ impl Drop for AbortOnDrop {
 }
 
 impl PodStream {
-    /// Returns before the pod is reached: only the API server and the node have agreed.
+    /// Returns before the pod is connected: only the API server and the node have accepted.
     pub async fn open(pods: &Api<Pod>, pod: &Ready) -> anyhow::Result<Self> {
         let mut forwarder = pods.portforward(&pod.name, &[pod.port]).await?;
         Ok(Self {
@@ -49,7 +49,7 @@ impl PodStream {
         })
     }
 
-    /// Sends what is still to be sent, and says what went wrong on the way, if anything did.
+    /// Sends pending data and returns the error of the stream, if there was one.
     pub async fn close(self) -> Option<String> {
         let Self {
             stream,
@@ -70,8 +70,8 @@ impl PodStream {
     }
 }
 
-/// Whether the pod had taken the connection before this went wrong. `false` only for what is said of attempts to connect.
-pub fn has_arrived(trouble: &str) -> bool {
+/// Whether the pod had accepted the connection before this error. `false` only for known errors of connecting.
+pub fn was_connected(error: &str) -> bool {
     let attempts = [
         "refused",
         "failed to connect",
@@ -80,18 +80,18 @@ pub fn has_arrived(trouble: &str) -> bool {
         "not running",
         "is closed",
     ];
-    let trouble = trouble.to_lowercase();
+    let error = error.to_lowercase();
     let lost = ["reset by peer", "broken pipe"];
-    lost.iter().any(|lost| trouble.contains(lost))
-        || !attempts.iter().any(|attempt| trouble.contains(attempt))
+    lost.iter().any(|lost| error.contains(lost))
+        || !attempts.iter().any(|attempt| error.contains(attempt))
 }
 
-/// Nodes wrap what the pod's system said into long lines about themselves.
-pub fn in_short(trouble: &str) -> String {
-    if trouble.to_lowercase().contains("connection refused") {
+/// Removes the node's context around the error of the pod's system.
+pub fn shorten(error: &str) -> String {
+    if error.to_lowercase().contains("connection refused") {
         return "connection refused".to_owned();
     }
-    let (_, short) = trouble.rsplit_once(", uid : ").unwrap_or(("", trouble));
+    let (_, short) = error.rsplit_once(", uid : ").unwrap_or(("", error));
     short.trim().to_owned()
 }
 
@@ -100,8 +100,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_that_refused_has_not_had_the_request() {
-        for (trouble, arrived) in [
+    fn a_pod_that_refused_has_not_received_the_request() {
+        for (error, connected) in [
             (
                 "error forwarding port 5000 to pod a, uid : failed to execute portforward in network namespace \"b\": \
                  failed to connect to localhost:5000 inside namespace \"a\", IPv4: dial tcp4 127.0.0.1:5000: connect: \
@@ -125,8 +125,8 @@ mod tests {
                 true,
             ),
         ] {
-            assert_eq!(has_arrived(trouble), arrived, "{trouble}");
-            assert!(arrived || in_short(trouble).len() < 80, "{trouble}");
+            assert_eq!(was_connected(error), connected, "{error}");
+            assert!(connected || shorten(error).len() < 80, "{error}");
         }
     }
 }

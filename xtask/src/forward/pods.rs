@@ -1,4 +1,4 @@
-//! Which pod a forward goes to: one that is ready, the same one as long as it is.
+//! Chooses the pod of a forward: a ready one, kept for as long as it is ready.
 
 use std::collections::HashMap;
 
@@ -7,10 +7,10 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 
-/// A pod that takes connections.
+/// A pod that accepts connections.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ready {
-    /// A StatefulSet's pod that was made anew has the same name, but another id.
+    /// A recreated pod of a StatefulSet has the same name, but another id.
     pub uid: String,
     pub name: String,
     pub port: u16,
@@ -22,13 +22,13 @@ pub struct Ready {
 #[derive(Default)]
 pub struct Pods {
     ready: HashMap<String, Ready>,
-    /// What a listing has brought until it is complete.
+    /// The pods of a listing that is not yet complete.
     listed: HashMap<String, Ready>,
     chosen: Option<String>,
 }
 
 impl Pods {
-    /// Takes in what the API server says. `port` is the Service's `targetPort`: a number, or a name that each pod explains.
+    /// Applies an event of the watch. `port` is the Service's `targetPort`: a number, or the name of a container port.
     pub fn apply(&mut self, event: Event<Pod>, port: &IntOrString) {
         match event {
             Event::Init => self.listed.clear(),
@@ -52,7 +52,7 @@ impl Pods {
         }
     }
 
-    /// The pod to go to: the one chosen before if it is still ready.
+    /// The pod to use: the previous one if it is still ready.
     pub fn choose(&mut self) -> Option<&Ready> {
         let chosen = self
             .chosen
@@ -62,7 +62,7 @@ impl Pods {
         self.ready.get(self.chosen.as_ref()?)
     }
 
-    /// Chooses another pod if there is one: the chosen one did not take a connection, whatever its state says.
+    /// Chooses another pod if there is one: the chosen one did not accept a connection although it is ready.
     pub fn avoid(&mut self, uid: &str) {
         if self.chosen.as_deref() == Some(uid) {
             self.chosen = self.newest(|other| other.uid != uid);
@@ -73,7 +73,7 @@ impl Pods {
         self.ready.clear();
     }
 
-    /// A rollout ends the oldest pods first: the newest one is chosen for longest.
+    /// A rollout terminates the oldest pods first, so the newest one lasts longest.
     fn newest(&self, among: impl Fn(&Ready) -> bool) -> Option<String> {
         let among = self.ready.values().filter(|pod| among(pod));
         let newest = among.max_by_key(|pod| (pod.created, &pod.name))?;
@@ -82,14 +82,14 @@ impl Pods {
 }
 
 impl Ready {
-    /// What the log says while connections go to it.
+    /// The log line while connections go to it.
     pub fn line(&self, local_port: u16) -> String {
         format!("http://localhost:{local_port} -> pod {}", self.name)
     }
 
-    /// `None` when the pod is not ready, is about to end, or has no such port.
+    /// `None` when the pod is not ready, is terminating, or has no such port.
     fn read(pod: &Pod, port: &IntOrString) -> Option<Self> {
-        // Its readiness follows seconds later, when it has stopped taking connections.
+        // Its readiness changes seconds later, when it has already stopped accepting connections.
         if pod.metadata.deletion_timestamp.is_some() {
             return None;
         }
@@ -125,14 +125,14 @@ mod tests {
     use super::*;
 
     fn pod(name: &str, created: &str, ready: bool) -> Pod {
-        let yes = if ready { "True" } else { "False" };
+        let status = if ready { "True" } else { "False" };
         serde_json::from_value(serde_json::json!({
             "metadata": {"name": name, "uid": format!("uid-{name}"), "creationTimestamp": created},
             "spec": {"containers": [{"name": "consumer", "ports": [
                 {"name": "admin", "containerPort": 9090},
                 {"name": "http", "containerPort": 5000},
             ]}]},
-            "status": {"conditions": [{"type": "Initialized", "status": "True"}, {"type": "Ready", "status": yes}]},
+            "status": {"conditions": [{"type": "Initialized", "status": "True"}, {"type": "Ready", "status": status}]},
         }))
         .unwrap()
     }
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stays_with_its_pod_when_another_one_becomes_ready() {
+    fn the_chosen_pod_is_kept_when_another_becomes_ready() {
         let mut pods = pods(&[pod("a", OLD, true)]);
         assert_eq!(chosen(&mut pods).unwrap(), "a");
         pods.apply(Event::Apply(pod("b", NEW, true)), &port());
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_is_about_to_end_is_left_though_it_is_still_ready() {
+    fn a_terminating_pod_is_replaced_though_it_is_still_ready() {
         let mut ending = pod("a", OLD, true);
         let mut pods = pods(&[ending.clone(), pod("b", OLD, true), pod("c", NEW, true)]);
         assert_eq!(chosen(&mut pods).unwrap(), "c");
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_is_no_longer_ready_or_gone_is_left() {
+    fn a_pod_that_is_deleted_or_no_longer_ready_is_replaced() {
         let mut pods = pods(&[pod("a", OLD, true), pod("b", NEW, false)]);
         assert_eq!(chosen(&mut pods).unwrap(), "a");
         pods.apply(Event::Apply(pod("a", OLD, false)), &port());
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_listing_forgets_what_it_does_not_name_and_keeps_the_choice() {
+    fn a_new_listing_removes_missing_pods_and_keeps_the_choice() {
         let mut pods = pods(&[pod("a", OLD, true), pod("gone", OLD, true)]);
         pods.avoid("uid-gone");
         let kept = chosen(&mut pods).unwrap();
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_takes_no_connection_is_left_only_for_another_one() {
+    fn a_pod_that_accepts_no_connection_is_replaced_only_if_there_is_another() {
         let mut pods = pods(&[pod("a", OLD, true)]);
         chosen(&mut pods);
         pods.avoid("uid-a");

@@ -1,4 +1,4 @@
-//! Copying both ways between a client and a pod.
+//! Copies data in both directions between a client and a pod.
 
 use std::future::pending;
 use std::io;
@@ -8,15 +8,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// After a client has said its last, a pod that is silent for this long has nothing more to say.
+/// After the client has stopped sending, a pod that is silent for this long is considered finished.
 ///
-/// Most such clients have closed altogether, which TCP does not tell from one that still listens, and the pod is not told
-/// (see `PodStream`): a stream would go on counting them.
+/// Most such clients have closed completely, which TCP does not distinguish from a half-closed connection, and the pod
+/// is not notified (see `PodStream`): the consumer would keep counting them as connected.
 pub const LAST_ANSWER: Duration = Duration::from_secs(5);
 
-/// Returns when the pod has said its last and all of it is written; an error means that the client has gone.
+/// Returns when the pod has stopped sending and everything is written; an error means that the client has disconnected.
 ///
-/// `first` is what the pod has said already; `ended` is whether the client has said its last.
+/// `first` is the data already received from the pod; `ended` is whether the client has stopped sending.
 pub async fn relay(
     client: &mut (impl AsyncRead + AsyncWrite + Unpin),
     pod: &mut (impl AsyncRead + AsyncWrite + Unpin),
@@ -34,7 +34,7 @@ pub async fn relay(
         while !finished.is_cancelled() {
             match from_client.read(&mut bytes).await? {
                 0 => finished.cancel(),
-                // When it cannot be written, there is an end to be read.
+                // If the write fails, the read in `down` reports the end.
                 read => {
                     if to_pod.write_all(&bytes[..read]).await.is_err() {
                         break;
@@ -64,7 +64,7 @@ pub async fn relay(
         }
     };
     tokio::select! {
-        gone = up => gone,
+        error = up => error,
         ended = down => ended,
     }
 }
@@ -82,37 +82,37 @@ mod tests {
     #[tokio::test]
     async fn bytes_go_both_ways_until_the_pod_ends() {
         let ((mut browser, mut client), (mut pod, mut server)) = (pair(), pair());
-        let talk = async {
+        let exchange = async {
             browser.write_all(b"more").await.unwrap();
-            let mut said = [0; 4];
-            server.read_exact(&mut said).await.unwrap();
-            assert_eq!(&said, b"more");
+            let mut bytes = [0; 4];
+            server.read_exact(&mut bytes).await.unwrap();
+            assert_eq!(&bytes, b"more");
             server.write_all(b" and the rest").await.unwrap();
             drop(server);
         };
-        let (relayed, ()) = tokio::join!(relay(&mut client, &mut pod, b"first", false), talk);
+        let (relayed, ()) = tokio::join!(relay(&mut client, &mut pod, b"first", false), exchange);
         relayed.unwrap();
         drop(client);
-        let mut heard = String::new();
-        browser.read_to_string(&mut heard).await.unwrap();
-        assert_eq!(heard, "first and the rest");
+        let mut received = String::new();
+        browser.read_to_string(&mut received).await.unwrap();
+        assert_eq!(received, "first and the rest");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_says_no_more_still_gets_its_answer() {
+    async fn a_client_that_stops_sending_still_receives_its_answer() {
         let ((mut browser, mut client), (mut pod, mut server)) = (pair(), pair());
         browser.shutdown().await.unwrap();
-        let talk = async {
+        let exchange = async {
             for part in ["a", "b", "c"] {
                 tokio::time::sleep(LAST_ANSWER / 2).await;
                 server.write_all(part.as_bytes()).await.unwrap();
             }
         };
-        let (relayed, ()) = tokio::join!(relay(&mut client, &mut pod, b"", false), talk);
+        let (relayed, ()) = tokio::join!(relay(&mut client, &mut pod, b"", false), exchange);
         relayed.unwrap();
         drop(client);
-        let mut heard = String::new();
-        browser.read_to_string(&mut heard).await.unwrap();
-        assert_eq!(heard, "abc", "and then the silence ended it");
+        let mut received = String::new();
+        browser.read_to_string(&mut received).await.unwrap();
+        assert_eq!(received, "abc", "and then the silence ended it");
     }
 }

@@ -1,18 +1,18 @@
-//! What a client has said before anything was answered: kept, so that it can be said to another pod.
+//! What a client has sent before the first byte of an answer: kept so that it can be repeated to another pod.
 
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// A request with a larger body is forwarded, but not repeated.
+/// A larger request is forwarded, but not repeated.
 const LIMIT: usize = 64 * 1024;
 
 #[derive(Default)]
 pub struct Request {
     pub bytes: Vec<u8>,
-    /// The client says no more; it may still listen.
+    /// The client has stopped sending; it may still receive.
     pub ended: bool,
-    /// The client has had the beginning of an answer.
+    /// The client has received the beginning of an answer.
     pub answered: bool,
 }
 
@@ -21,7 +21,7 @@ impl Request {
         self.bytes.len() >= LIMIT
     }
 
-    /// Reads on, if there is room and the client has not said its last; otherwise it never returns.
+    /// Reads more, if there is room and the client is still sending; otherwise it never returns.
     pub async fn read(&mut self, client: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
         if self.ended || self.is_full() {
             return std::future::pending().await;
@@ -32,7 +32,7 @@ impl Request {
         Ok(())
     }
 
-    /// Does the work and reads on meanwhile; `None` when the client has gone.
+    /// Awaits the work while reading; `None` when the client disconnects.
     pub async fn while_reading<T>(
         &mut self,
         client: &mut (impl AsyncRead + Unpin),
@@ -51,7 +51,7 @@ impl Request {
         }
     }
 
-    /// Whether a pod that may have had it already can have it again: HTTP's methods that change nothing.
+    /// Whether it is safe to send it to a pod that may already have received it: HTTP's safe methods.
     pub fn is_repeatable(&self) -> bool {
         let safe = [&b"GET "[..], b"HEAD "];
         !self.answered
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_comes_while_we_wait_is_kept() {
+    async fn data_received_while_waiting_is_kept() {
         let (mut browser, mut client) = tokio::io::duplex(1024);
         let mut request = Request::default();
         let work = async {
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_leaves_without_a_word_is_not_waited_for() {
+    async fn a_client_that_disconnects_without_a_request_ends_the_wait() {
         let (browser, mut client) = tokio::io::duplex(1024);
         drop(browser);
         let mut request = Request::default();
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_more_than_the_limit_is_kept() {
+    async fn at_most_the_limit_is_kept() {
         let mut client: &[u8] = &[b'x'; LIMIT + 1];
         let mut request = Request::default();
         while !request.is_full() {
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_change_something_is_not_said_twice() {
+    fn a_request_that_may_have_side_effects_is_not_repeated() {
         for (text, repeatable) in [
             ("GET /events", true),
             ("HEAD /events", true),

@@ -1,4 +1,4 @@
-//! Watching a Service and its pods, for as long as the forward runs.
+//! Watches a Service and its pods for as long as the forward runs.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -21,10 +21,10 @@ use super::pods::{Pods, Ready};
 use super::{client, sleep as pause};
 use crate::cluster::Cluster;
 
-/// An API server that answers at all lists a few pods in less.
+/// A working API server lists a few pods in less.
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Between two attempts to reach the API server, growing from the first to the last.
+/// The delay between two attempts to reach the API server: minimum and maximum.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// Where new connections go.
@@ -32,15 +32,15 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 pub struct Target {
     pub pod: Ready,
     pub pods: Api<Pod>,
-    /// When this is cancelled, nobody is at the other end any more.
+    /// Cancelled when open connections may be dead.
     pub cut: CancellationToken,
     avoided: mpsc::UnboundedSender<String>,
 }
 
 impl Target {
-    /// Goes on with another pod, if there is one: this one is ready, but did not answer.
+    /// Switches to another pod, if there is one: this one is ready, but did not answer.
     pub fn avoid(&self) {
-        // When nobody listens, the pods are about to be listed anew.
+        // Fails only between two sessions, when the pods are about to be listed again.
         let _ = self.avoided.send(self.pod.uid.clone());
     }
 
@@ -51,14 +51,14 @@ impl Target {
     }
 }
 
-/// What of the Service matters here.
+/// The relevant part of a Service's specification.
 #[derive(PartialEq)]
 struct Definition {
     selector: String,
     port: IntOrString,
 }
 
-/// Keeps `targets` at a ready pod of the Service, or at none; does not return.
+/// Keeps `targets` set to a ready pod of the Service, or to `None`; does not return.
 pub async fn follow(
     cluster: &Cluster,
     forward: &Forward,
@@ -68,24 +68,24 @@ pub async fn follow(
     let mut pods = Pods::default();
     let mut cut = CancellationToken::new();
     let mut delay = RETRY.0;
-    // It outlives the sessions: a machine that wakes up may find its watch broken first.
-    let mut slept = pin!(pause::noticed());
+    // Not restarted with each session: after a sleep, the watch may fail first.
+    let mut slept = pin!(pause::detected());
     loop {
         let started = Instant::now();
         tokio::select! {
             pause = &mut slept => {
-                log.say(&format!("nothing ran for {} s (did this machine sleep?): connecting anew", pause.as_secs()));
-                // First, so that what is cut does not come back before there is a new client.
+                log.print(&format!("nothing ran for {} s (did this machine sleep?): reconnecting", pause.as_secs()));
+                // First, so that clients that reconnect wait for a new target.
                 targets.send_replace(None);
                 cut.cancel();
                 cut = CancellationToken::new();
-                slept.set(pause::noticed());
+                slept.set(pause::detected());
             }
             error = session(cluster, forward, &mut pods, &cut, targets, log) => {
                 let error = error.expect_err("a session ends with an error");
                 let Forward { namespace, service, .. } = forward;
                 let why = error.root_cause().to_string();
-                log.say(&format!("cannot watch Service {service} in namespace {namespace}: {why}; trying again"));
+                log.print(&format!("cannot watch Service {service} in namespace {namespace}: {why}; retrying"));
                 if started.elapsed() > LIST_TIMEOUT {
                     delay = RETRY.0;
                 }
@@ -96,7 +96,7 @@ pub async fn follow(
     }
 }
 
-/// One client's time: ends when a watch fails, which it does when the API server goes.
+/// Watches with one client; ends when a watch fails, as it does when the API server stops.
 async fn session(
     cluster: &Cluster,
     forward: &Forward,
@@ -148,7 +148,7 @@ async fn session(
                 bail!("no answer within {} s", LIST_TIMEOUT.as_secs());
             }
         }
-        // Until then, what was known before may still be right.
+        // Until the pods are listed, the previous target may still be valid.
         if !listed {
             continue;
         }
@@ -158,12 +158,12 @@ async fn session(
             cut: cut.clone(),
             avoided: avoided.clone(),
         });
-        log.say(&describe(forward, definition.as_ref(), target.as_ref()));
+        log.print(&describe(forward, definition.as_ref(), target.as_ref()));
         targets.send_replace(target);
     }
 }
 
-/// The line that says where connections go.
+/// The log line about where connections go.
 fn describe(forward: &Forward, definition: Option<&Definition>, target: Option<&Target>) -> String {
     let Forward {
         namespace, service, ..

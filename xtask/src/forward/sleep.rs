@@ -1,18 +1,18 @@
-//! Noticing that this machine slept, or that this process was stopped for a while.
+//! Detects that this machine slept, or that this process was stopped for a while.
 
 use std::time::{Duration, Instant, SystemTime};
 
 const TICK: Duration = Duration::from_secs(1);
 
-/// A tick that comes this much late was not merely a busy machine.
+/// A delay that a busy machine does not explain.
 const LATE: Duration = Duration::from_secs(10);
 
-/// Returns when the time between two ticks shows a pause, with its length.
-pub async fn noticed() -> Duration {
+/// Returns the length of a pause as soon as a tick comes late.
+pub async fn detected() -> Duration {
     loop {
         let (ticked, clock) = (Instant::now(), SystemTime::now());
         tokio::time::sleep(TICK).await;
-        // The clock that timers use may stand still while the machine sleeps; the clock on the wall does not.
+        // The monotonic clock may stop while the machine sleeps; the system clock does not.
         let elapsed = ticked.elapsed().max(clock.elapsed().unwrap_or_default());
         if let Some(pause) = pause(elapsed) {
             return pause;
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_late_tick_is_a_pause_and_a_slow_one_is_not() {
+    fn only_a_very_late_tick_is_a_pause() {
         assert_eq!(
             pause(Duration::from_secs(16)),
             Some(Duration::from_secs(15))

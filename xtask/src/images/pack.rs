@@ -25,7 +25,7 @@ pub const USER: &str = "65532:65532";
 const ANNOTATION_CONTAINERD_NAME: &str = "io.containerd.image.name";
 
 pub struct Packed {
-    /// The first 16 hex digits of the image id: the digest of its configuration, which contains the uncompressed layer's.
+    /// The first 16 hex digits of the image id: the digest of its configuration, which contains the layer's digest.
     pub tag: String,
     pub archive: Vec<u8>,
 }

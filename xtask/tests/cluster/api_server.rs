@@ -1,4 +1,4 @@
-//! Restarting the API server: its manifest leaves the folder that the node's kubelet watches, and comes back.
+//! Restarts the API server by moving its manifest out of the folder that the node's kubelet watches, and back.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 const MANIFESTS: &str = "/etc/kubernetes/manifests";
 
-/// One script, so that the manifest comes back also when the test is killed.
+/// One script, so that the manifest is restored even if the test is killed.
 const SCRIPT: &str = "cd /etc/kubernetes && mv manifests/kube-apiserver.yaml . && sleep 10; \
                       mv kube-apiserver.yaml manifests/";
 
-/// Returns when the API server has been away and is ready again.
+/// Returns when the API server has stopped and is ready again.
 pub fn restart(context: &str) {
     let mut script = on_the_node(context)
         .arg(SCRIPT)
@@ -42,7 +42,7 @@ fn wait(context: &str, ready: bool) {
     }
 }
 
-/// A shell that takes a script.
+/// A shell on the node, which takes a script as its next argument.
 fn on_the_node(context: &str) -> Command {
     // With minikube's driver "none", the node is this machine.
     if Path::new(MANIFESTS).exists() {

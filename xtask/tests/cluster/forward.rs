@@ -1,4 +1,4 @@
-//! What a forward promises.
+//! The guarantees of a forward.
 
 use std::io::Read;
 use std::thread::{sleep, spawn};
@@ -9,20 +9,20 @@ use crate::http;
 use crate::polling::Polling;
 use crate::process::{Forward, command};
 use crate::release::{Release, leave_out};
-use crate::requests::{Requests, judge};
+use crate::requests::{Requests, assert_succeeded};
 
 #[test]
-fn two_forwards_on_one_port_are_refused_in_one_sentence() {
-    // It needs no cluster: the port is taken before anything else.
+fn a_second_forward_on_a_port_is_rejected_in_one_sentence() {
+    // Needs no cluster: the port is bound before anything else.
     let mut first = Forward::start(|port| format!("herald-test/nothing:{port}"));
     first.wait_for("\n");
     let second = command(&format!("herald-test/nothing:{}", first.port));
     let second = { second }.output().unwrap();
     assert_eq!(second.status.code(), Some(1));
-    let said = String::from_utf8(second.stderr).unwrap();
+    let stderr = String::from_utf8(second.stderr).unwrap();
     let expected = format!("error: port {} is in use by xtask (process ", first.port);
-    assert!(said.starts_with(&expected), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(stderr.starts_with(&expected), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
 
 #[test]
@@ -35,12 +35,12 @@ fn every_request_succeeds_while_pods_are_deleted() {
     forward.wait_for("-> pod ");
     let mut ready = release.wait_for_pods(1);
     let requests = Requests::start(forward.port);
-    let mut calm = Vec::new();
+    let mut stable = Vec::new();
     for _ in 0..if long { 20 } else { 2 } {
         let since = Instant::now();
-        // Two seconds of grace, and one in which every request counts.
+        // Two seconds of grace, and one in which every request must succeed.
         sleep(Duration::from_secs(3));
-        calm.push((since, Instant::now()));
+        stable.push((since, Instant::now()));
         release.delete_pods(&ready);
         let deleted = ready[0].clone();
         ready = release.wait_for_pods(1);
@@ -49,18 +49,18 @@ fn every_request_succeeds_while_pods_are_deleted() {
     }
     let requests = requests.stop();
     println!("{}", forward.log());
-    judge(&requests, &calm);
+    assert_succeeded(&requests, &stable);
 }
 
 #[test]
-fn polling_stays_with_one_pod_while_there_are_three() {
+fn polling_uses_one_pod_while_there_are_three() {
     let Some(release) = Release::install("polling") else {
         return;
     };
     let mut forward = Forward::start(|port| release.service(port));
     forward.wait_for("-> pod ");
     let requests = Requests::start(forward.port);
-    let calm = Instant::now();
+    let stable = Instant::now();
     let first = Polling::connect(forward.port);
     release.scale(3);
     release.wait_for_pods(3);
@@ -77,7 +77,7 @@ fn polling_stays_with_one_pod_while_there_are_three() {
         assert!(third.is_known());
     }
     // There was a ready pod at any time.
-    judge(&requests.stop(), &[(calm, Instant::now())]);
+    assert_succeeded(&requests.stop(), &[(stable, Instant::now())]);
     println!("{}", forward.log());
 }
 
@@ -101,7 +101,7 @@ fn a_connection_waits_until_a_pod_is_ready() {
 }
 
 #[test]
-fn after_a_pause_it_cuts_what_may_be_dead_and_goes_on_until_it_is_told_to_end() {
+fn after_a_pause_it_closes_connections_and_continues_until_sigterm() {
     let Some(release) = Release::install("paused") else {
         return;
     };
@@ -114,18 +114,14 @@ fn after_a_pause_it_cuts_what_may_be_dead_and_goes_on_until_it_is_told_to_end() 
     let awake = Instant::now();
     let response = http::get(forward.port, "/").unwrap();
     assert_eq!(response.status, 200);
-    // The client of the stream has waited in vain, and is told so before the next heartbeat would be due.
+    // The open stream may be dead, and is closed before the next heartbeat would be due.
     while stream.read(&mut [0; 1024]).is_ok_and(|read| read > 0) {}
     assert!(
         awake.elapsed() < Duration::from_secs(10),
         "{:?}",
         awake.elapsed()
     );
-    assert!(
-        forward.log().contains("connecting anew"),
-        "{}",
-        forward.log()
-    );
+    assert!(forward.log().contains("reconnecting"), "{}", forward.log());
 
     let mut stream = http::events(forward.port).unwrap();
     forward.signal("-TERM");
@@ -147,11 +143,11 @@ fn every_request_succeeds_after_the_api_server_was_restarted() {
     let requests = Requests::start(forward.port);
     let before = Instant::now();
     sleep(Duration::from_secs(3));
-    let away = Instant::now();
+    let stopped = Instant::now();
     api_server::restart(&release.context);
-    let back = Instant::now();
+    let ready = Instant::now();
     sleep(Duration::from_secs(10));
-    let calm = [(before, away), (back, Instant::now())];
-    judge(&requests.stop(), &calm);
+    let stable = [(before, stopped), (ready, Instant::now())];
+    assert_succeeded(&requests.stop(), &stable);
     println!("{}", forward.log());
 }

@@ -1,4 +1,4 @@
-//! As much of HTTP as the tests speak, over plain sockets.
+//! As much of HTTP as the tests need, over plain sockets.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ pub struct Response {
     pub body: String,
 }
 
-/// One request on a connection of its own; an error when the answer is not whole.
+/// One request on its own connection; an error if the response is incomplete.
 pub fn get(port: u16, path: &str) -> io::Result<Response> {
     request(port, "GET", path, "")
 }
@@ -24,12 +24,12 @@ pub fn request(port: u16, method: &str, path: &str, body: &str) -> io::Result<Re
         stream,
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
     )?;
-    let mut answer = BufReader::new(stream);
-    let status = line(&mut answer)?;
+    let mut response = BufReader::new(stream);
+    let status = line(&mut response)?;
     let status = status.split(' ').nth(1).and_then(|code| code.parse().ok());
     let mut length = 0;
     loop {
-        let header = line(&mut answer)?.to_lowercase();
+        let header = line(&mut response)?.to_lowercase();
         if header.is_empty() {
             break;
         }
@@ -37,24 +37,24 @@ pub fn request(port: u16, method: &str, path: &str, body: &str) -> io::Result<Re
             length = value.parse().map_err(io::Error::other)?;
         }
     }
-    // Not until the connection ends: a node takes a second to pass that on.
+    // Not until the connection closes: the node takes a second to pass that on.
     let mut body = vec![0; length];
-    answer.read_exact(&mut body)?;
+    response.read_exact(&mut body)?;
     Ok(Response {
         status: status.ok_or(io::ErrorKind::InvalidData)?,
         body: String::from_utf8_lossy(&body).into_owned(),
     })
 }
 
-/// A whole line; the end of a connection is an error.
-fn line(answer: &mut impl BufRead) -> io::Result<String> {
+/// A complete line; the end of the connection is an error.
+fn line(response: &mut impl BufRead) -> io::Result<String> {
     let mut line = String::new();
-    answer.read_line(&mut line)?;
+    response.read_line(&mut line)?;
     let line = line.strip_suffix("\r\n");
     Ok(line.ok_or(io::ErrorKind::UnexpectedEof)?.to_owned())
 }
 
-/// A stream of events that has begun.
+/// A stream of events whose response has begun.
 pub fn events(port: u16) -> io::Result<TcpStream> {
     let mut stream = open(port)?;
     stream.write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")?;

@@ -1,5 +1,4 @@
-//! `cargo xtask forward` on a real cluster, from outside: real sockets, and a release of the chart in a namespace of each test's
-//! own.
+//! `cargo xtask forward` on a real cluster, with real sockets, and a release of the chart in a namespace per test.
 //!
 //! `cargo xtask check delivery` runs them on minikube. By hand: `HERALD_TEST_CLUSTER` names the context of kubectl,
 //! `HERALD_PRODUCER_IMAGE` and `HERALD_CONSUMER_IMAGE` are images that the cluster has (`repository:tag`). Kafka is the one of

@@ -1,4 +1,4 @@
-//! A Socket.IO client that polls, each request on a connection of its own: all of them must come to the same pod.
+//! A Socket.IO client that polls, each request on its own connection: all of them must reach the same pod.
 
 use std::io;
 
@@ -22,10 +22,10 @@ impl Polling {
         client
     }
 
-    /// Whether the pod that a request comes to knows this client: a Socket.IO event, which the consumer ignores.
+    /// Whether the pod that receives a request knows this client. Sends a Socket.IO event, which the consumer ignores.
     pub fn is_known(&self) -> bool {
-        let answer = self.post(r#"42["hello"]"#);
-        answer.is_ok_and(|answer| answer.status == 200)
+        let response = self.post(r#"42["hello"]"#);
+        response.is_ok_and(|response| response.status == 200)
     }
 
     fn post(&self, packet: &str) -> io::Result<Response> {

@@ -15,7 +15,7 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// Forwards a free port to this Service; `service` makes the argument of it.
+    /// Forwards a free port; `service` returns the argument of `--service` for it.
     pub fn start(service: impl Fn(u16) -> String) -> Self {
         let port = free_port();
         let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("forward-{port}.log"));
@@ -28,19 +28,19 @@ impl Forward {
         Self { process, port, log }
     }
 
-    /// Everything it has said.
+    /// Its whole output.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    /// Waits until it has said a line with this in it.
-    pub fn wait_for(&mut self, said: &str) {
+    /// Waits until its output contains this text.
+    pub fn wait_for(&mut self, text: &str) {
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !self.log().contains(said) {
+        while !self.log().contains(text) {
             let ended = self.process.try_wait().unwrap();
             assert_eq!(ended, None, "it has ended: {}", self.log());
             let log = self.log();
-            assert!(Instant::now() < deadline, "waited 30 s for {said:?}: {log}");
+            assert!(Instant::now() < deadline, "waited 30 s for {text:?}: {log}");
             sleep(Duration::from_millis(20));
         }
     }
@@ -51,7 +51,7 @@ impl Forward {
         assert!(kill.success());
     }
 
-    /// How it ends after what it has been told, within five seconds.
+    /// Waits up to five seconds for it to exit.
     pub fn wait_for_end(&mut self) -> ExitStatus {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {

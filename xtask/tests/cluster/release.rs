@@ -1,4 +1,4 @@
-//! A release of the chart, and the command lines to it.
+//! A release of the chart, with the commands that change it.
 
 use std::fs::File;
 use std::io::Write;
@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../helm");
 const CONSUMER: &str = "app.kubernetes.io/name=herald,app.kubernetes.io/component=consumer";
 
-/// Its namespace and its topic have one name, and are deleted when it is dropped.
+/// Its namespace and topic have the same name, and are deleted when it is dropped.
 pub struct Release {
-    /// The cluster's, for kubectl.
+    /// The kubectl context of the cluster.
     pub context: String,
     pub namespace: String,
-    _turn: File,
+    _lock: File,
 }
 
 impl Release {
-    /// Waits for its turn, installs it with one consumer, and waits until that is ready. `None`, and a line that says why, where
-    /// there is no cluster for tests.
+    /// Takes the lock, installs the release with one consumer, and waits until it is ready. Prints the reason and
+    /// returns `None` if there is no cluster for tests.
     pub fn install(name: &str) -> Option<Self> {
         let context = std::env::var("HERALD_TEST_CLUSTER").unwrap_or_default();
         if context.is_empty() {
@@ -28,16 +28,16 @@ impl Release {
             );
             return None;
         }
-        // Two tests at once would be each other's disturbance; the consumer's tests on a cluster use the same lock.
+        // Concurrent tests would disturb each other; the consumer's tests on a cluster use the same lock.
         let path = std::env::temp_dir().join("herald-delivery-tests.lock");
-        let turn = File::create(&path).unwrap();
-        turn.lock().unwrap();
+        let lock = File::create(&path).unwrap();
+        lock.lock().unwrap();
         let release = Self {
             context,
             namespace: format!("herald-test-forward-{name}"),
-            _turn: turn,
+            _lock: lock,
         };
-        // What a test that was killed has left.
+        // Left over from a killed test.
         let deleted = release.delete_namespace("--wait=true");
         deleted.unwrap_or_else(|error| panic!("{error}"));
         let mut helm = Command::new("helm");
@@ -46,7 +46,7 @@ impl Release {
         helm.args(["--namespace", &release.namespace, "--create-namespace"]);
         helm.arg(format!("--set=kafka.topicName={}", release.namespace));
         helm.args(["--set", "producer.replicaCount=0"]);
-        // Long enough that every client is told, short enough that the tests are not mostly that.
+        // Long enough to notify every client, short enough not to dominate the tests.
         for option in ["DRAIN_DELAY=2s", "DRAIN_WINDOW=3s", "SHUTDOWN_GRACE=10s"] {
             helm.arg(format!("--set-string=configmap.data.{option}"));
         }
@@ -66,24 +66,24 @@ impl Release {
         Some(release)
     }
 
-    /// What `--service` takes.
+    /// The argument of `--service`.
     pub fn service(&self, port: u16) -> String {
         format!("{}/consumer-service:{port}", self.namespace)
     }
 
-    /// Returns as soon as the Deployment knows it.
+    /// Returns as soon as the Deployment is updated.
     pub fn scale(&self, replicas: usize) {
         let replicas = format!("--replicas={replicas}");
         self.in_namespace(&["scale", "deployment", "--selector", CONSUMER, &replicas]);
     }
 
-    /// Deletes these pods, which drain while this returns.
+    /// Deletes these pods without waiting for them to drain.
     pub fn delete_pods(&self, pods: &[String]) {
         let pods: Vec<&str> = pods.iter().map(String::as_str).collect();
         self.in_namespace(&[&["delete", "pod", "--wait=false"], &pods[..]].concat());
     }
 
-    /// The names of the pods that are ready and stay.
+    /// The names of the pods that are ready and not terminating.
     pub fn ready_pods(&self) -> Vec<String> {
         let template = "{{range .items}}{{if not .metadata.deletionTimestamp}}{{$name := .metadata.name}}\
             {{range .status.conditions}}{{if and (eq .type \"Ready\") (eq .status \"True\")}}{{$name}} {{end}}{{end}}\
@@ -94,7 +94,7 @@ impl Release {
         list.split_whitespace().map(str::to_owned).collect()
     }
 
-    /// Waits until this many pods are ready and stay, and returns their names.
+    /// Waits until this many pods are ready and not terminating, and returns their names.
     pub fn wait_for_pods(&self, count: usize) -> Vec<String> {
         let deadline = Instant::now() + Duration::from_secs(90);
         loop {
@@ -130,7 +130,7 @@ impl Release {
         output(&mut self.kubectl_command(&delete))
     }
 
-    /// With Kafka's own tool, in its pod. The heap is small, since it shares the memory limit of the broker.
+    /// With Kafka's own tool, in its pod. The heap is small, since it shares the broker's memory limit.
     fn delete_topic(&self) -> Result<String, String> {
         let tool = "exec --namespace kafka my-cluster-kafka-0 -- env KAFKA_HEAP_OPTS=-Xmx128m \
                     /opt/kafka/bin/kafka-topics.sh --bootstrap-server=localhost:9092 --delete --if-exists --topic";
@@ -141,7 +141,7 @@ impl Release {
 }
 
 impl Drop for Release {
-    /// No panic: it may run in the middle of one, and what is left is deleted by the next run.
+    /// No panic: it may run during one, and the next run deletes what remains.
     fn drop(&mut self) {
         for deleted in [self.delete_namespace("--wait=false"), self.delete_topic()] {
             if let Err(why) = deleted {
@@ -151,7 +151,7 @@ impl Drop for Release {
     }
 }
 
-/// The line that `cargo xtask check` counts, past the test harness, which would keep it to itself.
+/// Prints the line that `cargo xtask check` counts, bypassing the test harness, which would capture it.
 pub fn leave_out(why: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
@@ -165,10 +165,10 @@ fn output(command: &mut Command) -> Result<String, String> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let complaint = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     Err(format!(
         "{command:?} ended with {}: {}",
         output.status,
-        complaint.trim()
+        stderr.trim()
     ))
 }

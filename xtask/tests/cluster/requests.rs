@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::http;
 
-/// How long after a pod is ready every request must succeed.
+/// After a pod has become ready, requests may still fail for this long.
 const GRACE: Duration = Duration::from_secs(2);
 
 pub struct Requests {
@@ -18,11 +18,11 @@ pub struct Requests {
 pub struct Request {
     started: Instant,
     took: Duration,
-    trouble: Option<String>,
+    error: Option<String>,
 }
 
 impl Requests {
-    /// Four at a time, each on a connection of its own.
+    /// Four at a time, each on its own connection.
     pub fn start(port: u16) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let threads = (0..4).map(|_| {
@@ -50,7 +50,7 @@ impl Requests {
 impl Request {
     fn make(port: u16) -> Self {
         let started = Instant::now();
-        let trouble = match http::get(port, "/") {
+        let error = match http::get(port, "/") {
             Ok(response) if response.status == 200 => None,
             Ok(response) => Some(format!("status {}", response.status)),
             Err(error) => Some(error.to_string()),
@@ -58,15 +58,15 @@ impl Request {
         Self {
             started,
             took: started.elapsed(),
-            trouble,
+            error,
         }
     }
 }
 
-/// Panics when one of them failed that started in one of the `calm` times: from when a pod was ready to when it was disturbed.
-/// Prints how many failed in all, and how long the longest took.
-pub fn judge(requests: &[Request], calm: &[(Instant, Instant)]) {
-    let failed = requests.iter().filter(|request| request.trouble.is_some());
+/// Panics if a request failed that started in a `stable` period, from a pod's readiness to the next disturbance.
+/// Prints the number of failures and the longest duration.
+pub fn assert_succeeded(requests: &[Request], stable: &[(Instant, Instant)]) {
+    let failed = requests.iter().filter(|request| request.error.is_some());
     let failed: Vec<&Request> = failed.collect();
     let longest = requests.iter().map(|request| request.took).max();
     println!(
@@ -75,22 +75,22 @@ pub fn judge(requests: &[Request], calm: &[(Instant, Instant)]) {
         failed.len()
     );
     let mut expected = 0;
-    for (ready, disturbed) in calm {
-        let is_due =
+    for (ready, disturbed) in stable {
+        let is_expected =
             |request: &&Request| request.started >= *ready + GRACE && request.started < *disturbed;
-        let due = requests.iter().filter(is_due);
-        for request in due {
+        let required = requests.iter().filter(is_expected);
+        for request in required {
             expected += 1;
             let after = request.started - *ready;
             assert_eq!(
-                request.trouble, None,
+                request.error, None,
                 "a request {after:?} after a pod was ready"
             );
         }
     }
     assert!(
-        expected > 10 * calm.len(),
-        "only {expected} requests in {} calm times",
-        calm.len()
+        expected > 10 * stable.len(),
+        "only {expected} requests in {} stable periods",
+        stable.len()
     );
 }
