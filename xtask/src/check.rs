@@ -22,19 +22,19 @@ use tally::Tally;
 
 /// Format, lints, licences, scripts and all tests; starts an Apache Kafka when HERALD_TEST_KAFKA does not name one.
 ///
-/// Every check runs, also after one that failed. What this machine lacks is left out and listed at the end with how to get
-/// it; with CI=true it is a failure. The last line is `N passed, N failed`.
+/// Every check runs, even after a failure. Checks whose tools are missing are left out and listed at the end with how
+/// to install them; with CI=true they fail. The last line is `N passed, N failed`.
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these checks; all of them when none is named.
     #[arg(value_parser = PossibleValuesParser::new(CHECKS.iter().map(|check| check.name)))]
     names: Vec<String>,
 
-    /// Also what takes minutes: tests marked `#[ignore]`, and HERALD_TEST_LONG=1 for the suites in JavaScript.
+    /// Also run tests that take minutes: those marked `#[ignore]`, and those of HERALD_TEST_LONG=1 in JavaScript.
     #[arg(long)]
     long: bool,
 
-    /// Show the names of the checks and what each one does.
+    /// List the checks and what each one does.
     #[arg(long)]
     list: bool,
 }
@@ -42,14 +42,14 @@ pub struct Args {
 struct Check {
     name: &'static str,
     about: &'static str,
-    /// Without these it cannot run.
+    /// Tools without which it cannot run.
     needs: &'static [Tool],
-    /// Without these a part of it is left out.
+    /// Tools without which a part of it is left out.
     wants: &'static [Tool],
-    /// What else this machine lacks for it, in one sentence; asked when its turn comes.
+    /// What else is missing on this machine, in one sentence; called just before the check.
     lacks: fn() -> Option<String>,
-    run: fn(&Surroundings) -> anyhow::Result<Tally>,
-    /// Whether it uses the programs that `build` makes.
+    run: fn(&TestEnv) -> anyhow::Result<Tally>,
+    /// Whether it uses the programs that `build` compiles.
     after_build: bool,
     kafka: bool,
 }
@@ -65,7 +65,7 @@ const PLAIN: Check = Check {
     kafka: false,
 };
 
-/// In the order in which they run: what fails fast comes first.
+/// In the order in which they run: fast failures first.
 const CHECKS: &[Check] = &[
     Check {
         name: "fmt",
@@ -75,7 +75,7 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "shellcheck",
-        about: "the shell scripts have none of the known mistakes",
+        about: "shellcheck finds nothing in the shell scripts",
         needs: &[tools::SHELLCHECK],
         run: scripts::shellcheck,
         ..PLAIN
@@ -89,14 +89,14 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "deny",
-        about: "licences, sources and duplicates of the dependencies are as deny.toml allows",
+        about: "deny.toml allows the licences, sources and duplicates of the dependencies",
         needs: &[tools::CARGO_DENY],
         run: rust::deny,
         ..PLAIN
     },
     Check {
         name: "charts",
-        about: "the chart and the manifests in k8s: linted, tested, rendered in every way and judged; no cluster is needed",
+        about: "the chart and the manifests in k8s: linted, tested, rendered in every variant, validated; needs no cluster",
         needs: &[tools::HELM],
         wants: &[tools::KUBECTL, tools::PYTHON, tools::GO, tools::PROMTOOL],
         run: charts::charts,
@@ -110,13 +110,13 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "clippy",
-        about: "the compiler and clippy have nothing to say",
+        about: "the compiler and clippy report no warnings",
         run: rust::clippy,
         ..PLAIN
     },
     Check {
         name: "scripts",
-        about: "tests/scripts: the scripts at the top, with fake package managers",
+        about: "tests/scripts: the scripts in the root folder, with fake package managers",
         needs: &[tools::NODE],
         wants: &[tools::PYTHON],
         run: javascript::scripts,
@@ -132,7 +132,7 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "embedded",
-        about: "the consumer's end-to-end tests against the embedded broker; what it cannot do is declared",
+        about: "the consumer's end-to-end tests against the embedded broker; what it does not support is declared",
         run: rust::embedded,
         after_build: true,
         ..PLAIN
@@ -158,7 +158,7 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "strimzi",
-        about: "tests/strimzi: the rights that k8s/strimzi gives, on a Kafka that knows no others",
+        about: "tests/strimzi: the permissions that k8s/strimzi grants, on a Kafka that grants no others",
         needs: &[tools::NODE, tools::NPM, tools::JAVA],
         run: javascript::strimzi,
         after_build: true,
@@ -168,7 +168,7 @@ const CHECKS: &[Check] = &[
     #[cfg(feature = "cluster")]
     Check {
         name: "images",
-        about: "the images: small, static, not root, readable by containerd and docker; with --long the same from any folder",
+        about: "the images: small, static, non-root, readable by containerd and docker; with --long, reproducible",
         wants: &[tools::PYTHON, tools::SKOPEO],
         run: images::images,
         ..PLAIN
@@ -192,7 +192,7 @@ const CHECKS: &[Check] = &[
     #[cfg(feature = "cluster")]
     Check {
         name: "server",
-        about: "every manifest as the cluster's API server judges it, custom resources included",
+        about: "the cluster's API server validates every manifest, custom resources included",
         needs: &[tools::MINIKUBE, tools::KUBECTL, tools::HELM],
         lacks: cluster::custom_resources,
         run: cluster::server,
@@ -201,7 +201,7 @@ const CHECKS: &[Check] = &[
     #[cfg(feature = "cluster")]
     Check {
         name: "delivery",
-        about: "on minikube: nothing is lost while pods come and go, port-forwards follow them",
+        about: "on minikube: no message is lost when pods restart or scale, and port-forwards follow them",
         needs: &[tools::MINIKUBE, tools::KUBECTL, tools::HELM],
         lacks: cluster::running,
         run: cluster::delivery,
@@ -210,7 +210,7 @@ const CHECKS: &[Check] = &[
     #[cfg(feature = "cluster")]
     Check {
         name: "ingress",
-        about: "tests/ingress: all doors through nginx with TLS, to three replicas here and to three pods on minikube",
+        about: "tests/ingress: all transports through nginx with TLS, to three local replicas and three pods on minikube",
         needs: &[
             tools::NODE,
             tools::NPM,
@@ -227,13 +227,13 @@ const CHECKS: &[Check] = &[
     },
 ];
 
-/// What the checks find.
-struct Surroundings {
+/// The options and the Kafka that the checks share.
+struct TestEnv {
     long: bool,
     kafka: Option<Kafka>,
 }
 
-impl Surroundings {
+impl TestEnv {
     fn variables(&self) -> Vec<(&'static str, String)> {
         let mut variables = self.kafka.as_ref().map_or(Vec::new(), Kafka::variables);
         if self.long {
@@ -252,21 +252,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let chosen = chosen(&args.names);
     let mut report = Report::default();
-    let mut surroundings = Surroundings {
+    let mut env = TestEnv {
         long: args.long,
         kafka: None,
     };
     if chosen.iter().any(|check| check.kafka) {
         match kafka::given_or_started() {
-            Ok(kafka) => surroundings.kafka = Some(kafka),
+            Ok(kafka) => env.kafka = Some(kafka),
             Err(error) => report.left_out("tests against Kafka", &format!("{error:#}")),
         }
-        if surroundings
-            .kafka
-            .as_ref()
-            .is_some_and(|kafka| kafka.jars.is_none())
-        {
-            let why = "a Kafka to stop and start needs java and mvn";
+        if env.kafka.as_ref().is_some_and(|kafka| kafka.jars.is_none()) {
+            let why = "stopping and starting a Kafka needs java and mvn";
             report.left_out("tests that break Kafka", why);
         }
     }
@@ -286,14 +282,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         for tool in check.wants.iter().filter(|tool| tool.find().is_none()) {
             report.left_out(&format!("a part of {}", check.name), &tool.missing());
         }
-        report.run(check, &surroundings);
+        report.run(check, &env);
     }
-    // Kafka ends before the last line is written.
-    drop(surroundings);
+    // Kafka stops before the last line is written.
+    drop(env);
     Ok(report.end())
 }
 
-/// The checks named, and the build when one of them uses it.
+/// The named checks, and the build if one of them uses it.
 fn chosen(names: &[String]) -> Vec<&'static Check> {
     let named = |check: &Check| names.is_empty() || names.iter().any(|name| name == check.name);
     let build = CHECKS.iter().any(|check| check.after_build && named(check));
@@ -306,7 +302,7 @@ fn chosen(names: &[String]) -> Vec<&'static Check> {
 #[derive(Default)]
 struct Report {
     total: Tally,
-    /// A line for each check that ran, with its seconds.
+    /// The duration in seconds and the line of each check that ran.
     lines: Vec<(f64, String)>,
     missing: Vec<String>,
     left_out: Vec<String>,
@@ -314,10 +310,10 @@ struct Report {
 }
 
 impl Report {
-    fn run(&mut self, check: &Check, surroundings: &Surroundings) {
+    fn run(&mut self, check: &Check, env: &TestEnv) {
         println!("\n== {}: {}", check.name, check.about);
         let begin = Instant::now();
-        let tally = (check.run)(surroundings).unwrap_or_else(|error| {
+        let tally = (check.run)(env).unwrap_or_else(|error| {
             println!("error: {error:#}");
             Tally::FAILED
         });
@@ -329,12 +325,12 @@ impl Report {
         self.build_failed |= check.name == "build" && tally.failed > 0;
         if tally.left_out > 0 {
             let what = format!("{} tests of {}", tally.left_out, check.name);
-            self.left_out.push(format!("{what}: they say why"));
+            self.left_out.push(format!("{what}: see their output"));
         }
         self.total += tally;
     }
 
-    /// What CI asks for must be there.
+    /// In CI, a missing requirement is a failure.
     fn left_out(&mut self, what: &str, why: &str) {
         if std::env::var("CI").as_deref() == Ok("true") {
             self.missing.push(format!("{what}: FAILED, {why}"));
@@ -344,7 +340,7 @@ impl Report {
         }
     }
 
-    /// What takes longest comes first.
+    /// Prints the slowest checks first.
     fn end(mut self) -> ExitCode {
         self.lines.sort_by(|(a, _), (b, _)| b.total_cmp(a));
         let seconds: f64 = self.lines.iter().map(|(seconds, _)| seconds).sum();
@@ -385,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_that_uses_the_programs_brings_the_build_with_it() {
+    fn a_check_that_uses_the_programs_includes_the_build() {
         assert_eq!(names(&chosen(&["page".into()])), ["build", "page"]);
         assert_eq!(names(&chosen(&["fmt".into()])), ["fmt"]);
     }

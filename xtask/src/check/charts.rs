@@ -1,4 +1,4 @@
-//! The chart and the manifests: linted, tested, rendered in every way they can be, and the results judged. No cluster is needed.
+//! The chart and the manifests: linted, tested, rendered in every variant, and validated. Needs no cluster.
 
 mod checkers;
 mod rendered;
@@ -7,16 +7,16 @@ use std::fs;
 
 use anyhow::{Context, ensure};
 
-use self::checkers::{again, findings, go_tool, python};
+use self::checkers::{duplicate, findings, go_tool, python};
 pub use self::rendered::Rendered;
 use self::rendered::values;
-use super::Surroundings;
+use super::TestEnv;
 use super::tally::Tally;
 use crate::command::{command, output, run, show, status, stream};
 use crate::{environments, tools};
 
 const KUBE_SCORE: &str = "github.com/zegl/kube-score/cmd/kube-score@v1.20.0";
-/// The newest that `go install` takes: later ones replace a module.
+/// The newest that `go install` accepts: later ones have a `replace` directive.
 const HELM_UNITTEST: &str = "github.com/helm-unittest/helm-unittest/cmd/helm-unittest@v1.0.0";
 
 const PASSED: Tally = Tally {
@@ -25,7 +25,7 @@ const PASSED: Tally = Tally {
     left_out: 0,
 };
 
-pub fn charts(_: &Surroundings) -> anyhow::Result<Tally> {
+pub fn charts(_: &TestEnv) -> anyhow::Result<Tally> {
     const STEPS: [fn(&Rendered) -> anyhow::Result<Tally>; 9] = [
         lint, unit_tests, dependency, schemas, alerts, manual, checkov, kube_score, package,
     ];
@@ -55,7 +55,7 @@ fn lint(_: &Rendered) -> anyhow::Result<Tally> {
     Ok(tally)
 }
 
-/// `helm/tests`: what the templates decide, and what the chart refuses.
+/// `helm/tests`: what the templates render, and which values the chart rejects.
 fn unit_tests(_: &Rendered) -> anyhow::Result<Tally> {
     let Some(program) = go_tool(HELM_UNITTEST)? else {
         return Ok(Tally::default());
@@ -71,7 +71,7 @@ fn unit_tests(_: &Rendered) -> anyhow::Result<Tally> {
     Ok(tally.ended(status))
 }
 
-/// As a dependency of another chart the chart gets two values that helm adds: `global`, and the condition.
+/// In a chart that is a dependency, helm adds two values: `global`, and the condition.
 fn dependency(rendered: &Rendered) -> anyhow::Result<Tally> {
     const CHART: &str = "apiVersion: v2\nname: umbrella\nversion: 1.0.0\n\
         dependencies: [{name: herald, version: '*', condition: herald.enabled}]\n";
@@ -100,9 +100,9 @@ fn dependency(rendered: &Rendered) -> anyhow::Result<Tally> {
     Ok(tally)
 }
 
-/// Strictly, against the oldest Kubernetes that Chart.yaml allows and the newest that the checker knows.
+/// Strictly, against the oldest Kubernetes that Chart.yaml allows and the newest that the validator knows.
 fn schemas(rendered: &Rendered) -> anyhow::Result<Tally> {
-    // They do not come with Kubernetes; a cluster that has them judges those.
+    // Custom resources have no schema in Kubernetes; check `server` validates them on a cluster.
     const CUSTOM: [&str; 3] = [
         "gateway.networking.k8s.io/",
         "kafka.strimzi.io/",
@@ -121,14 +121,14 @@ fn schemas(rendered: &Rendered) -> anyhow::Result<Tally> {
         let (status, findings) = findings(&mut validate, |line| {
             line.contains("Couldn't find schema") && CUSTOM.iter().any(|group| line.contains(group))
         })?;
-        // A kind that it does not know is no more than a warning to it.
+        // It only warns about an unknown kind.
         let passed = status.success() && findings == 0;
         tally += if passed { PASSED } else { Tally::FAILED };
     }
     Ok(tally)
 }
 
-/// The rules are rules, and fire when `helm/ci/alerts_test.yaml` says they should.
+/// The alerting rules are valid, and fire as `helm/ci/alerts_test.yaml` expects.
 fn alerts(rendered: &Rendered) -> anyhow::Result<Tally> {
     const ON: &str = "monitoring.alerts=true,monitoring.podMonitor=true";
     const RULES: &str = "templates/prometheusrule.yaml";
@@ -166,7 +166,7 @@ fn alerts(rendered: &Rendered) -> anyhow::Result<Tally> {
     Ok(tally)
 }
 
-/// An operator who is woken by an alert finds it in the manual.
+/// Every alert has a section in the operations manual.
 fn manual(_: &Rendered) -> anyhow::Result<Tally> {
     const MANUAL: &str = "docs/operations.md";
     let manual = fs::read_to_string(crate::root().join(MANUAL)).context(MANUAL)?;
@@ -208,7 +208,7 @@ fn checkov(rendered: &Rendered) -> anyhow::Result<Tally> {
     Ok(Tally::of(status))
 }
 
-/// A file at a time, since releases would take each other's resources for their own.
+/// One file at a time, or kube-score would mix up the resources of the releases.
 fn kube_score(rendered: &Rendered) -> anyhow::Result<Tally> {
     let Some(program) = go_tool(KUBE_SCORE)? else {
         return Ok(Tally::default());
@@ -224,7 +224,7 @@ fn kube_score(rendered: &Rendered) -> anyhow::Result<Tally> {
     score.args(exceptions);
     let mut tally = Tally::default();
     for file in rendered.below(&rendered.releases) {
-        let mut score = again(&score);
+        let mut score = duplicate(&score);
         score.arg(file).current_dir(&rendered.folder);
         let (status, _) = findings(&mut score, |line| {
             line.starts_with("[OK]") || line.starts_with("[SKIPPED]")
@@ -234,7 +234,7 @@ fn kube_score(rendered: &Rendered) -> anyhow::Result<Tally> {
     Ok(tally)
 }
 
-/// What checks the chart is no part of it.
+/// The package does not contain the chart's own checks.
 fn package(rendered: &Rendered) -> anyhow::Result<Tally> {
     let mut helm = command("helm", ["package", "helm", "--destination"]);
     run(helm.arg(&rendered.folder))?;
@@ -263,7 +263,7 @@ fn oldest() -> anyhow::Result<String> {
         .find_map(|line| line.strip_prefix("kubeVersion: \">="))
         .and_then(|version| version.split_once(".0-0"))
         .map(|(version, _)| version.to_owned())
-        .context("helm/Chart.yaml must say kubeVersion: \">=<major>.<minor>.0-0\"")
+        .context("helm/Chart.yaml must have kubeVersion: \">=<major>.<minor>.0-0\"")
 }
 
 /// The last lines of helm-unittest: `Tests:       2 failed, 1 errored, 85 passed, 88 total`.
@@ -296,12 +296,12 @@ mod tests {
     }
 
     #[test]
-    fn the_chart_says_which_kubernetes_is_the_oldest() {
+    fn the_chart_names_the_oldest_kubernetes() {
         assert!(oldest().unwrap().starts_with("1."));
     }
 
     #[test]
-    fn alerts_and_dashboard_name_metrics_that_the_services_have() {
+    fn alerts_and_dashboard_use_existing_metrics() {
         let read = |path: &str| fs::read_to_string(crate::root().join(path)).unwrap();
         let services = [
             "consumer/src/metrics.rs",
@@ -337,9 +337,9 @@ mod tests {
         assert!(user.parse::<u32>().is_ok_and(|id| id > 0), "{user}");
     }
 
-    /// The chart calculates with them; the services have them in their own configuration.
+    /// The chart computes with its own copies of the services' defaults.
     #[test]
-    fn the_defaults_that_the_chart_knows_are_those_of_the_services() {
+    fn the_chart_has_the_defaults_of_the_services() {
         let read = |path: &str| fs::read_to_string(crate::root().join(path)).unwrap();
         let options = read("helm/templates/_options.tpl");
         let (_, defaults) = options
@@ -361,7 +361,7 @@ mod tests {
             let (_, attribute) = before.rsplit_once("#[arg(").unwrap();
             let attribute = attribute.replace('_', "");
             let default = default.trim_matches('"');
-            // What the services write as `64 << 20`.
+            // The services write it as `64 << 20`.
             let megabytes = default.parse().map_or(0, |bytes: u64| bytes >> 20);
             assert!(
                 attribute.contains(&format!("\"{default}\""))

@@ -1,4 +1,4 @@
-//! What is checked on minikube.
+//! The checks on minikube.
 
 mod ingress;
 
@@ -7,14 +7,14 @@ use std::process::Command;
 use anyhow::Context;
 
 use super::tally::Tally;
-use super::{Surroundings, charts};
+use super::{TestEnv, charts};
 use crate::cluster::Cluster;
 use crate::command::{command, run, show, stream};
 use crate::{images, minikube};
 pub use ingress::ingress;
 
-/// Tests of delivery and of port-forwards, in namespaces of their own.
-pub fn delivery(surroundings: &Surroundings) -> anyhow::Result<Tally> {
+/// Tests of delivery and of port-forwards, each in its own namespace.
+pub fn delivery(env: &TestEnv) -> anyhow::Result<Tally> {
     let cluster = Cluster::minikube();
     let images = images::build()?;
     images::load(&images, &cluster)?;
@@ -23,7 +23,7 @@ pub fn delivery(surroundings: &Surroundings) -> anyhow::Result<Tally> {
         let name = format!("HERALD_{}_IMAGE", image.service.to_uppercase());
         variables.push((name, image.reference()));
     }
-    // xtask's for the forwards, the consumer's for everything else.
+    // xtask's tests cover the forwards, the consumer's everything else.
     let args = [
         "test",
         "--workspace",
@@ -34,7 +34,7 @@ pub fn delivery(surroundings: &Surroundings) -> anyhow::Result<Tally> {
     ];
     let mut tests = command("cargo", args);
     tests.args(["--", "--nocapture", "--test-threads", "1"]);
-    if surroundings.long {
+    if env.long {
         tests.arg("--include-ignored");
     }
     tests.envs(variables.iter().map(|(name, value)| (name, value)));
@@ -43,30 +43,30 @@ pub fn delivery(surroundings: &Surroundings) -> anyhow::Result<Tally> {
     Ok(tally.ended(status))
 }
 
-/// Every manifest, as the API server itself judges it, custom resources included.
-pub fn server(_: &Surroundings) -> anyhow::Result<Tally> {
+/// The API server validates every manifest, custom resources included.
+pub fn server(_: &TestEnv) -> anyhow::Result<Tally> {
     let cluster = Cluster::minikube();
     let folder = std::env::var(CUSTOM_RESOURCES)?;
-    let teach = ["apply", "--server-side", "--force-conflicts", "--filename"];
-    run(cluster.kubectl(&teach).arg(folder))?;
-    run(cluster.kubectl(&teach).arg("k8s/namespaces.yaml"))?;
+    let apply = ["apply", "--server-side", "--force-conflicts", "--filename"];
+    run(cluster.kubectl(&apply).arg(folder))?;
+    run(cluster.kubectl(&apply).arg("k8s/namespaces.yaml"))?;
     let mut tally = Tally::default();
     for file in charts::Rendered::new()?.files() {
-        let judge = [
+        let dry_run = [
             "apply",
             "--dry-run=server",
             "--validate=strict",
             "--filename",
         ];
-        let mut apply = cluster.kubectl(&judge);
+        let mut apply = cluster.kubectl(&dry_run);
         apply.arg(file);
-        tally += judged(&mut apply)?;
+        tally += validate(&mut apply)?;
     }
     Ok(tally)
 }
 
-/// Quiet about what is accepted.
-fn judged(apply: &mut Command) -> anyhow::Result<Tally> {
+/// Prints only errors.
+fn validate(apply: &mut Command) -> anyhow::Result<Tally> {
     show(apply);
     let output = apply.output().context("cannot run kubectl")?;
     if !output.status.success() {
@@ -93,9 +93,9 @@ pub fn custom_resources() -> Option<String> {
     running()
 }
 
-/// Somebody's own cluster is never deleted.
+/// A user's own cluster is never deleted.
 pub fn disposable() -> Option<String> {
-    let may = std::env::var("HERALD_DISPOSABLE_CLUSTER").as_deref() == Ok("1");
-    (!may)
+    let allowed = std::env::var("HERALD_DISPOSABLE_CLUSTER").as_deref() == Ok("1");
+    (!allowed)
         .then(|| "it deletes minikube's cluster (HERALD_DISPOSABLE_CLUSTER=1 allows it)".to_owned())
 }

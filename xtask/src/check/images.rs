@@ -1,4 +1,4 @@
-//! The images: what is in them, who can read them, and that they are the same wherever they are built.
+//! The images: their content, the engines that can read them, and whether they are reproducible.
 
 mod content;
 mod elsewhere;
@@ -8,23 +8,23 @@ use std::fs;
 use anyhow::ensure;
 
 use super::tally::Tally;
-use super::{Surroundings, python};
+use super::{TestEnv, python};
 use crate::cluster::Cluster;
 use crate::command::{command, output, run};
 use crate::images::{self, Image, Wanted, docker, megabytes};
 use crate::{minikube, tools};
 use content::Content;
 
-/// What a laptop's disk or a registry holds of one image; 10 MB is the most that it should be.
+/// The maximum size of an image on disk or in a registry.
 const LIMIT: u64 = 10_000_000;
 
-pub fn images(surroundings: &Surroundings) -> anyhow::Result<Tally> {
+pub fn images(env: &TestEnv) -> anyhow::Result<Tally> {
     let mut cases = Cases::default();
     if tools::find("hadolint").is_some() || tools::PYTHON.find().is_some() {
         cases.run("Dockerfile: hadolint finds nothing", hadolint);
     }
     let images = images::build()?;
-    // Elsewhere docker has made the archives.
+    // On other systems docker has created the archives.
     if cfg!(target_os = "linux") {
         for image in &images {
             inspect(&mut cases, image)?;
@@ -44,7 +44,7 @@ pub fn images(surroundings: &Surroundings) -> anyhow::Result<Tally> {
     } else {
         cases.leave_out(name, "no docker engine answers");
     }
-    if surroundings.long {
+    if env.long {
         if docker {
             cases.run("docker builds the Dockerfile", docker_builds);
         } else {

@@ -1,20 +1,20 @@
-//! The suites that are written in JavaScript, because the clients they drive are.
+//! The suites in JavaScript, the language of the clients that they drive.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::Surroundings;
+use super::TestEnv;
 use super::python;
 use super::tally::Tally;
 use crate::command::{command, run, stream};
 use crate::tools;
 
-pub fn scripts(surroundings: &Surroundings) -> anyhow::Result<Tally> {
-    node(surroundings, &folder("scripts"), &mut command("node", TEST))
+pub fn scripts(env: &TestEnv) -> anyhow::Result<Tally> {
+    node(env, &folder("scripts"), &mut command("node", TEST))
 }
 
-pub fn clients(surroundings: &Surroundings) -> anyhow::Result<Tally> {
+pub fn clients(env: &TestEnv) -> anyhow::Result<Tally> {
     let folder = folder("clients");
     npm_ci(&folder)?;
     let mut tests = command("node", TEST);
@@ -25,40 +25,40 @@ pub fn clients(surroundings: &Surroundings) -> anyhow::Result<Tally> {
             &folder.join("requirements.txt"),
         )?)?,
     );
-    node(surroundings, &folder, &mut tests)
+    node(env, &folder, &mut tests)
 }
 
-pub fn page(surroundings: &Surroundings) -> anyhow::Result<Tally> {
+pub fn page(env: &TestEnv) -> anyhow::Result<Tally> {
     let folder = folder("page");
-    node(surroundings, &folder, &mut in_browser(&TEST)?)
+    node(env, &folder, &mut in_browser(&TEST)?)
 }
 
-/// A Kafka of its own, with TLS and ACLs.
-pub fn strimzi(surroundings: &Surroundings) -> anyhow::Result<Tally> {
+/// Starts its own Kafka, with TLS and ACLs.
+pub fn strimzi(env: &TestEnv) -> anyhow::Result<Tally> {
     let folder = folder("strimzi");
     npm_ci(&folder)?;
-    node(surroundings, &folder, &mut command("node", TEST))
+    node(env, &folder, &mut command("node", TEST))
 }
 
-/// `upstream`: the consumers behind the proxy, `host:port` with commas; the suite starts its own without.
-pub fn ingress(surroundings: &Surroundings, upstream: Option<&str>) -> anyhow::Result<Tally> {
+/// `upstream`: the consumers behind the proxy, `host:port` with commas; without it, the suite starts its own.
+pub fn ingress(env: &TestEnv, upstream: Option<&str>) -> anyhow::Result<Tally> {
     let folder = folder("ingress");
     npm_ci(&folder)?;
     let mut tests = command("node", TEST);
     if let Some(upstream) = upstream {
         tests.env("HERALD_INGRESS_UPSTREAM", upstream);
     }
-    node(surroundings, &folder, &mut tests)
+    node(env, &folder, &mut tests)
 }
 
-/// The whole way of ./setup.sh on minikube.
-pub fn cluster(surroundings: &Surroundings) -> anyhow::Result<Tally> {
-    // The first time, everything is built.
+/// The whole of ./setup.sh on minikube.
+pub fn cluster(env: &TestEnv) -> anyhow::Result<Tally> {
+    // The first run builds everything.
     let test = [TEST[0], TEST[1], "--test-timeout=3600000"];
-    node(surroundings, &folder("cluster"), &mut in_browser(&test)?)
+    node(env, &folder("cluster"), &mut in_browser(&test)?)
 }
 
-/// Tests that drive Chromium with what tests/page has installed.
+/// Tests that drive Chromium with the packages of tests/page.
 fn in_browser(args: &[&str]) -> anyhow::Result<Command> {
     npm_ci(&folder("page"))?;
     let screenshots = crate::target().join("screenshots");
@@ -71,14 +71,14 @@ fn in_browser(args: &[&str]) -> anyhow::Result<Command> {
     Ok(tests)
 }
 
-/// A test that hangs is ended after ten minutes.
+/// A test that hangs is cancelled after ten minutes.
 const TEST: [&str; 3] = ["--test", "--test-reporter=spec", "--test-timeout=600000"];
 
-fn node(surroundings: &Surroundings, folder: &Path, tests: &mut Command) -> anyhow::Result<Tally> {
+fn node(env: &TestEnv, folder: &Path, tests: &mut Command) -> anyhow::Result<Tally> {
     tests
         .current_dir(folder)
         .env("HERALD_BIN_DIR", crate::target().join("debug"))
-        .envs(surroundings.variables());
+        .envs(env.variables());
     let mut tally = Tally::default();
     let status = stream(tests, |line| tally.read_node(line))?;
     Ok(tally.ended(status))
@@ -88,7 +88,7 @@ fn folder(suite: &str) -> PathBuf {
     crate::root().join("tests").join(suite)
 }
 
-/// Installs what package-lock.json names, unless it is there.
+/// Installs the packages of package-lock.json, unless they are up to date.
 fn npm_ci(folder: &Path) -> anyhow::Result<()> {
     let modified = |file: PathBuf| fs::metadata(file).and_then(|file| file.modified()).ok();
     let wanted = modified(folder.join("package-lock.json"));

@@ -1,11 +1,11 @@
-//! Programs from PyPI, each list of them in a Python of its own.
+//! Programs from PyPI, in a virtual environment for each list of requirements.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::command::{command, run};
 
-/// Installs what `requirements` names below `target/<name>`, unless it is there; returns the folder of the programs.
+/// Installs `requirements` below `target/<name>`, unless they are installed; returns the folder of the programs.
 pub fn programs(name: &str, requirements: &Path) -> anyhow::Result<PathBuf> {
     let venv = crate::target().join(name);
     let had = venv.join("requirements.txt");

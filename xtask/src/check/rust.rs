@@ -1,18 +1,18 @@
-//! What cargo checks.
+//! The checks that run cargo.
 
 use anyhow::Context;
 use serde::Deserialize;
 
-use super::Surroundings;
+use super::TestEnv;
 use super::tally::Tally;
 use crate::command::{command, output, status, stream};
 
-pub fn fmt(_: &Surroundings) -> anyhow::Result<Tally> {
+pub fn fmt(_: &TestEnv) -> anyhow::Result<Tally> {
     cargo(&["fmt", "--all", "--check"])
 }
 
-pub fn deny(_: &Surroundings) -> anyhow::Result<Tally> {
-    // What is not of this platform may not have been fetched yet, and deny reads the licence of each.
+pub fn deny(_: &TestEnv) -> anyhow::Result<Tally> {
+    // Dependencies of other platforms may not have been downloaded yet, and deny reads the licence of each.
     let fetched = status(&mut command("cargo", ["fetch", "--locked", "--quiet"]))?;
     if !fetched.success() {
         return Ok(Tally::of(fetched));
@@ -30,13 +30,13 @@ pub fn deny(_: &Surroundings) -> anyhow::Result<Tally> {
     ])
 }
 
-/// With the tests, whose dependencies have more features: what the tests need is then built once, not twice.
-pub fn build(_: &Surroundings) -> anyhow::Result<Tally> {
+/// With the tests, whose dependencies have more features, so that shared dependencies are built only once.
+pub fn build(_: &TestEnv) -> anyhow::Result<Tally> {
     cargo(&["build", "--workspace", "--all-targets", "--locked"])
 }
 
-pub fn clippy(_: &Surroundings) -> anyhow::Result<Tally> {
-    // The tests that need a cluster are none of cargo's targets by default.
+pub fn clippy(_: &TestEnv) -> anyhow::Result<Tally> {
+    // The tests that need a cluster are not among cargo's default targets.
     const TARGETS: [&[&str]; 2] = [
         &["--workspace", "--all-targets"],
         &["--workspace", "--test", "cluster"],
@@ -50,21 +50,21 @@ pub fn clippy(_: &Surroundings) -> anyhow::Result<Tally> {
     Ok(tally)
 }
 
-pub fn test(surroundings: &Surroundings) -> anyhow::Result<Tally> {
+pub fn test(env: &TestEnv) -> anyhow::Result<Tally> {
     let mut tests = command(
         "cargo",
         ["test", "--workspace", "--locked", "--no-fail-fast"],
     );
-    if surroundings.long {
+    if env.long {
         tests.args(["--", "--include-ignored"]);
     }
-    tests.envs(surroundings.variables());
+    tests.envs(env.variables());
     let mut tally = Tally::default();
     let status = stream(&mut tests, |line| tally.read_cargo(line))?;
     Ok(tally.ended(status))
 }
 
-pub fn embedded(_: &Surroundings) -> anyhow::Result<Tally> {
+pub fn embedded(_: &TestEnv) -> anyhow::Result<Tally> {
     let program = test_program("consumer", "it")?;
     let mut tests = command(&program, [""; 0]);
     tests.current_dir(crate::root().join("services/consumer"));
@@ -74,8 +74,8 @@ pub fn embedded(_: &Surroundings) -> anyhow::Result<Tally> {
     Ok(tally.ended(status))
 }
 
-/// The program of a package's test. Of the whole workspace, since for one package alone cargo would choose other features of the
-/// dependencies and build them again.
+/// The program of a package's test. Builds the whole workspace, since for one package cargo would select other features
+/// of the dependencies and rebuild them.
 fn test_program(package: &str, test: &str) -> anyhow::Result<String> {
     #[derive(Deserialize)]
     struct Built {

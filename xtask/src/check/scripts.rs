@@ -3,21 +3,21 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::Surroundings;
+use super::TestEnv;
 use super::tally::Tally;
 use crate::command::{command, status};
 
-pub fn shellcheck(_: &Surroundings) -> anyhow::Result<Tally> {
-    // shfmt is told the style below; shellcheck has none to be told.
+pub fn shellcheck(_: &TestEnv) -> anyhow::Result<Tally> {
+    // Without style options, unlike shfmt below.
     Ok(Tally::of(status(&mut command("shellcheck", scripts()?))?))
 }
 
-pub fn shfmt(_: &Surroundings) -> anyhow::Result<Tally> {
+pub fn shfmt(_: &TestEnv) -> anyhow::Result<Tally> {
     let mut shfmt = command("shfmt", ["-i", "2", "-ci", "-sr", "-d"]);
     Ok(Tally::of(status(shfmt.args(scripts()?))?))
 }
 
-/// Every shell script, by its name or its first line, relative to the top.
+/// Every shell script, recognised by its name or first line; paths are relative to the root.
 fn scripts() -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for folder in [

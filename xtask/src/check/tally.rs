@@ -1,4 +1,4 @@
-//! How many tests passed and failed, counted from what the test runners print.
+//! Counts passed and failed tests from the output of the test runners.
 
 use std::fmt;
 use std::ops::AddAssign;
@@ -8,7 +8,7 @@ use std::process::ExitStatus;
 pub struct Tally {
     pub passed: u32,
     pub failed: u32,
-    /// Tests that did not run, and said why.
+    /// Tests that did not run and printed the reason.
     pub left_out: u32,
 }
 
@@ -24,7 +24,7 @@ impl Tally {
         left_out: 0,
     };
 
-    /// One check that has no tests to count.
+    /// A check without tests to count.
     pub fn of(status: ExitStatus) -> Self {
         if status.success() {
             Self::PASSED
@@ -33,7 +33,7 @@ impl Tally {
         }
     }
 
-    /// The tests counted; a runner that failed without naming a test (it did not build, or died) is one failure.
+    /// Counts a runner that failed without a failed test (it did not build, or crashed) as one failure.
     pub fn ended(self, status: ExitStatus) -> Self {
         let failed = if status.success() { 0 } else { 1 };
         Self {
@@ -42,8 +42,8 @@ impl Tally {
         }
     }
 
-    /// Reads a line of `cargo test`: `test result: ok. 7 passed; 0 failed; 1 ignored; …`, and those by which a test of ours
-    /// that needs Kafka says that it is left out (cargo counts it as passed).
+    /// Reads a line of `cargo test`: `test result: ok. 7 passed; 0 failed; 1 ignored; …`, or the `left out: ` of a test
+    /// whose requirements are missing (cargo counts it as passed).
     pub fn read_cargo(&mut self, line: &str) {
         if line.starts_with("left out: ") {
             self.passed = self.passed.saturating_sub(1);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_results_of_cargo_test_are_added_up() {
+    fn the_results_of_cargo_test_are_summed() {
         let lines = [
             "test a ... ok",
             "test result: ok. 7 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_test_that_says_it_is_left_out_has_not_passed() {
+    fn a_test_that_is_left_out_has_not_passed() {
         let result = "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
         let mut tally = Tally::default();
         tally.read_cargo(result);
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_results_of_node_are_added_up() {
+    fn the_results_of_node_are_summed() {
         let lines = [
             "ℹ tests 9",
             "ℹ suites 0",
@@ -150,15 +150,15 @@ mod tests {
     }
 
     #[test]
-    fn a_runner_that_dies_is_a_failure_even_when_no_test_failed() {
-        let died = ExitStatus::from_raw(9);
+    fn a_runner_that_crashes_is_a_failure_even_if_no_test_failed() {
+        let crashed = ExitStatus::from_raw(9);
         let tally = Tally {
             passed: 5,
             ..Tally::default()
         };
-        assert_eq!(tally.ended(died).failed, 1);
+        assert_eq!(tally.ended(crashed).failed, 1);
         assert_eq!(tally.ended(ExitStatus::from_raw(0)).failed, 0);
         let named = Tally { failed: 3, ..tally };
-        assert_eq!(named.ended(died).failed, 3);
+        assert_eq!(named.ended(crashed).failed, 3);
     }
 }

@@ -1,4 +1,4 @@
-//! The programs that judge the chart: pinned, installed below `target/tools` when they are first needed, and run.
+//! The validators of the chart: pinned, and installed below `target/tools` on first use.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
@@ -9,7 +9,7 @@ use crate::check::python;
 use crate::command::{command, run, show};
 use crate::tools;
 
-/// A program that Go builds once for each version, in a minute or two; none without Go, which the report then says.
+/// A program that Go builds once per version, in a minute or two; `None` without Go, which is reported as left out.
 pub fn go_tool(package: &str) -> anyhow::Result<Option<PathBuf>> {
     if tools::GO.find().is_none() {
         return Ok(None);
@@ -25,7 +25,7 @@ pub fn go_tool(package: &str) -> anyhow::Result<Option<PathBuf>> {
     Ok(Some(folder.join(name)))
 }
 
-/// A program of what helm/ci/requirements.txt names, in a Python of the check's own; none without Python.
+/// A program from helm/ci/requirements.txt, in the check's own virtual environment; `None` without Python.
 pub fn python(program: &str) -> anyhow::Result<Option<PathBuf>> {
     if tools::PYTHON.find().is_none() {
         return Ok(None);
@@ -35,22 +35,22 @@ pub fn python(program: &str) -> anyhow::Result<Option<PathBuf>> {
     Ok(Some(programs.join(program)))
 }
 
-/// The same command once more.
-pub fn again(template: &Command) -> Command {
+/// A copy of the program and arguments.
+pub fn duplicate(template: &Command) -> Command {
     let program = template.get_program().to_string_lossy();
     command(&program, template.get_args())
 }
 
-/// Runs a checker; prints and counts the lines that are not `expected`.
+/// Runs a validator; prints and counts the lines that are not `expected`.
 pub fn findings(
     checker: &mut Command,
     expected: impl Fn(&str) -> bool,
 ) -> anyhow::Result<(ExitStatus, usize)> {
     show(checker);
-    let said = checker
+    let output = checker
         .output()
         .with_context(|| format!("cannot run {}", checker.get_program().to_string_lossy()))?;
-    let lines = [said.stdout, said.stderr].concat();
+    let lines = [output.stdout, output.stderr].concat();
     let mut count = 0;
     for line in String::from_utf8_lossy(&lines).lines() {
         if !expected(line) {
@@ -58,5 +58,5 @@ pub fn findings(
             count += 1;
         }
     }
-    Ok((said.status, count))
+    Ok((output.status, count))
 }

@@ -1,4 +1,4 @@
-//! What the chart and `k8s` say to Kubernetes, in every way they can be configured.
+//! The manifests of the chart and of `k8s`, in every variant of configuration.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::{environments, tools};
 /// Files in `target/charts`.
 pub struct Rendered {
     pub folder: PathBuf,
-    /// One for each way to configure a release, below `folder`.
+    /// One for each variant of configuration, below `folder`.
     pub releases: Vec<PathBuf>,
     /// One for each folder of `k8s`, below `folder`; none without kubectl.
     pub manifests: Vec<PathBuf>,

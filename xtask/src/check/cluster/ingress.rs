@@ -1,4 +1,4 @@
-//! All doors through nginx: to replicas that the suite starts and breaks itself, then to pods.
+//! All transports through nginx: to replicas that the suite starts and stops itself, then to pods.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::super::tally::Tally;
-use super::super::{Surroundings, javascript};
+use super::super::{TestEnv, javascript};
 use crate::cluster::{Cluster, wait_for};
 use crate::command::run;
 use crate::images::{self, Image};
@@ -20,39 +20,39 @@ const RELEASE: &str = "hello-world";
 /// The port of the consumer's container.
 const PORT: u16 = 5000;
 
-/// How long a pod on this machine may take to accept a connection.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// For a pod on this machine to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-pub fn ingress(surroundings: &Surroundings) -> anyhow::Result<Tally> {
-    let mut tally = javascript::ingress(surroundings, None)?;
+pub fn ingress(env: &TestEnv) -> anyhow::Result<Tally> {
+    let mut tally = javascript::ingress(env, None)?;
     let cluster = Cluster::minikube();
     let images = images::build()?;
     images::load(&images, &cluster)?;
     let installed = Installed::new(&cluster, &images)?;
     let addresses = installed.consumers()?;
     if let Some(pod) = addresses.iter().find(|pod| !accepts(pod)) {
-        // Most of minikube's drivers give the pods a network of their own.
+        // Most of minikube's drivers have a separate network for pods.
         println!("left out: nginx before pods: {pod} cannot be reached from this machine");
         tally.left_out += 1;
         return Ok(tally);
     }
     let upstream: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
-    tally += javascript::ingress(surroundings, Some(&upstream.join(",")))?;
+    tally += javascript::ingress(env, Some(&upstream.join(",")))?;
     Ok(tally)
 }
 
 fn accepts(pod: &SocketAddr) -> bool {
-    TcpStream::connect_timeout(pod, PATIENCE).is_ok()
+    TcpStream::connect_timeout(pod, CONNECT_TIMEOUT).is_ok()
 }
 
-/// A release of its own with three consumers, in a namespace that takes restricted pods only; deleted when it is dropped.
+/// A separate release with three consumers, in a namespace that allows only restricted pods; deleted when dropped.
 struct Installed<'a> {
     cluster: &'a Cluster,
 }
 
 impl<'a> Installed<'a> {
     fn new(cluster: &'a Cluster, images: &[Image]) -> anyhow::Result<Self> {
-        // What a run that was interrupted has left.
+        // Left over from an interrupted run.
         delete_namespace(cluster)?;
         run(&mut cluster.kubectl(&["create", "namespace", NAME]))?;
         let installed = Self { cluster };
@@ -61,7 +61,7 @@ impl<'a> Installed<'a> {
         let mut helm = cluster.helm(&["upgrade", "--install", RELEASE, "helm", "--hide-notes"]);
         helm.args(["--namespace", NAME, "--set", "consumer.replicaCount=3"]);
         helm.arg(format!("--set=kafka.topicName={NAME}"));
-        // Nobody waits for a message, and nobody for the pods to leave.
+        // Frequent messages and a short drain, so that the suite does not wait for either.
         for option in [
             "INTERVAL_MIN=500ms",
             "INTERVAL_MAX=500ms",
@@ -79,7 +79,7 @@ impl<'a> Installed<'a> {
         Ok(installed)
     }
 
-    /// Where the consumers' pods listen, as soon as everything runs.
+    /// Waits until everything runs; returns the addresses of the consumers' pods.
     fn consumers(&self) -> anyhow::Result<Vec<SocketAddr>> {
         let all = Workloads {
             name: NAME.to_owned(),
@@ -105,9 +105,9 @@ impl<'a> Installed<'a> {
 }
 
 impl Drop for Installed<'_> {
-    /// What cannot be deleted is said, and deleted by the next run.
+    /// Prints what cannot be deleted; the next run deletes it.
     fn drop(&mut self) {
-        // The topic last: the producer would go on asking for it.
+        // The topic last, since the producer keeps requesting it.
         for deleted in [delete_namespace(self.cluster), delete_topic(self.cluster)] {
             if let Err(error) = deleted {
                 println!("cannot delete {NAME}: {error:#}");
@@ -116,7 +116,7 @@ impl Drop for Installed<'_> {
     }
 }
 
-/// Returns when it is gone.
+/// Returns when it is deleted.
 fn delete_namespace(cluster: &Cluster) -> anyhow::Result<()> {
     let delete = ["delete", "namespace", NAME, "--ignore-not-found"];
     run(cluster.kubectl(&delete).arg("--timeout=120s"))

@@ -1,4 +1,4 @@
-//! What an image's archive holds, found the way an engine finds it: from the index over the digests.
+//! The content of an image archive, read as an engine reads it: from the index through the digests.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::images::{Image, SERVICES, USER, sha256};
 
 pub struct Content {
     configuration: ImageConfiguration,
-    /// The layer's.
+    /// Of the layer.
     files: Vec<File>,
 }
 
@@ -27,7 +27,7 @@ struct File {
 }
 
 impl Content {
-    /// Refuses what an engine would.
+    /// Rejects archives that an engine would reject.
     pub fn read(image: &Image) -> anyhow::Result<Self> {
         let archive = fs::read(&image.archive)
             .with_context(|| format!("cannot read {}", image.archive.display()))?;
@@ -44,11 +44,11 @@ impl Content {
             let content = file(&format!("blobs/sha256/{digest}"))?;
             ensure!(
                 sha256(content) == digest,
-                "a blob is not what its digest says"
+                "a blob does not match its digest"
             );
             ensure!(
                 content.len() as u64 == descriptor.size(),
-                "a blob has another size"
+                "a blob has the wrong size"
             );
             anyhow::Ok(content.as_slice())
         };
@@ -57,7 +57,7 @@ impl Content {
         let config = blob(manifest.config())?;
         ensure!(
             sha256(config).starts_with(&image.tag),
-            "the tag is of another content"
+            "the tag does not match the content"
         );
         let configuration = ImageConfiguration::from_reader(config)?;
         let [layer] = manifest.layers().as_slice() else {
@@ -71,14 +71,14 @@ impl Content {
         }]);
         ensure!(
             docker == expected,
-            "docker would read another image: {docker}"
+            "docker would read a different image: {docker}"
         );
         let mut tar = Vec::new();
         GzDecoder::new(blob(layer)?).read_to_end(&mut tar)?;
         let digest = format!("sha256:{}", sha256(&tar));
         ensure!(
             *configuration.rootfs().diff_ids() == [digest],
-            "the layer is of another image"
+            "the layer does not match the configuration"
         );
         Ok(Self {
             configuration,
@@ -113,7 +113,7 @@ impl Content {
         let number = |id: &str| id.parse::<u32>().is_ok_and(|id| id > 0);
         ensure!(
             USER.split(':').all(number),
-            "{USER} may be root for all a kubelet knows"
+            "a kubelet cannot tell that {USER} is not root"
         );
         let program = [format!("/{service}")];
         ensure!(
@@ -121,9 +121,12 @@ impl Content {
             "it runs {:?}",
             config.entrypoint()
         );
-        ensure!(self.configuration.created().is_none(), "it has a date");
+        ensure!(
+            self.configuration.created().is_none(),
+            "it has a creation time"
+        );
         let service = SERVICES.iter().find(|known| known.name == service);
-        let labels = service.context("it is no service")?.labels();
+        let labels = service.context("there is no such service")?.labels();
         ensure!(
             config.labels().as_ref() == Some(&labels),
             "the labels are {:?}",
@@ -152,25 +155,25 @@ fn files(archive: &[u8]) -> anyhow::Result<Vec<File>> {
     Ok(files)
 }
 
-/// A program that asks for no loader (`PT_INTERP`): there is none in the image. The numbers are those of 64-bit ELF.
+/// Checks that a program requests no loader (`PT_INTERP`): the image has none. The offsets are those of 64-bit ELF.
 fn is_static(program: &[u8]) -> anyhow::Result<()> {
     const PT_INTERP: u64 = 3;
     let number = |at: usize, bytes: usize| {
-        let field = program.get(at..at + bytes).context("it is no program")?;
+        let field = program.get(at..at + bytes).context("it is not a program")?;
         let mut number = [0; 8];
         number[..bytes].copy_from_slice(field);
         anyhow::Ok(u64::from_le_bytes(number))
     };
     ensure!(
         program.starts_with(b"\x7fELF\x02\x01"),
-        "it is no 64-bit ELF"
+        "it is not a 64-bit ELF file"
     );
     let (offset, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
     for header in 0..count {
         let kind = number((offset + header * size) as usize, 4)?;
         ensure!(
             kind != PT_INTERP,
-            "the program is not static: it asks for a loader"
+            "the program is not static: it requests a loader"
         );
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! A second build, which shares with the first nothing but the sources and the compilers.
+//! A second build, which shares only the sources and the compilers with the first.
 
 use std::fs;
 use std::path::Path;
@@ -21,7 +21,7 @@ pub fn same(images: &[Image]) -> anyhow::Result<()> {
     let others = images::from_programs(&Wanted::all(), &copy, &folder)?;
     for (image, other) in images.iter().zip(&others) {
         let (here, there) = (image.reference(), other.reference());
-        ensure!(here == there, "{here} is {there} there");
+        ensure!(here == there, "{here} is {there} in another folder");
     }
     ensure!(
         archives == self::archives(&others)?,
@@ -38,7 +38,7 @@ fn archives(images: &[Image]) -> anyhow::Result<Vec<Vec<u8>>> {
     images.iter().map(read).collect()
 }
 
-/// Without what is built or fetched.
+/// Without build output and downloads.
 fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
