@@ -129,7 +129,7 @@ async fn diagnose(
         findings.record(
             &what,
             state,
-            "kubectl describe nodes says why; minikube stop and up again",
+            "kubectl describe nodes shows why; minikube stop and up again",
         );
     }
     let environments = environments::chosen(&[])?;

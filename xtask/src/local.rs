@@ -52,7 +52,7 @@ fn in_background(environments: &[Environment]) -> anyhow::Result<()> {
     let mut environments = environments.to_vec();
     if let Some(id) = running() {
         if environments.iter().all(answers) {
-            println!("Herald is running already (process {id}); ./kill_port_forward.sh ends it");
+            println!("Herald is running already (process {id}); ./kill_port_forward.sh stops it");
             environments::print_table(&environments);
             return Ok(());
         }
@@ -81,7 +81,7 @@ fn in_background(environments: &[Environment]) -> anyhow::Result<()> {
     started?;
     environments::print_table(&environments);
     println!(
-        "\nThe log is in {}; ./kill_port_forward.sh ends it.",
+        "\nThe log is in {}; ./kill_port_forward.sh stops it.",
         log.display()
     );
     Ok(())

@@ -31,7 +31,7 @@ pub fn images(env: &TestEnv) -> anyhow::Result<Tally> {
         }
     }
     let cluster = Cluster::minikube();
-    let name = "the cluster takes them";
+    let name = "the cluster loads them";
     if minikube::is_known(&cluster) {
         cases.run(name, || images::load(&images, &cluster));
     } else {
@@ -132,7 +132,7 @@ fn docker_runs(images: &[Image]) -> anyhow::Result<()> {
         run(command("docker", ["load", "--quiet", "--input"]).arg(&image.archive))?;
         let mut help = command("docker", ["run", "--rm", &image.reference(), "--help"]);
         let help = output(&mut help)?;
-        ensure!(help.contains("Usage: "), "--help says {help:?}");
+        ensure!(help.contains("Usage: "), "--help prints {help:?}");
     }
     Ok(())
 }
