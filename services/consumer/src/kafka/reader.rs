@@ -395,28 +395,33 @@ impl Thread {
         topic.feed.shrink(count);
         topic.feed.grow(count);
         self.metrics.partitions(&topic.name, count);
+        let read: Vec<_> = read.map(|number| (command.topic, number)).collect();
+        self.assign(&read)?;
+        for (topic, number) in read {
+            self.topics[topic].partitions[number].paused = false;
+        }
+        Ok(())
+    }
+
+    /// Reads these partitions, given by topic and number, from the positions of their feeds.
+    fn assign(&mut self, partitions: &[(usize, usize)]) -> anyhow::Result<()> {
         let mut assigned = TopicPartitionList::new();
-        for number in read {
-            let offset = Offset::Offset(topic.feed.position(number).offset);
+        for &(topic, number) in partitions {
+            let live = &mut self.topics[topic];
+            let Topic { name, feed, .. } = &*live.topic;
+            let offset = Offset::Offset(feed.position(number).offset);
             assigned
-                .add_partition_offset(&topic.name, number as i32, offset)
+                .add_partition_offset(name, number as i32, offset)
                 .context("cannot assign a partition")?;
             // Not earlier: if a partition does not exist, unassigning it makes librdkafka drop it together with its queue.
-            let queue = open(
-                &self.client,
-                &self.ready,
-                &topic.name,
-                (command.topic, number),
-            )?;
+            let queue = open(&self.client, &self.ready, name, (topic, number))?;
             // Discard messages from before the assignment; librdkafka drops most of them, but not all.
             while queue.poll(Duration::ZERO).is_some() {}
-            let partition = &mut partitions[number];
-            partition.queue = Some(queue);
-            partition.paused = false;
+            live.partitions[number].queue = Some(queue);
         }
         self.client
             .incremental_assign(&assigned)
-            .with_context(|| format!("cannot continue reading topic {:?}", topic.name))
+            .with_context(|| format!("cannot read {} partitions", partitions.len()))
     }
 
     /// Replaces the client. librdkafka 2.12 keeps a partition's leader epoch when its topic is recreated, although epochs then
@@ -426,23 +431,13 @@ impl Thread {
         let new = Arc::new(create(&self.config, context.clone())?);
         self.context = context;
         let old = std::mem::replace(&mut self.client, new);
-        let mut list = TopicPartitionList::new();
-        for (number, live) in self.topics.iter_mut().enumerate() {
-            let Topic { name, feed, .. } = &*live.topic;
-            for (partition, state) in live.partitions.iter_mut().enumerate() {
-                if state.queue.is_none() {
-                    continue;
-                }
-                let queue = open(&self.client, &self.ready, name, (number, partition))?;
-                state.queue = Some(queue);
-                let offset = Offset::Offset(feed.position(partition).offset);
-                list.add_partition_offset(name, partition as i32, offset)
-                    .context("cannot assign a partition")?;
-            }
+        let mut read = Vec::new();
+        for (topic, live) in self.topics.iter().enumerate() {
+            let partitions = live.partitions.iter().enumerate();
+            let open = partitions.filter(|(_, partition)| partition.queue.is_some());
+            read.extend(open.map(|(number, _)| (topic, number)));
         }
-        self.client
-            .incremental_assign(&list)
-            .context("cannot continue reading the other topics")?;
+        self.assign(&read)?;
         // Dropping it joins its threads, which may be waiting for a broker.
         std::thread::spawn(move || drop(old));
         Ok(())
