@@ -23,7 +23,7 @@ use crate::kafka::Kafka;
 use crate::measure::Measured;
 use crate::report::Report;
 
-/// Measures the consumer's doors: memory per connection, CPU per delivery, delay.
+/// Measures the consumer's transports: memory per connection, CPU per delivery, delay.
 #[derive(Clone, Debug, Parser)]
 struct Args {
     /// Clients that are connected at the same time.
@@ -100,7 +100,7 @@ impl Target {
         }
     }
 
-    /// The server of node's that speaks the same.
+    /// The Node.js server with the same protocol.
     fn peer(self) -> Option<Self> {
         match self {
             Self::Sse => Some(Self::NodeSse),

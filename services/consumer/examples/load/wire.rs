@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 
-/// What a connection speaks.
+/// The protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// Blocks of `text/event-stream`, without HTTP: the floor.
