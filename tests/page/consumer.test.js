@@ -59,7 +59,10 @@ test("a refresh shows what was there, and older messages are loaded as far back 
   await topic.publish(...numbers(0, 450));
   const page = await open();
   await last(page, "m449");
-  assert.deepEqual(await texts(page), numbers(250, 450));
+  // On a slow machine the list may be short for so long that older messages are loaded at once: there may be more than the 200.
+  const shown = await texts(page);
+  assert.ok(shown.length >= 200);
+  assert.deepEqual(shown, numbers(450 - shown.length, 450));
   await page.reload();
   await last(page, "m449");
   await until("the beginning is reached", async () => {

@@ -18,7 +18,7 @@ const LONG = 1_500;
 const END = 40;
 const BEGINNING = 300;
 /** This many milliseconds without a message are a pause. */
-const SETTLED = 250;
+const SETTLED = 500;
 
 export class MessageList {
   loaded = 0; // when older messages were last prepended
