@@ -1,35 +1,39 @@
 //! Port-forwards to a Service: each uses one ready pod, and switches to another when that one is no longer ready.
 
 mod background;
-mod client;
 mod connection;
-mod listener;
-mod log;
 mod pod_stream;
 mod pods;
-mod relay;
-mod request;
 mod service;
-mod sleep;
 
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::cluster::Cluster;
 use crate::environments::{self, Environment};
-use log::Log;
+use crate::port;
+use service::{Log, Target};
 
 pub use background::stop;
 
 /// The Service of every environment's consumer.
 const SERVICE: &str = "consumer-service";
+
+/// Each has its own connection to the API server, so it takes two descriptors. Further ones wait in the backlog.
+const MAX_CONNECTIONS: usize = 1000;
+
+/// For all connections and other open files. The default limit is 1,024 (Linux) or 256 (macOS).
+const DESCRIPTORS: u64 = 4096;
 
 /// Forward each environment's port on this machine to its consumer in the cluster, until Ctrl-C.
 ///
@@ -120,7 +124,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn in_foreground(forwards: Vec<Forward>) -> anyhow::Result<ExitCode> {
-    listener::raise_limit();
+    raise_limit();
     let runtime = tokio::runtime::Runtime::new().context("cannot start tokio")?;
     let result = runtime.block_on(until_signal(forwards));
     // Closes open connections instead of waiting for them.
@@ -133,7 +137,7 @@ async fn until_signal(forwards: Vec<Forward>) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut bound = Vec::new();
     for forward in forwards {
-        let listeners = listener::bind(forward.local_port).await?;
+        let listeners = bind(forward.local_port).await?;
         bound.push((forward, listeners));
     }
     let cluster = Cluster::minikube();
@@ -154,8 +158,84 @@ async fn until_signal(forwards: Vec<Forward>) -> anyhow::Result<ExitCode> {
 fn serve(cluster: Cluster, forward: Forward, listeners: Vec<TcpListener>, tasks: &mut JoinSet<()>) {
     let log = Arc::new(Log::new(&forward.name));
     let (targets, target) = watch::channel(None);
-    tasks.spawn(listener::accept(listeners, target, log.clone()));
+    tasks.spawn(accept(listeners, target, log.clone()));
     tasks.spawn(async move { service::follow(&cluster, &forward, &targets, &log).await });
+}
+
+/// Raises this process's limit of open files, as far as the system allows.
+fn raise_limit() {
+    if let Err(error) = rlimit::increase_nofile_limit(DESCRIPTORS) {
+        println!(
+            "cannot raise the limit of open files, so there may be fewer than {MAX_CONNECTIONS} connections: {error}"
+        );
+    }
+}
+
+/// Listens on both addresses that a browser may use for `localhost`.
+async fn bind(port: u16) -> anyhow::Result<Vec<TcpListener>> {
+    if !port::is_free(port) {
+        bail!("{}; end it and try again", port::in_use(port));
+    }
+    let mut listeners = Vec::new();
+    for address in [
+        IpAddr::from(Ipv4Addr::LOCALHOST),
+        IpAddr::from(Ipv6Addr::LOCALHOST),
+    ] {
+        match TcpListener::bind((address, port)).await {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                bail!("{}; end it and try again", port::in_use(port))
+            }
+            // A machine without IPv6.
+            Err(_) if address.is_ipv6() => {}
+            Err(error) => bail!("cannot listen on {address}, port {port}: {error}"),
+        }
+    }
+    Ok(listeners)
+}
+
+/// Forwards every connection; does not return.
+async fn accept(
+    listeners: Vec<TcpListener>,
+    target: watch::Receiver<Option<Target>>,
+    log: Arc<Log>,
+) {
+    let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut tasks = JoinSet::new();
+    for listener in listeners {
+        tasks.spawn(accept_on(
+            listener,
+            free.clone(),
+            target.clone(),
+            log.clone(),
+        ));
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+async fn accept_on(
+    listener: TcpListener,
+    free: Arc<Semaphore>,
+    target: watch::Receiver<Option<Target>>,
+    log: Arc<Log>,
+) {
+    loop {
+        let permit = free.clone().acquire_owned().await;
+        match listener.accept().await {
+            Ok((client, _)) => {
+                let connection = connection::forward(client, target.clone(), log.clone());
+                tokio::spawn(async move {
+                    connection.await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                // Most likely out of descriptors, until other connections close.
+                log.print(&format!("cannot accept a connection: {error}"));
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -176,5 +256,17 @@ mod tests {
         ] {
             assert!(invalid.parse::<Forward>().is_err(), "{invalid}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_rejected_in_one_sentence() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let why = bind(port).await.unwrap_err().to_string();
+        assert!(
+            why.starts_with(&format!("port {port} is in use by ")),
+            "{why}"
+        );
+        assert!(why.ends_with("; end it and try again"), "{why}");
     }
 }

@@ -1,18 +1,16 @@
 //! One client connection: waits until a pod accepts it, and tries another pod if that one does not answer.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::log::Log;
-use super::pod_stream::{PodStream, shorten, was_connected};
-use super::relay::{LAST_ANSWER, relay};
-use super::request::Request;
-use super::service::Target;
+use super::pod_stream::{LAST_ANSWER, PodStream, relay, shorten, was_connected};
+use super::service::{Log, Target};
 
 /// The maximum wait for a ready pod that accepts the connection.
 const POD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -28,6 +26,9 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// The prefix of the log line about a ready pod that accepts no connection.
 const CANNOT_REACH: &str = "cannot reach pod ";
+
+/// A larger request is forwarded, but not repeated.
+const REQUEST_LIMIT: usize = 64 * 1024;
 
 enum End {
     Done,
@@ -157,5 +158,122 @@ async fn unanswered(pod: PodStream, request: &Request, to: &Target) -> End {
             End::NotReached(Some(shorten(&error)))
         }
         _ => End::NotAnswered,
+    }
+}
+
+/// What a client has sent before the first byte of an answer: kept so that it can be repeated to another pod.
+#[derive(Default)]
+struct Request {
+    bytes: Vec<u8>,
+    /// The client has stopped sending; it may still receive.
+    ended: bool,
+    /// The client has received the beginning of an answer.
+    answered: bool,
+}
+
+impl Request {
+    fn is_full(&self) -> bool {
+        self.bytes.len() >= REQUEST_LIMIT
+    }
+
+    /// Reads more, if there is room and the client is still sending; otherwise it never returns.
+    async fn read(&mut self, client: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
+        if self.ended || self.is_full() {
+            return std::future::pending().await;
+        }
+        let room = REQUEST_LIMIT - self.bytes.len();
+        let read = client.take(room as u64).read_buf(&mut self.bytes).await?;
+        self.ended = read == 0;
+        Ok(())
+    }
+
+    /// Awaits the work while reading; `None` when the client disconnects.
+    async fn while_reading<T>(
+        &mut self,
+        client: &mut (impl AsyncRead + Unpin),
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Some(done),
+                read = self.read(client) => {
+                    if read.is_err() || (self.ended && self.bytes.is_empty()) {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether it is safe to send it to a pod that may already have received it: HTTP's safe methods.
+    fn is_repeatable(&self) -> bool {
+        let safe = [&b"GET "[..], b"HEAD "];
+        !self.answered
+            && !self.is_full()
+            && safe.iter().any(|method| self.bytes.starts_with(method))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn data_received_while_waiting_is_kept() {
+        let (mut browser, mut client) = tokio::io::duplex(1024);
+        let mut request = Request::default();
+        let work = async {
+            browser.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+        };
+        assert!(request.while_reading(&mut client, work).await.is_some());
+        assert_eq!(request.bytes, b"GET / HTTP/1.1\r\n\r\n");
+        assert!(request.is_repeatable());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_disconnects_without_a_request_ends_the_wait() {
+        let (browser, mut client) = tokio::io::duplex(1024);
+        drop(browser);
+        let mut request = Request::default();
+        let work = std::future::pending::<()>();
+        assert_eq!(request.while_reading(&mut client, work).await, None);
+    }
+
+    #[tokio::test]
+    async fn at_most_the_limit_is_kept() {
+        let mut client: &[u8] = &[b'x'; REQUEST_LIMIT + 1];
+        let mut request = Request::default();
+        while !request.is_full() {
+            request.read(&mut client).await.unwrap();
+        }
+        assert_eq!((request.bytes.len(), client.len()), (REQUEST_LIMIT, 1));
+        assert!(!request.is_repeatable());
+    }
+
+    #[test]
+    fn a_request_that_may_have_side_effects_is_not_repeated() {
+        for (text, repeatable) in [
+            ("GET /events", true),
+            ("HEAD /events", true),
+            ("OPTIONS /likes", false),
+            ("POST /likes", false),
+            ("", false),
+        ] {
+            let request = Request {
+                bytes: text.into(),
+                ..Request::default()
+            };
+            assert_eq!(request.is_repeatable(), repeatable, "{text}");
+            let answered = Request {
+                answered: true,
+                ..request
+            };
+            assert!(!answered.is_repeatable(), "{text}");
+        }
     }
 }

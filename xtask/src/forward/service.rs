@@ -1,8 +1,10 @@
 //! Watches a Service and its pods for as long as the forward runs.
 
 use std::convert::Infallible;
+use std::io::Write;
 use std::pin::pin;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use futures_util::StreamExt;
@@ -16,9 +18,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::Forward;
-use super::log::Log;
 use super::pods::{Pods, Ready};
-use super::{client, sleep as pause};
 use crate::cluster::Cluster;
 
 /// A working API server lists a few pods in less.
@@ -26,6 +26,12 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The delay between two attempts to reach the API server: minimum and maximum.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// Between two looks at the clock, to notice that this machine slept.
+const TICK: Duration = Duration::from_secs(1);
+
+/// A delay that a busy machine does not explain.
+const LATE: Duration = Duration::from_secs(10);
 
 /// Where new connections go.
 #[derive(Clone)]
@@ -69,17 +75,17 @@ pub async fn follow(
     let mut cut = CancellationToken::new();
     let mut delay = RETRY.0;
     // Not restarted with each session: after a sleep, the watch may fail first.
-    let mut slept = pin!(pause::detected());
+    let mut pause = pin!(slept());
     loop {
         let started = Instant::now();
         tokio::select! {
-            pause = &mut slept => {
-                log.print(&format!("nothing ran for {} s (did this machine sleep?): reconnecting", pause.as_secs()));
+            length = &mut pause => {
+                log.print(&format!("nothing ran for {} s (did this machine sleep?): reconnecting", length.as_secs()));
                 // First, so that clients that reconnect wait for a new target.
                 targets.send_replace(None);
                 cut.cancel();
                 cut = CancellationToken::new();
-                slept.set(pause::detected());
+                pause.set(slept());
             }
             error = session(cluster, forward, &mut pods, &cut, targets, log) => {
                 let error = error.expect_err("a session ends with an error");
@@ -105,7 +111,7 @@ async fn session(
     targets: &watch::Sender<Option<Target>>,
     log: &Log,
 ) -> anyhow::Result<Infallible> {
-    let client = client::connect(cluster).await?;
+    let client = cluster.long_lived_client().await?;
     let api = Api::<Pod>::namespaced(client.clone(), &forward.namespace);
     let services = Api::<Service>::namespaced(client, &forward.namespace);
     let (avoided, mut to_avoid) = mpsc::unbounded_channel::<String>();
@@ -197,5 +203,67 @@ impl Definition {
                 .clone()
                 .unwrap_or(IntOrString::Int(port.port)),
         })
+    }
+}
+
+/// Returns the length of a pause as soon as a tick comes late: this machine slept, or this process was stopped for a while.
+async fn slept() -> Duration {
+    loop {
+        let (ticked, clock) = (std::time::Instant::now(), SystemTime::now());
+        sleep(TICK).await;
+        // The monotonic clock may stop while the machine sleeps; the system clock does not.
+        let elapsed = ticked.elapsed().max(clock.elapsed().unwrap_or_default());
+        if let Some(pause) = pause(elapsed) {
+            return pause;
+        }
+    }
+}
+
+fn pause(elapsed: Duration) -> Option<Duration> {
+    elapsed.checked_sub(TICK).filter(|late| *late > LATE)
+}
+
+/// The log of a forward: a line when something changes, none per connection.
+pub struct Log {
+    name: String,
+    last: Mutex<String>,
+}
+
+impl Log {
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            last: Mutex::default(),
+        }
+    }
+
+    /// Prints the line, unless it repeats the last one.
+    pub fn print(&self, line: &str) {
+        self.print_after("", line);
+    }
+
+    /// Prints the line if the last one begins with `beginning`, which is then out of date.
+    pub fn print_after(&self, beginning: &str, line: &str) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.starts_with(beginning) && *last != line {
+            // Not println!, which panics when the reader has closed the pipe.
+            let _ = writeln!(std::io::stdout(), "{}: {line}", self.name);
+            line.clone_into(&mut last);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_very_late_tick_is_a_pause() {
+        assert_eq!(
+            pause(Duration::from_secs(16)),
+            Some(Duration::from_secs(15))
+        );
+        assert_eq!(pause(Duration::from_secs(6)), None);
+        assert_eq!(pause(Duration::from_millis(900)), None);
     }
 }
