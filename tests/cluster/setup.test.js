@@ -283,8 +283,12 @@ describe("./setup.sh", { skip }, () => {
 
   test("status shows every environment, doctor finds nothing wrong, logs shows what is said", () => {
     const status = run("cargo", ["xtask", "status"]).stdout;
+    const images = "herald/consumer:[0-9a-f]{16}, herald/producer:[0-9a-f]{16}";
     for (const { name, release, topic, url } of environments) {
-      assert.match(status, new RegExp(`^${name} +${release} \\d+ +2/2 +herald/consumer:[0-9a-f]{16} +${topic} [1-9]\\d* +\\d+ +${url} answers$`, "m"));
+      assert.match(status, new RegExp(`^ok {5}release ${release}: revision \\d+$`, "m"));
+      assert.match(status, new RegExp(`^ok {5}pods of ${name}: 2/2 ready, ${images}$`, "m"));
+      assert.match(status, new RegExp(`^ok {5}topic ${topic}: end offset [1-9]\\d*, connections \\d+$`, "m"));
+      assert.match(status, new RegExp(`^ok {5}page ${url}: answers$`, "m"));
     }
     assert.match(run("cargo", ["xtask", "doctor"]).stdout, /^nothing is wrong$/m);
     const said = run("cargo", ["xtask", "logs", "dev", "--no-follow"]).stdout;

@@ -15,6 +15,8 @@ mod environments;
 #[cfg(feature = "cluster")]
 mod forward;
 #[cfg(feature = "cluster")]
+mod health;
+#[cfg(feature = "cluster")]
 mod images;
 mod kafka;
 #[cfg(feature = "cluster")]

@@ -45,32 +45,39 @@ impl Metrics {
 }
 
 /// The metrics of one of Herald's pods.
-pub async fn metrics(client: &Client, pod: &Pod) -> anyhow::Result<Metrics> {
+async fn metrics(client: &Client, pod: &Pod) -> anyhow::Result<Metrics> {
     let (_, body) = get(client, pod, "/metrics").await?;
     Ok(Metrics::parse(&body))
 }
 
-/// The names of an environment's consumers that cannot read their topic.
-pub async fn without_source(
+/// The ready consumers of an environment, with their metrics.
+pub async fn consumers(
     client: &Client,
     environment: &Environment,
-) -> anyhow::Result<Vec<String>> {
+) -> anyhow::Result<Vec<(String, Metrics)>> {
     let consumers = Workloads {
         name: environment.name.clone(),
         namespace: environment.namespace.clone(),
         selector: release::selector_of(&environment.release, "consumer"),
     };
-    let mut names = Vec::new();
+    let mut ready = Vec::new();
     for pod in consumers.pods(client).await? {
-        if !rollout::is_ready(&pod) {
-            continue;
-        }
-        let metrics = metrics(client, &pod).await.unwrap_or_default();
-        if metrics.sum("herald_source_up") == Some(0.0) {
-            names.push(pod.name_any());
+        if rollout::is_ready(&pod) {
+            // A pod that terminates may not answer.
+            let metrics = metrics(client, &pod).await.unwrap_or_default();
+            ready.push((pod.name_any(), metrics));
         }
     }
-    Ok(names)
+    Ok(ready)
+}
+
+/// The names of those that cannot read their topic.
+pub fn without_source(consumers: &[(String, Metrics)]) -> Vec<&str> {
+    consumers
+        .iter()
+        .filter(|(_, metrics)| metrics.sum("herald_source_up") == Some(0.0))
+        .map(|(name, _)| name.as_str())
+        .collect()
 }
 
 /// The reason that `/readyz` gives when a pod is not ready; `None` when it is ready.

@@ -175,9 +175,8 @@ impl Release<'_> {
         }
         let down = wait_for(async {
             let client = self.cluster.client().await?;
-            Ok(!pods::without_source(&client, self.environment)
-                .await?
-                .is_empty())
+            let consumers = pods::consumers(&client, self.environment).await?;
+            Ok(!pods::without_source(&consumers).is_empty())
         })?;
         Ok(down.then_some(Difference::SourceDown))
     }
