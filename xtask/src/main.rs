@@ -4,41 +4,15 @@
 #![cfg_attr(not(feature = "cluster"), allow(dead_code))]
 
 mod check;
-#[cfg(feature = "cluster")]
-mod cluster;
 mod command;
-#[cfg(feature = "cluster")]
-mod doctor;
-#[cfg(feature = "cluster")]
-mod down;
 mod environments;
-#[cfg(feature = "cluster")]
-mod forward;
-#[cfg(feature = "cluster")]
-mod health;
-#[cfg(feature = "cluster")]
-mod images;
 mod kafka;
 #[cfg(feature = "cluster")]
-mod kafka_address;
+mod kubernetes;
 mod local;
-#[cfg(feature = "cluster")]
-mod logs;
-#[cfg(feature = "cluster")]
-mod minikube;
 mod pids;
-#[cfg(feature = "cluster")]
-mod pods;
 mod port;
-#[cfg(feature = "cluster")]
-mod release;
-#[cfg(feature = "cluster")]
-mod rollout;
-#[cfg(feature = "cluster")]
-mod status;
 mod tools;
-#[cfg(feature = "cluster")]
-mod up;
 
 use std::fs::{File, TryLockError};
 use std::path::PathBuf;
@@ -52,43 +26,20 @@ use clap::Parser;
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Command {
     #[cfg(feature = "cluster")]
-    Up(up::Args),
-    #[cfg(feature = "cluster")]
-    Forward(forward::Args),
-    #[cfg(feature = "cluster")]
-    Status(status::Args),
-    #[cfg(feature = "cluster")]
-    Logs(logs::Args),
-    #[cfg(feature = "cluster")]
-    Doctor(doctor::Args),
-    #[cfg(feature = "cluster")]
-    Down(down::Args),
+    #[command(flatten)]
+    Kubernetes(kubernetes::Command),
     Local(local::Args),
     /// Run an Apache Kafka for development until Ctrl-C.
     Kafka,
-    #[cfg(feature = "cluster")]
-    Images(images::Args),
     Check(check::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Command::parse() {
         #[cfg(feature = "cluster")]
-        Command::Up(args) => up::run(&args),
-        #[cfg(feature = "cluster")]
-        Command::Forward(args) => forward::run(&args),
-        #[cfg(feature = "cluster")]
-        Command::Status(args) => status::run(&args),
-        #[cfg(feature = "cluster")]
-        Command::Logs(args) => logs::run(&args),
-        #[cfg(feature = "cluster")]
-        Command::Doctor(args) => doctor::run(&args),
-        #[cfg(feature = "cluster")]
-        Command::Down(args) => down::run(&args),
+        Command::Kubernetes(command) => command.run(),
         Command::Local(args) => local::run(&args),
         Command::Kafka => kafka::run(),
-        #[cfg(feature = "cluster")]
-        Command::Images(args) => images::run(&args),
         Command::Check(args) => check::run(&args),
     };
     result.unwrap_or_else(|error| {

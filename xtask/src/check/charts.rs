@@ -333,7 +333,10 @@ mod tests {
     /// The chart names no user: `runAsNonRoot` then needs a number, and "nonroot" would keep every pod from starting.
     #[test]
     fn the_images_have_a_numeric_user() {
-        let user = crate::images::USER.split(':').next().unwrap_or_default();
+        let user = crate::kubernetes::images::USER
+            .split(':')
+            .next()
+            .unwrap_or_default();
         assert!(user.parse::<u32>().is_ok_and(|id| id > 0), "{user}");
     }
 

@@ -8,9 +8,9 @@ use anyhow::Context;
 
 use super::tally::Tally;
 use super::{TestEnv, charts};
-use crate::cluster::Cluster;
 use crate::command::{command, run, show, stream};
-use crate::{images, minikube};
+use crate::kubernetes::cluster::Cluster;
+use crate::kubernetes::{images, minikube};
 pub use ingress::ingress;
 
 /// Tests of delivery and of port-forwards, each in its own namespace.

@@ -9,10 +9,11 @@ use anyhow::ensure;
 
 use super::tally::Tally;
 use super::{TestEnv, python};
-use crate::cluster::Cluster;
 use crate::command::{command, output, run};
-use crate::images::{self, Image, Wanted, docker, megabytes};
-use crate::{minikube, tools};
+use crate::kubernetes::cluster::Cluster;
+use crate::kubernetes::images::{self, Image, Wanted, docker, megabytes};
+use crate::kubernetes::minikube;
+use crate::tools;
 use content::Content;
 
 /// The maximum size of an image on disk or in a registry.

@@ -7,11 +7,11 @@ use anyhow::Context;
 
 use super::super::tally::Tally;
 use super::super::{TestEnv, javascript};
-use crate::cluster::{Cluster, wait_for};
 use crate::command::run;
-use crate::images::{self, Image};
-use crate::release;
-use crate::rollout::{self, Workloads};
+use crate::kubernetes::cluster::{Cluster, wait_for};
+use crate::kubernetes::images::{self, Image};
+use crate::kubernetes::release;
+use crate::kubernetes::rollout::{self, Workloads};
 
 /// The namespace of the release for this check, and its topic.
 const NAME: &str = "herald-test-ingress";

@@ -9,7 +9,7 @@ use flate2::read::GzDecoder;
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
 use serde_json::{Value, json};
 
-use crate::images::{Image, SERVICES, USER, sha256};
+use crate::kubernetes::images::{Image, SERVICES, USER, sha256};
 
 pub struct Content {
     configuration: ImageConfiguration,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 
-use crate::images::{self, Image, Wanted, Workspace};
+use crate::kubernetes::images::{self, Image, Wanted, Workspace};
 
 /// Builds a copy of the repository in another folder, with another CARGO_HOME, and compares.
 pub fn same(images: &[Image]) -> anyhow::Result<()> {

@@ -19,8 +19,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::cluster::Cluster;
 use crate::environments::{self, Environment};
+use crate::kubernetes::cluster::Cluster;
 use crate::port;
 use service::{Log, Target};
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crate::environments;
-use crate::health::Report;
+use crate::kubernetes::health::Report;
 
 /// Show the cluster, and each environment's release and revision, pods, images, topic and end offset, connections, and
 /// page.

@@ -5,12 +5,13 @@ use std::fmt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, Client, ResourceExt};
 
-use crate::cluster::{Cluster, PROXIES, wait_for};
 use crate::environments::Environment;
-use crate::minikube::{self, State};
-use crate::release::{self, Installed};
-use crate::rollout::{self, Workloads};
-use crate::{pods, port};
+use crate::kubernetes::cluster::{Cluster, PROXIES, wait_for};
+use crate::kubernetes::minikube::{self, State};
+use crate::kubernetes::pods;
+use crate::kubernetes::release::{self, Installed};
+use crate::kubernetes::rollout::{self, Workloads};
+use crate::port;
 
 const UP: &str = "cargo xtask up";
 

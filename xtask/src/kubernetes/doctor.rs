@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crate::environments;
-use crate::health::Report;
+use crate::kubernetes::health::Report;
 
 /// Check the machine, the cluster, Kafka and the pages, and report each problem with a remedy.
 ///

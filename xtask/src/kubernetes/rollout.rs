@@ -11,7 +11,7 @@ use kube::api::{Api, ListParams, LogParams};
 use kube::{Client, ResourceExt};
 
 use crate::environments::Environment;
-use crate::release;
+use crate::kubernetes::release;
 
 /// Between two polls of the cluster.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);

@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use crate::cluster::Cluster;
 use crate::command::status;
 use crate::environments;
-use crate::images::SERVICES;
-use crate::release;
+use crate::kubernetes::cluster::Cluster;
+use crate::kubernetes::images::SERVICES;
+use crate::kubernetes::release;
 
 /// Show and follow the logs of an environment's services, until Ctrl-C or until these pods end.
 #[derive(clap::Args)]

@@ -7,12 +7,12 @@ use std::process::Stdio;
 use anyhow::{Context, bail};
 use serde::Deserialize;
 
-use crate::cluster::{Cluster, wait_for};
 use crate::command::{output, run, show};
 use crate::environments::Environment;
-use crate::images::Image;
-use crate::kafka_address::Address;
-use crate::pods;
+use crate::kubernetes::cluster::{Cluster, wait_for};
+use crate::kubernetes::images::Image;
+use crate::kubernetes::kafka_address::Address;
+use crate::kubernetes::pods;
 
 /// A release as `helm list` shows it.
 #[derive(Deserialize)]

@@ -7,8 +7,8 @@ use std::process::Command;
 use anyhow::{Context, bail};
 
 use super::Image;
-use crate::cluster::{self, Cluster};
 use crate::command::{output, run};
+use crate::kubernetes::cluster::{self, Cluster};
 
 /// Image references as in pod manifests.
 type References = BTreeSet<String>;

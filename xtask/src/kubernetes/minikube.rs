@@ -4,9 +4,9 @@ use std::fmt;
 
 use serde::Deserialize;
 
-use crate::cluster::{Cluster, minikube};
 use crate::command::{command, output, stream};
-use crate::images;
+use crate::kubernetes::cluster::{Cluster, minikube};
+use crate::kubernetes::images;
 use crate::tools::{self, Tool};
 
 /// Kafka takes 1 GiB, Kubernetes 2, the rest is for the user. A machine sold with 4 has a little less.
@@ -287,7 +287,7 @@ fn kubernetes_is_new_enough(profile: &Profile) -> Result<(), NoCluster> {
 
 /// `1.30.0`, from the chart.
 fn oldest_kubernetes() -> &'static str {
-    let chart = include_str!("../../helm/Chart.yaml");
+    let chart = include_str!("../../../helm/Chart.yaml");
     let version = chart
         .lines()
         .find_map(|line| line.strip_prefix("kubeVersion: \">="))

@@ -8,14 +8,14 @@ use anyhow::Context;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
-use crate::cluster::{Cluster, wait_for};
 use crate::command::{output, run as run_command, status};
 use crate::environments::{self, Environment};
-use crate::images::{self, Image};
-use crate::kafka_address::Address;
-use crate::minikube;
-use crate::release::{self, Release};
-use crate::rollout::{self, Workloads};
+use crate::kubernetes::cluster::{Cluster, wait_for};
+use crate::kubernetes::images::{self, Image};
+use crate::kubernetes::kafka_address::Address;
+use crate::kubernetes::minikube;
+use crate::kubernetes::release::{self, Release};
+use crate::kubernetes::rollout::{self, Workloads};
 
 /// The label of the resources that we apply ourselves; helm sets its own on those that it installs.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";

@@ -189,7 +189,7 @@ mod tests {
     use std::io::Read;
 
     use super::*;
-    use crate::images::SERVICES;
+    use crate::kubernetes::images::SERVICES;
 
     const PRODUCER: &Service = &SERVICES[0];
     const CONSUMER: &Service = &SERVICES[1];

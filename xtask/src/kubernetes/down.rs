@@ -8,13 +8,13 @@ use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
-use crate::cluster::{Cluster, minikube as run_minikube, wait_for};
 use crate::command::{output, run as run_command};
 use crate::environments;
-use crate::forward;
-use crate::minikube::{self, State};
-use crate::release;
-use crate::up::{MANAGED_BY, XTASK};
+use crate::kubernetes::cluster::{Cluster, minikube as run_minikube, wait_for};
+use crate::kubernetes::forward;
+use crate::kubernetes::minikube::{self, State};
+use crate::kubernetes::release;
+use crate::kubernetes::up::{MANAGED_BY, XTASK};
 
 /// The kinds of resources in k8s/kafka, and its volume.
 const KINDS: &str =

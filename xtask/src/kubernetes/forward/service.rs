@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Forward;
 use super::pods::{Pods, Ready};
-use crate::cluster::Cluster;
+use crate::kubernetes::cluster::Cluster;
 
 /// A working API server lists a few pods in less.
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);

@@ -9,8 +9,8 @@ use kube::{Api, Client, ResourceExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::environments::Environment;
-use crate::release;
-use crate::rollout::{self, Workloads};
+use crate::kubernetes::release;
+use crate::kubernetes::rollout::{self, Workloads};
 
 /// The services' port for metrics and probes.
 const ADMIN_PORT: u16 = 9090;

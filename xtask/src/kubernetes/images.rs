@@ -19,7 +19,7 @@ pub use cluster::load;
 pub use compile::{Profile, Workspace};
 pub use pack::{USER, sha256};
 
-use crate::cluster::Cluster;
+use crate::kubernetes::cluster::Cluster;
 use compile::compile;
 use pack::pack;
 
@@ -196,7 +196,7 @@ mod tests {
     /// The Dockerfile builds the same images without reading our tables.
     #[test]
     fn the_dockerfile_agrees_with_the_tables() {
-        let text = include_str!("../../Dockerfile");
+        let text = include_str!("../../../Dockerfile");
         for service in &SERVICES {
             let (_, stage) = text
                 .split_once(&format!("FROM scratch AS {}\n", service.name))
@@ -220,9 +220,12 @@ mod tests {
     #[test]
     fn the_dockerfile_uses_the_compiler_of_the_repository() {
         let toolchain: toml::Table =
-            toml::from_str(include_str!("../../rust-toolchain.toml")).unwrap();
+            toml::from_str(include_str!("../../../rust-toolchain.toml")).unwrap();
         let version = toolchain["toolchain"]["channel"].as_str().unwrap();
         let base = format!("\nFROM rust:{version}-slim-");
-        assert!(include_str!("../../Dockerfile").contains(&base), "{base}");
+        assert!(
+            include_str!("../../../Dockerfile").contains(&base),
+            "{base}"
+        );
     }
 }

@@ -1,0 +1,43 @@
+//! The commands that need a cluster or make images.
+
+pub mod cluster;
+mod doctor;
+mod down;
+mod forward;
+mod health;
+pub mod images;
+mod kafka_address;
+mod logs;
+pub mod minikube;
+mod pods;
+pub mod release;
+pub mod rollout;
+mod status;
+mod up;
+
+use std::process::ExitCode;
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    Up(up::Args),
+    Forward(forward::Args),
+    Status(status::Args),
+    Logs(logs::Args),
+    Doctor(doctor::Args),
+    Down(down::Args),
+    Images(images::Args),
+}
+
+impl Command {
+    pub fn run(&self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Up(args) => up::run(args),
+            Self::Forward(args) => forward::run(args),
+            Self::Status(args) => status::run(args),
+            Self::Logs(args) => logs::run(args),
+            Self::Doctor(args) => doctor::run(args),
+            Self::Down(args) => down::run(args),
+            Self::Images(args) => images::run(args),
+        }
+    }
+}
