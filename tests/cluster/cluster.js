@@ -45,10 +45,13 @@ export const environments = readFileSync(path("environments.toml"), "utf8")
   .split("[[environment]]")
   .slice(1)
   .map((text) => {
-    const fields = [...text.matchAll(/^(\w+) = "?([^"\n]*)"?$/gm)].map(([, name, value]) => [name, value]);
+    const fields = [...text.matchAll(/^([\w.]+) = "?([^"\n]*)"?$/gm)].map(([, name, value]) => [name, value]);
     const environment = Object.fromEntries(fields);
-    return { ...environment, url: `http://localhost:${environment.local_port}` };
+    return { ...environment, url: `http://localhost:${environment["local_ports.consumer"]}` };
   });
+
+/** The names of the services, from the table that xtask and local read. */
+const services = [...readFileSync(path("services.toml"), "utf8").matchAll(/^name = "(.*)"$/gm)].map(([, name]) => name);
 
 /** The revision of each environment's release. */
 export function releases() {
@@ -57,9 +60,9 @@ export function releases() {
   return Object.fromEntries(ours.map(({ name, revision }) => [name, Number(revision)]));
 }
 
-/** The pods of producers and consumers by namespace and name, with how often each was restarted. */
+/** The pods of the services by namespace and name, with how often each was restarted. */
 export function pods() {
-  const { items } = json("get", "pods", "--all-namespaces", "--selector", "app.kubernetes.io/component in (producer, consumer)");
+  const { items } = json("get", "pods", "--all-namespaces", "--selector", `app.kubernetes.io/component in (${services.join(", ")})`);
   const ours = environments.map(({ namespace }) => namespace);
   const living = items.filter(({ metadata }) => ours.includes(metadata.namespace) && !metadata.deletionTimestamp);
   return Object.fromEntries(

@@ -20,6 +20,9 @@ function calls(namespace = "default") {
 const sh = (fake, command) => spawnSync(which("sh"), ["-c", command], { cwd: fake.folder, env: { PATH: fake.bin }, encoding: "utf8" });
 const of = (name) => calls().filter((call) => call.function === name);
 
+/** The names of the services, from the table that xtask reads. */
+const services = [...readFileSync(join(top, "services.toml"), "utf8").matchAll(/^name = "(.*)"$/gm)].map(([, name]) => name);
+
 describe("the Tiltfile", { skip: !which("python3") && "needs python3" }, () => {
   test("is for the namespace default alone", () => {
     assert.equal(calls("kube-system").at(-1).function, "fail");
@@ -28,7 +31,7 @@ describe("the Tiltfile", { skip: !which("python3") && "needs python3" }, () => {
 
   test("builds an image for each service, from sources that are there", () => {
     const builds = of("custom_build");
-    assert.deepEqual(builds.map((call) => call.args[0]), ["herald/producer", "herald/consumer"]);
+    assert.deepEqual(builds.map((call) => call.args[0]), services.map((name) => `herald/${name}`));
     for (const { options } of builds) {
       for (const path of options.deps) assert.ok(existsSync(join(top, path)), path);
       assert.ok(options.deps.some((path) => statSync(join(top, path)).isDirectory()));
@@ -75,7 +78,7 @@ describe("the Tiltfile", { skip: !which("python3") && "needs python3" }, () => {
     const fake = machine({ cargo: "" });
     assert.equal(sh(fake, options.serve_cmd).status, 0);
     assert.deepEqual(fake.calls(), ["cargo xtask forward --stop default", "cargo xtask forward default"]);
-    const port = readFileSync(join(top, "environments.toml"), "utf8").match(/local_port = (\d+)/)[1];
+    const port = readFileSync(join(top, "environments.toml"), "utf8").match(/local_ports\.consumer = (\d+)/)[1];
     assert.deepEqual(options.links, [`http://localhost:${port}`]);
   });
 });

@@ -1,7 +1,12 @@
 //! The table of environments, which `services/local` reads too.
 
+use std::collections::BTreeMap;
+
 use anyhow::bail;
 use serde::Deserialize;
+
+use crate::port;
+use crate::services::{Public, Service};
 
 /// One row of `environments.toml`.
 #[derive(Clone, Debug, Deserialize)]
@@ -11,8 +16,8 @@ pub struct Environment {
     /// The name of the helm release.
     pub release: String,
     pub topic: String,
-    /// The port of its page on localhost.
-    pub local_port: u16,
+    /// The ports on localhost by the names of the services.
+    pub local_ports: BTreeMap<String, u16>,
 }
 
 #[derive(Deserialize)]
@@ -20,9 +25,38 @@ struct Table {
     environment: Vec<Environment>,
 }
 
+/// A public port of a service, on localhost.
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoint<'a> {
+    pub environment: &'a Environment,
+    pub public: &'a Public,
+    pub local_port: u16,
+}
+
 impl Environment {
+    /// Those of its services that have a public port.
+    pub fn endpoints<'a>(
+        &'a self,
+        services: impl IntoIterator<Item = &'a Service>,
+    ) -> Vec<Endpoint<'a>> {
+        let endpoint = |service: &'a Service| {
+            Some(Endpoint {
+                environment: self,
+                public: service.public.as_ref()?,
+                local_port: *self.local_ports.get(&service.name)?,
+            })
+        };
+        services.into_iter().filter_map(endpoint).collect()
+    }
+}
+
+impl Endpoint<'_> {
     pub fn url(&self) -> String {
         format!("http://localhost:{}", self.local_port)
+    }
+
+    pub fn answers(&self) -> bool {
+        port::answers(self.local_port, &self.public.path)
     }
 }
 
@@ -43,10 +77,41 @@ pub fn chosen(names: &[String]) -> anyhow::Result<Vec<Environment>> {
         .collect())
 }
 
-/// Prints the URL of each page.
-pub fn print_table(environments: &[Environment]) {
-    println!("\n{:<13} page", "environment");
-    for environment in environments {
-        println!("{:<13} {}", environment.name, environment.url());
+/// Prints the URLs: a table of all pages, then one of each other kind.
+pub fn print_table(endpoints: &[Endpoint]) {
+    let mut printed: Vec<&str> = Vec::new();
+    for Endpoint { public, .. } in endpoints {
+        let what = public.what.as_str();
+        if printed.contains(&what) {
+            continue;
+        }
+        printed.push(what);
+        println!("\n{:<13} {what}", "environment");
+        for endpoint in endpoints.iter().filter(|one| one.public.what == what) {
+            println!("{:<13} {}", endpoint.environment.name, endpoint.url());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::services;
+
+    #[test]
+    fn every_environment_has_a_local_port_for_each_public_port_and_no_port_twice() {
+        let public = services::all().iter().filter(|one| one.public.is_some());
+        let mut public: Vec<&str> = public.map(|one| one.name.as_str()).collect();
+        public.sort_unstable();
+        let mut ports = Vec::new();
+        for environment in chosen(&[]).unwrap() {
+            let names: Vec<&str> = environment.local_ports.keys().map(String::as_str).collect();
+            assert_eq!(names, public, "{}", environment.name);
+            ports.extend(environment.local_ports.into_values());
+        }
+        let all = ports.len();
+        ports.sort_unstable();
+        ports.dedup();
+        assert_eq!(ports.len(), all);
     }
 }

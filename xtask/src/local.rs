@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use crate::command::{command, run as run_command, show};
-use crate::environments::{self, Environment};
+use crate::environments::{self, Endpoint, Environment};
 use crate::pids;
 use crate::port;
+use crate::services;
 
 /// `local` is the only process in port_forward_pids.txt and needs no name there.
 const NAME: &str = "";
@@ -53,7 +54,7 @@ fn in_background(environments: &[Environment]) -> anyhow::Result<()> {
     if let Some(id) = running() {
         if environments.iter().all(answers) {
             println!("Herald is running already (process {id}); ./kill_port_forward.sh stops it");
-            environments::print_table(&environments);
+            environments::print_table(&endpoints(&environments));
             return Ok(());
         }
         println!("Herald is running (process {id}), but not every page answers: restarting it");
@@ -63,23 +64,22 @@ fn in_background(environments: &[Environment]) -> anyhow::Result<()> {
         environments = all;
         run_command(&mut command("./kill_port_forward.sh", [""; 0]))?;
     }
-    let ports = environments
-        .iter()
-        .map(|environment| environment.local_port);
-    if let Some(taken) = ports.into_iter().find(|&port| !port::is_free(port)) {
+    let endpoints = endpoints(&environments);
+    let mut ports = endpoints.iter().map(|endpoint| endpoint.local_port);
+    if let Some(taken) = ports.find(|&port| !port::is_free(port)) {
         bail!("{}; end it and try again", port::in_use(taken));
     }
     build()?;
     let log = crate::target().join("local.log");
     let mut local = start(&environments, &log)?;
-    let started = wait(&mut local, &environments, &log);
+    let started = wait(&mut local, &endpoints, &log);
     if started.is_err() {
         let _ = local.kill();
         let _ = local.wait();
         pids::remove(NAME)?;
     }
     started?;
-    environments::print_table(&environments);
+    environments::print_table(&endpoints);
     println!(
         "\nThe log is in {}; ./kill_port_forward.sh stops it.",
         log.display()
@@ -87,8 +87,15 @@ fn in_background(environments: &[Environment]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `local` runs every service of the table.
+fn endpoints(environments: &[Environment]) -> Vec<Endpoint<'_>> {
+    let of = |environment| Environment::endpoints(environment, services::all());
+    environments.iter().flat_map(of).collect()
+}
+
 fn answers(environment: &Environment) -> bool {
-    port::answers(environment.local_port)
+    let endpoints = environment.endpoints(services::all());
+    endpoints.iter().all(Endpoint::answers)
 }
 
 fn build() -> anyhow::Result<()> {
@@ -122,16 +129,16 @@ fn start(environments: &[Environment], log: &Path) -> anyhow::Result<Child> {
     Ok(local)
 }
 
-fn wait(local: &mut Child, environments: &[Environment], log: &Path) -> anyhow::Result<()> {
+fn wait(local: &mut Child, endpoints: &[Endpoint], log: &Path) -> anyhow::Result<()> {
     let deadline = Instant::now() + START_DEADLINE;
-    for environment in environments {
-        while !port::answers(environment.local_port) {
+    for endpoint in endpoints {
+        while !endpoint.answers() {
             let why = if let Some(status) = local.try_wait()? {
                 format!("local ended with {status}")
             } else if Instant::now() > deadline {
                 format!(
                     "{} did not answer within {START_DEADLINE:?}",
-                    environment.url()
+                    endpoint.url()
                 )
             } else {
                 sleep(Duration::from_millis(100));
@@ -144,7 +151,7 @@ fn wait(local: &mut Child, environments: &[Environment], log: &Path) -> anyhow::
                 lines[lines.len().saturating_sub(10)..].join("\n")
             );
         }
-        println!("{} answers", environment.url());
+        println!("{} answers", endpoint.url());
     }
     Ok(())
 }

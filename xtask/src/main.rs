@@ -12,6 +12,7 @@ mod kubernetes;
 mod local;
 mod pids;
 mod port;
+mod services;
 mod tools;
 
 use std::fs::{File, TryLockError};

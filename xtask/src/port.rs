@@ -13,14 +13,15 @@ pub fn is_free(port: u16) -> bool {
     !answers && TcpListener::bind(address).is_ok()
 }
 
-/// Whether a web page answers on it within two seconds.
-pub fn answers(port: u16) -> bool {
+/// Whether an HTTP server answers 200 on it within two seconds.
+pub fn answers(port: u16, path: &str) -> bool {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let limit = Duration::from_secs(2);
     let Ok(mut stream) = TcpStream::connect_timeout(&address, limit) else {
         return false;
     };
-    let request = format!("GET / HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n");
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n");
     let mut status = [0; 12];
     stream.set_read_timeout(Some(limit)).is_ok()
         && stream.write_all(request.as_bytes()).is_ok()

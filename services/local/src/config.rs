@@ -90,7 +90,7 @@ impl Config {
         let mut ports: Vec<u16> = self
             .chosen()?
             .iter()
-            .map(|environment| environment.local_port)
+            .map(|environment| environment.local_ports.consumer)
             .collect();
         if !self.ports.is_empty() {
             if self.ports.len() != ports.len() {

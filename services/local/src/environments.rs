@@ -11,8 +11,15 @@ pub struct Environment {
     pub topic: String,
     /// The text that its page shows above the messages.
     pub custom_header: String,
-    /// The port of its page on a laptop.
-    pub local_port: u16,
+    /// The ports of its services on a laptop.
+    pub local_ports: LocalPorts,
+}
+
+/// A service without a public port has none.
+#[derive(Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct LocalPorts {
+    /// The port of its page.
+    pub consumer: u16,
 }
 
 #[derive(Deserialize)]
@@ -37,7 +44,7 @@ mod tests {
     fn the_table_is_the_contracts() {
         let rows: Vec<_> = all()
             .into_iter()
-            .map(|row| (row.name, row.topic, row.local_port))
+            .map(|row| (row.name, row.topic, row.local_ports.consumer))
             .collect();
         let row = |name: &str, topic: &str, port| (name.to_owned(), topic.to_owned(), port);
         assert_eq!(

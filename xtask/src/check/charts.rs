@@ -13,7 +13,7 @@ use self::rendered::values;
 use super::TestEnv;
 use super::tally::Tally;
 use crate::command::{command, output, run, show, status, stream};
-use crate::{environments, tools};
+use crate::{environments, services, tools};
 
 const KUBE_SCORE: &str = "github.com/zegl/kube-score/cmd/kube-score@v1.20.0";
 /// The newest that `go install` accepts: later ones have a `replace` directive.
@@ -81,9 +81,12 @@ fn dependency(rendered: &Rendered) -> anyhow::Result<Tally> {
     let mut package = command("helm", ["package", "helm", "--destination"]);
     run(package.arg(umbrella.join("charts")))?;
     let mut tally = Tally::default();
-    for (enabled, deployments) in [("true", 2), ("false", 0)] {
+    for (enabled, deployments) in [("true", services::all().len()), ("false", 0)] {
         let mut helm = command("helm", ["template", "herald"]);
         helm.arg(&umbrella);
+        for service in services::all().iter().filter(|service| service.optional) {
+            helm.arg(format!("--set=herald.{}.enabled=true", service.name));
+        }
         helm.args([
             "--set",
             &format!("global.registry=x,herald.enabled={enabled}"),
@@ -303,13 +306,12 @@ mod tests {
     #[test]
     fn alerts_and_dashboard_use_existing_metrics() {
         let read = |path: &str| fs::read_to_string(crate::root().join(path)).unwrap();
-        let services = [
-            "consumer/src/metrics.rs",
-            "producer/src/metrics.rs",
-            "runtime/src/http/server.rs",
-        ]
-        .map(|path| read(&format!("services/{path}")))
-        .concat();
+        let paths = services::names().map(|name| format!("services/{name}/src/metrics.rs"));
+        let services: Vec<String> = paths
+            .chain(["services/runtime/src/http/server.rs".to_owned()])
+            .map(|path| read(&path))
+            .collect();
+        let services = services.join("\n");
         for path in [
             "helm/templates/prometheusrule.yaml",
             "helm/files/dashboard.json",
@@ -349,13 +351,12 @@ mod tests {
             .split_once("\"herald.optionDefaults\" -}}\n")
             .unwrap();
         let (defaults, _) = defaults.split_once("{{-").unwrap();
-        let services = [
-            "consumer/src/config.rs",
-            "producer/src/config.rs",
-            "runtime/src/config.rs",
-        ]
-        .map(|path| read(&format!("services/{path}")))
-        .join("\n");
+        let paths = services::names().map(|name| format!("services/{name}/src/config.rs"));
+        let services: Vec<String> = paths
+            .chain(["services/runtime/src/config.rs".to_owned()])
+            .map(|path| read(&path))
+            .collect();
+        let services = services.join("\n");
         assert!(defaults.lines().count() >= 5, "{defaults}");
         for line in defaults.lines() {
             let (option, default) = line.split_once(": ").unwrap();

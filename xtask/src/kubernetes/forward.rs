@@ -19,15 +19,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::environments::{self, Environment};
+use crate::environments::{self, Endpoint, Environment};
 use crate::kubernetes::cluster::Cluster;
-use crate::port;
+use crate::kubernetes::release;
+use crate::{port, services};
 use service::{Log, Target};
 
 pub use background::stop;
-
-/// The Service of every environment's consumer.
-const SERVICE: &str = "consumer-service";
 
 /// Each has its own connection to the API server, so it takes two descriptors. Further ones wait in the backlog.
 const MAX_CONNECTIONS: usize = 1000;
@@ -35,7 +33,7 @@ const MAX_CONNECTIONS: usize = 1000;
 /// For all connections and other open files. The default limit is 1,024 (Linux) or 256 (macOS).
 const DESCRIPTORS: u64 = 4096;
 
-/// Forward each environment's port on this machine to its consumer in the cluster, until Ctrl-C.
+/// Forward each environment's ports on this machine to its services in the cluster, until Ctrl-C.
 ///
 /// A forward uses one ready pod, as Socket.IO polling requires, and switches to another one when that pod terminates.
 /// It survives restarts of pods and of the API server, `minikube stop` and a sleeping laptop: it reconnects, and a new
@@ -76,13 +74,13 @@ struct Forward {
     local_port: u16,
 }
 
-impl From<Environment> for Forward {
-    fn from(environment: Environment) -> Self {
+impl From<&Endpoint<'_>> for Forward {
+    fn from(endpoint: &Endpoint) -> Self {
         Self {
-            name: environment.name,
-            namespace: environment.namespace,
-            service: SERVICE.to_owned(),
-            local_port: environment.local_port,
+            name: endpoint.environment.name.clone(),
+            namespace: endpoint.environment.namespace.clone(),
+            service: endpoint.public.service.clone(),
+            local_port: endpoint.local_port,
         }
     }
 }
@@ -118,9 +116,25 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     if args.background {
         let _lock = crate::lock()?;
-        return background::start(&environments);
+        return background::start(&endpoints(&environments));
     }
-    in_foreground(environments.into_iter().map(Forward::from).collect())
+    let endpoints = endpoints(&environments);
+    in_foreground(endpoints.iter().map(Forward::from).collect())
+}
+
+/// The public ports of all services that the environments run.
+fn endpoints(environments: &[Environment]) -> Vec<Endpoint<'_>> {
+    let cluster = Cluster::minikube();
+    let mut endpoints = Vec::new();
+    for environment in environments {
+        let services = release::services(&cluster, environment).unwrap_or_else(|error| {
+            let name = &environment.name;
+            println!("{name}: cannot see which optional services it runs, so they are not forwarded: {error:#}");
+            services::required()
+        });
+        endpoints.extend(environment.endpoints(services));
+    }
+    endpoints
 }
 
 fn in_foreground(forwards: Vec<Forward>) -> anyhow::Result<ExitCode> {
@@ -256,6 +270,31 @@ mod tests {
         ] {
             assert!(invalid.parse::<Forward>().is_err(), "{invalid}");
         }
+    }
+
+    #[test]
+    fn an_environment_has_a_forward_for_each_public_port() {
+        let environment = Environment {
+            name: "dev".to_owned(),
+            namespace: "elsewhere".to_owned(),
+            release: "hello-world-dev".to_owned(),
+            topic: "dev-topic".to_owned(),
+            local_ports: [("consumer".to_owned(), 8002), ("gate".to_owned(), 8081)].into(),
+        };
+        let fake = services::fake();
+        let endpoints = environment.endpoints(&fake);
+        let forwards: Vec<Forward> = endpoints.iter().map(Forward::from).collect();
+        let forward = |service: &str, local_port| Forward {
+            name: "dev".to_owned(),
+            namespace: "elsewhere".to_owned(),
+            service: service.to_owned(),
+            local_port,
+        };
+        let expected = [
+            forward("consumer-service", 8002),
+            forward("gate-service", 8081),
+        ];
+        assert_eq!(forwards, expected);
     }
 
     #[tokio::test]

@@ -5,13 +5,13 @@ use std::fmt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, Client, ResourceExt};
 
-use crate::environments::Environment;
+use crate::environments::{Endpoint, Environment};
 use crate::kubernetes::cluster::{Cluster, PROXIES, wait_for};
 use crate::kubernetes::minikube::{self, State};
 use crate::kubernetes::pods;
 use crate::kubernetes::release::{self, Installed};
 use crate::kubernetes::rollout::{self, Workloads};
-use crate::port;
+use crate::{port, services};
 
 const UP: &str = "cargo xtask up";
 
@@ -56,7 +56,12 @@ impl Report {
             wait_for(report.workloads(&cluster, environments, &installed))?;
         }
         for environment in environments {
-            report.page(environment);
+            // Without a release, optional services do not run either.
+            let services = release::services(&cluster, environment);
+            let services = services.unwrap_or_else(|_| services::required());
+            for endpoint in environment.endpoints(services) {
+                report.endpoint(&endpoint);
+            }
         }
         Ok(report)
     }
@@ -227,19 +232,21 @@ impl Report {
         Ok(())
     }
 
-    fn page(&mut self, environment: &Environment) {
-        let port = environment.local_port;
-        let (state, remedy) = if port::answers(port) {
+    fn endpoint(&mut self, endpoint: &Endpoint) {
+        let port = endpoint.local_port;
+        let (state, remedy) = if endpoint.answers() {
             (Ok("answers".to_owned()), String::new())
         } else if port::is_free(port) {
-            let remedy = format!("cargo xtask forward --background {}", environment.name);
+            let name = &endpoint.environment.name;
+            let remedy = format!("cargo xtask forward --background {name}");
             (Err("nobody forwards it".to_owned()), remedy)
         } else {
             let remedy = "./kill_port_forward.sh, or end that process, then ./setup.sh";
             let why = format!("{}, and does not answer", port::in_use(port));
             (Err(why), remedy.to_owned())
         };
-        self.add(&format!("page {}", environment.url()), state, &remedy);
+        let what = format!("{} {}", endpoint.public.what, endpoint.url());
+        self.add(&what, state, &remedy);
     }
 }
 

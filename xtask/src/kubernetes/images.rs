@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use clap::builder::PossibleValuesParser;
 use oci_spec::image::{
     ANNOTATION_DESCRIPTION, ANNOTATION_LICENSES, ANNOTATION_TITLE, ANNOTATION_VERSION,
 };
@@ -20,6 +21,7 @@ pub use compile::{Profile, Workspace};
 pub use pack::{USER, sha256};
 
 use crate::kubernetes::cluster::Cluster;
+use crate::services::{self, Service};
 use compile::compile;
 use pack::pack;
 
@@ -30,7 +32,7 @@ use pack::pack;
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these services; all of them when none is named.
-    #[arg(value_parser = SERVICES.map(|service| service.name))]
+    #[arg(value_parser = PossibleValuesParser::new(services::names()))]
     services: Vec<String>,
 
     /// Build without optimisation, which takes seconds after the first time; for the inner loop.
@@ -42,44 +44,23 @@ pub struct Args {
     load: bool,
 }
 
-/// A service that is built into an image.
-#[derive(Clone, Copy)]
-pub struct Service {
-    /// The name of the package, the program, and the stage in the Dockerfile.
-    pub name: &'static str,
-    pub description: &'static str,
-    pub ports: &'static [&'static str],
+pub fn repository(service: &Service) -> String {
+    format!("herald/{}", service.name)
 }
 
-pub const SERVICES: [Service; 2] = [
-    Service {
-        name: "producer",
-        description: "Sends broadcasts to Apache Kafka",
-        ports: &["9090/tcp"],
-    },
-    Service {
-        name: "consumer",
-        description: "Relays an Apache Kafka topic to browsers over SSE, WebSocket and Socket.IO",
-        ports: &["5000/tcp", "9090/tcp"],
-    },
-];
-
-impl Service {
-    pub fn repository(&self) -> String {
-        format!("herald/{}", self.name)
-    }
-
-    /// The same as in the Dockerfile.
-    pub fn labels(&self) -> HashMap<String, String> {
-        [
-            (ANNOTATION_TITLE, format!("herald-{}", self.name).as_str()),
-            (ANNOTATION_DESCRIPTION, self.description),
-            (ANNOTATION_LICENSES, env!("CARGO_PKG_LICENSE")),
-            (ANNOTATION_VERSION, env!("CARGO_PKG_VERSION")),
-        ]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .into()
-    }
+/// The same as in the Dockerfile.
+pub fn labels(service: &Service) -> HashMap<String, String> {
+    [
+        (
+            ANNOTATION_TITLE,
+            format!("herald-{}", service.name).as_str(),
+        ),
+        (ANNOTATION_DESCRIPTION, &service.description),
+        (ANNOTATION_LICENSES, env!("CARGO_PKG_LICENSE")),
+        (ANNOTATION_VERSION, env!("CARGO_PKG_VERSION")),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into()
 }
 
 /// An image in an archive, for `minikube image load`, `docker load` and `ctr images import`.
@@ -101,7 +82,7 @@ impl Image {
 
 /// What to build.
 pub struct Wanted {
-    pub services: Vec<Service>,
+    pub services: Vec<&'static Service>,
     pub profile: Profile,
 }
 
@@ -109,7 +90,7 @@ impl Wanted {
     /// The images that an environment runs.
     pub fn all() -> Self {
         Self {
-            services: SERVICES.to_vec(),
+            services: services::all().iter().collect(),
             profile: Profile::Release,
         }
     }
@@ -118,7 +99,7 @@ impl Wanted {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut wanted = Wanted::all();
     if !args.services.is_empty() {
-        let named = |service: &Service| args.services.iter().any(|name| name == service.name);
+        let named = |service: &&Service| args.services.contains(&service.name);
         wanted.services.retain(named);
     }
     if args.debug {
@@ -134,7 +115,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds all images, in the order of `SERVICES`; takes about a second when nothing has changed.
+/// Builds all images, in the order of the table of services; takes about a second when nothing has changed.
 pub fn build() -> anyhow::Result<Vec<Image>> {
     build_wanted(&Wanted::all())
 }
@@ -158,7 +139,7 @@ pub fn from_programs(
     let programs = compile(wanted.profile, workspace)?;
     let mut images = Vec::new();
     for service in &wanted.services {
-        let file = programs.join(service.name);
+        let file = programs.join(&service.name);
         let program = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let packed = pack(service, &program)?;
         let archive = archive(folder, service);
@@ -171,8 +152,8 @@ pub fn from_programs(
             megabytes(packed.archive.len() as u64)
         );
         images.push(Image {
-            service: service.name,
-            repository: service.repository(),
+            service: &service.name,
+            repository: repository(service),
             tag: packed.tag,
             archive,
         });
@@ -197,23 +178,48 @@ mod tests {
     #[test]
     fn the_dockerfile_agrees_with_the_tables() {
         let text = include_str!("../../../Dockerfile");
-        for service in &SERVICES {
+        for service in services::all() {
             let (_, stage) = text
                 .split_once(&format!("FROM scratch AS {}\n", service.name))
                 .unwrap();
             let stage = stage.split("FROM ").next().unwrap();
-            for (key, value) in service.labels() {
+            for (key, value) in labels(service) {
                 let label = format!("{key}=\"{value}\"");
                 assert!(stage.contains(&label), "{}: {label}", service.name);
             }
             assert!(stage.contains(&format!("\nUSER {USER}\n")));
             assert!(stage.contains(&format!("\nENTRYPOINT [\"/{}\"]\n", service.name)));
-            let ports: Vec<_> = service
-                .ports
-                .iter()
-                .map(|port| port.trim_end_matches("/tcp"))
-                .collect();
+            let ports: Vec<String> = service.ports().iter().map(u16::to_string).collect();
             assert!(stage.contains(&format!("\nEXPOSE {}\n", ports.join(" "))));
+        }
+    }
+
+    #[test]
+    fn the_dockerfile_compiles_the_services_of_the_table_and_no_others() {
+        let text = include_str!("../../../Dockerfile");
+        let packages: Vec<String> = services::names()
+            .map(|name| format!("--package {name}"))
+            .collect();
+        let programs: Vec<String> = services::names()
+            .map(|name| format!("\"target/$target/$folder/{name}\""))
+            .collect();
+        for list in [packages.join(" "), programs.join(" ")] {
+            assert!(text.contains(&format!(" {list} \\\n")), "{list}");
+        }
+        let stages = text.matches("\nFROM scratch AS ").count();
+        assert_eq!(stages, services::all().len());
+    }
+
+    #[test]
+    fn a_release_publishes_the_images_of_the_table() {
+        let text = include_str!("../../../.github/workflows/release.yaml");
+        let names: Vec<&str> = services::names().collect();
+        let each = format!("for service in {}; do", names.join(" "));
+        assert_eq!(text.matches("for service in ").count(), 3);
+        assert_eq!(text.matches(&each).count(), 3, "{each}");
+        for name in names {
+            let attested = format!("subject-digest: ${{{{ steps.push.outputs.{name} }}}}\n");
+            assert!(text.contains(&attested), "{attested}");
         }
     }
 

@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
+use clap::builder::PossibleValuesParser;
+
 use crate::command::status;
 use crate::environments;
 use crate::kubernetes::cluster::Cluster;
-use crate::kubernetes::images::SERVICES;
 use crate::kubernetes::release;
+use crate::services;
 
 /// Show and follow the logs of an environment's services, until Ctrl-C or until these pods end.
 #[derive(clap::Args)]
@@ -15,8 +17,8 @@ pub struct Args {
     #[arg(value_name = "ENV")]
     environment: String,
 
-    /// Only this service: producer or consumer.
-    #[arg(long, value_name = "NAME", value_parser = SERVICES.map(|service| service.name))]
+    /// Only this service.
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(services::names()))]
     service: Option<String>,
 
     /// The number of existing lines to show for each pod.

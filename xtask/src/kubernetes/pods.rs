@@ -11,9 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::environments::Environment;
 use crate::kubernetes::release;
 use crate::kubernetes::rollout::{self, Workloads};
-
-/// The services' port for metrics and probes.
-const ADMIN_PORT: u16 = 9090;
+use crate::services::ADMIN_PORT;
 
 /// An answer takes milliseconds; a pod that takes longer hangs.
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, bail};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::command::{output, run, show};
 use crate::environments::Environment;
@@ -13,6 +14,7 @@ use crate::kubernetes::cluster::{Cluster, wait_for};
 use crate::kubernetes::images::Image;
 use crate::kubernetes::kafka_address::Address;
 use crate::kubernetes::pods;
+use crate::services::{self, Service};
 
 /// A release as `helm list` shows it.
 #[derive(Deserialize)]
@@ -115,14 +117,37 @@ pub fn other_kafkas(
         if find(installed, environment).is_none() {
             continue;
         }
-        let mut get = cluster.helm(&["get", "values", &environment.release, "--output", "json"]);
-        let values = output(get.args(["--namespace", &environment.namespace]))?;
-        let values: serde_json::Value = serde_json::from_str(&values)?;
+        let values = values(cluster, environment, &[])?;
         if let Some(kafka) = values["kafka"]["bootstrapServers"].as_str() {
             others.push((environment.name.clone(), kafka.to_owned()));
         }
     }
     Ok(others)
+}
+
+/// The services that an environment's release runs. Asks the cluster only if some are optional.
+pub fn services(
+    cluster: &Cluster,
+    environment: &Environment,
+) -> anyhow::Result<Vec<&'static Service>> {
+    let required = services::required();
+    if required.len() == services::all().len() {
+        return Ok(required);
+    }
+    let values = values(cluster, environment, &["--all"])?;
+    Ok(enabled(services::all(), &values))
+}
+
+fn enabled<'a>(services: &'a [Service], values: &Value) -> Vec<&'a Service> {
+    let runs = |one: &&Service| !one.optional || values[&one.name]["enabled"] == true;
+    services.iter().filter(runs).collect()
+}
+
+/// The values of a release: those that differ from the chart's, or with `--all` the chart's as well.
+fn values(cluster: &Cluster, environment: &Environment, args: &[&str]) -> anyhow::Result<Value> {
+    let mut get = cluster.helm(&["get", "values", &environment.release, "--output", "json"]);
+    get.args(["--namespace", &environment.namespace]).args(args);
+    serde_json::from_str(&output(&mut get)?).context("cannot read the output of helm get values")
 }
 
 /// The manifest that helm installed.
@@ -251,4 +276,25 @@ pub fn selector_of(release: &str, component: &str) -> String {
         "{},app.kubernetes.io/component={component}",
         selector(release)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_release_runs_an_optional_service_only_if_its_values_enable_it() {
+        let fake = services::fake();
+        let names = |values| -> Vec<&str> {
+            let running = enabled(&fake, &values);
+            running.iter().map(|one| one.name.as_str()).collect()
+        };
+        assert_eq!(names(json!({})), ["consumer", "counter"]);
+        let off = json!({"gate": {"enabled": false}, "consumer": {"enabled": false}});
+        assert_eq!(names(off), ["consumer", "counter"]);
+        let on = json!({"gate": {"enabled": true}});
+        assert_eq!(names(on), ["consumer", "counter", "gate"]);
+    }
 }

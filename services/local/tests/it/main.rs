@@ -97,6 +97,13 @@ async fn first_message(page: SocketAddr) -> String {
     timeout(DEADLINE, message).await.expect("a message comes")
 }
 
+/// The names of services.toml: `local` runs them all.
+fn services() -> Vec<&'static str> {
+    let table = include_str!("../../../../services.toml").lines();
+    let names = table.filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'));
+    names.collect()
+}
+
 async fn shows_three_live_environments(kafka: Option<String>) {
     let local = Running::start(kafka, &["--ports", "0,0,0"]);
     local.ready().await;
@@ -114,6 +121,13 @@ async fn shows_three_live_environments(kafka: Option<String>) {
             "herald_messages_produced_total{{environment=\"{environment}\",service=\"producer\"}} "
         );
         assert!(metrics.contains(&line), "{line} is missing in {metrics}");
+        for service in services() {
+            let labels = format!("{{environment=\"{environment}\",service=\"{service}\"");
+            assert!(
+                metrics.contains(&labels),
+                "{labels} is missing in {metrics}"
+            );
+        }
     }
     // A stream that is open does not hold up the end.
     let _open = ask(local.pages[0], "/events").await;

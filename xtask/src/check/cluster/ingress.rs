@@ -12,13 +12,11 @@ use crate::kubernetes::cluster::{Cluster, wait_for};
 use crate::kubernetes::images::{self, Image};
 use crate::kubernetes::release;
 use crate::kubernetes::rollout::{self, Workloads};
+use crate::services;
 
 /// The namespace of the release for this check, and its topic.
 const NAME: &str = "herald-test-ingress";
 const RELEASE: &str = "hello-world";
-
-/// The port of the consumer's container.
-const PORT: u16 = 5000;
 
 /// For a pod on this machine to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -95,10 +93,12 @@ impl<'a> Installed<'a> {
             };
             consumers.pods(&client).await
         })?;
+        let public = services::named("consumer").public.as_ref();
+        let port = public.context("the consumer has no public port")?.port;
         let ips = pods.iter().map(|pod| pod.status.as_ref()?.pod_ip.as_ref());
         ips.map(|ip| {
             let ip: IpAddr = ip.context("a pod that runs has no address")?.parse()?;
-            Ok(SocketAddr::new(ip, PORT))
+            Ok(SocketAddr::new(ip, port))
         })
         .collect()
     }

@@ -9,7 +9,8 @@ use flate2::read::GzDecoder;
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
 use serde_json::{Value, json};
 
-use crate::kubernetes::images::{Image, SERVICES, USER, sha256};
+use crate::kubernetes::images::{self, Image, USER, sha256};
+use crate::services;
 
 pub struct Content {
     configuration: ImageConfiguration,
@@ -125,8 +126,7 @@ impl Content {
             self.configuration.created().is_none(),
             "it has a creation time"
         );
-        let service = SERVICES.iter().find(|known| known.name == service);
-        let labels = service.context("there is no such service")?.labels();
+        let labels = images::labels(services::named(service));
         ensure!(
             config.labels().as_ref() == Some(&labels),
             "the labels are {:?}",

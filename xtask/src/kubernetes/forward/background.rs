@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use crate::command::{command, run as run_command, show};
-use crate::environments::{self, Environment};
+use crate::environments::{self, Endpoint, Environment};
 use crate::pids;
 use crate::port;
 
@@ -21,48 +21,51 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 const END_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Starts the forwards that are not already running and answering.
-pub fn start(environments: &[Environment]) -> anyhow::Result<ExitCode> {
+pub fn start(endpoints: &[Endpoint]) -> anyhow::Result<ExitCode> {
     let mut wanted = Vec::new();
-    for environment in environments {
-        let Environment { name, .. } = environment;
-        let url = environment.url();
+    // Those of one environment follow each other.
+    for ours in endpoints.chunk_by(|a, b| a.environment.name == b.environment.name) {
+        let name = &ours[0].environment.name;
+        let urls = urls(ours);
         match running(name) {
-            Some(id) if answers(environment) => {
-                println!("{name}: {url} is already forwarded (process {id})");
+            Some(id) if answer(ours) => {
+                println!("{name}: {urls} is already forwarded (process {id})");
                 continue;
             }
             Some(id) => {
                 println!(
-                    "{name}: {url} is forwarded (process {id}), but does not answer: restarting it"
+                    "{name}: {urls} is forwarded (process {id}), but does not answer: restarting it"
                 );
                 end(name, id)?;
             }
             None => {}
         }
-        wanted.push(environment);
+        wanted.push(ours);
     }
-    for environment in &wanted {
-        if !port::is_free(environment.local_port) {
+    for endpoint in wanted.iter().copied().flatten() {
+        if !port::is_free(endpoint.local_port) {
             bail!(
                 "{}; end it and try again",
-                port::in_use(environment.local_port)
+                port::in_use(endpoint.local_port)
             );
         }
     }
     let mut processes = Vec::new();
-    for environment in wanted {
-        processes.push((environment, spawn(environment)?));
+    for ours in wanted {
+        processes.push((ours, spawn(ours[0].environment)?));
     }
     let deadline = Instant::now() + ANSWER_DEADLINE;
     let mut code = ExitCode::SUCCESS;
-    for (environment, process) in &mut processes {
-        if let Err(why) = wait(environment, process, deadline) {
-            eprintln!("error: {why:#}");
-            code = ExitCode::FAILURE;
+    for (ours, process) in &mut processes {
+        for endpoint in ours.iter() {
+            if let Err(why) = wait(endpoint, process, deadline) {
+                eprintln!("error: {why:#}");
+                code = ExitCode::FAILURE;
+            }
         }
     }
     if code == ExitCode::SUCCESS {
-        environments::print_table(environments);
+        environments::print_table(endpoints);
         println!("\n./kill_port_forward.sh stops the forwards.");
     }
     Ok(code)
@@ -95,8 +98,13 @@ fn is_forward(id: u32, environment: &str) -> bool {
     pids::command_line(id).ends_with(&format!("/xtask forward {environment}"))
 }
 
-fn answers(environment: &Environment) -> bool {
-    port::answers(environment.local_port)
+fn answer(endpoints: &[Endpoint]) -> bool {
+    endpoints.iter().all(Endpoint::answers)
+}
+
+fn urls(endpoints: &[Endpoint]) -> String {
+    let urls: Vec<String> = endpoints.iter().map(Endpoint::url).collect();
+    urls.join(" and ")
 }
 
 fn spawn(environment: &Environment) -> anyhow::Result<Child> {
@@ -117,10 +125,10 @@ fn spawn(environment: &Environment) -> anyhow::Result<Child> {
     Ok(process)
 }
 
-fn wait(environment: &Environment, process: &mut Child, deadline: Instant) -> anyhow::Result<()> {
-    let Environment { name, .. } = environment;
-    let log = log(environment);
-    while !answers(environment) {
+fn wait(endpoint: &Endpoint, process: &mut Child, deadline: Instant) -> anyhow::Result<()> {
+    let Environment { name, .. } = endpoint.environment;
+    let log = log(endpoint.environment);
+    while !endpoint.answers() {
         let text = fs::read_to_string(&log).unwrap_or_default();
         let last = text.lines().next_back().unwrap_or("no output");
         let last = last.trim_start_matches(&format!("{name}: "));
@@ -131,14 +139,14 @@ fn wait(environment: &Environment, process: &mut Child, deadline: Instant) -> an
         if Instant::now() > deadline {
             bail!(
                 "{} does not answer: {last}\nthe forward keeps trying (process {}); its log is {}",
-                environment.url(),
+                endpoint.url(),
                 process.id(),
                 log.display()
             );
         }
         sleep(Duration::from_millis(100));
     }
-    println!("{} answers", environment.url());
+    println!("{} answers", endpoint.url());
     Ok(())
 }
 
@@ -158,4 +166,40 @@ fn end(name: &str, id: u32) -> anyhow::Result<()> {
 
 fn log(environment: &Environment) -> PathBuf {
     crate::target().join(format!("forward-{}.log", environment.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+    use crate::services;
+
+    /// A server that answers 200 to every request; returns its port.
+    fn server() -> u16 {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for mut client in listener.incoming().flatten() {
+                let _ = client.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+            }
+        });
+        port
+    }
+
+    #[test]
+    fn an_environment_answers_when_each_of_its_services_answers() {
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let free_port = free.local_addr().unwrap().port();
+        drop(free);
+        let (page, gate) = (server(), server());
+        let services = services::fake();
+        for (gate, expected) in [(gate, true), (free_port, false)] {
+            let mut environment = environments::chosen(&["dev".to_owned()]).unwrap().remove(0);
+            environment.local_ports =
+                [("consumer".to_owned(), page), ("gate".to_owned(), gate)].into();
+            assert_eq!(answer(&environment.endpoints(&services)), expected);
+        }
+    }
 }

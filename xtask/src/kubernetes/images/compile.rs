@@ -7,8 +7,8 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use serde::Deserialize;
 
-use super::SERVICES;
 use crate::command::{command, output, run};
+use crate::services;
 
 /// Variables that would override our flags, or affect C code.
 const FOREIGN: [&str; 6] = [
@@ -74,8 +74,8 @@ pub fn compile(profile: Profile, workspace: &Workspace) -> anyhow::Result<PathBu
         flags.push("\x1f-Cstrip=symbols");
     }
     // Always all of them: cargo unifies features, so a package built alone would be another program.
-    for service in &SERVICES {
-        cargo.args(["--package", service.name]);
+    for name in services::names() {
+        cargo.args(["--package", name]);
     }
     for variable in FOREIGN {
         cargo.env_remove(variable);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 
-use super::{Image, Profile, Wanted, archive};
+use super::{Image, Profile, Wanted, archive, repository};
 use crate::command::{command, output, run};
 
 /// Builds them with docker and saves them into `folder`.
@@ -24,15 +24,15 @@ pub fn build(wanted: &Wanted, folder: &Path) -> anyhow::Result<Vec<Image>> {
         // Without provenance and build time, an unchanged program keeps its id.
         let mut build = command("docker", ["build", "--load", "--provenance=false"]);
         build.args(["--build-arg", "SOURCE_DATE_EPOCH=0", "--build-arg", profile]);
-        build.args(["--target", service.name]);
+        build.args(["--target", &service.name]);
         run(build.arg("--iidfile").arg(&id).arg("."))?;
         let text =
             fs::read_to_string(&id).with_context(|| format!("cannot read {}", id.display()))?;
         let tag = tag(&text)?;
         let archive = archive(folder, service);
         let image = Image {
-            service: service.name,
-            repository: service.repository(),
+            service: &service.name,
+            repository: repository(service),
             tag,
             archive,
         };

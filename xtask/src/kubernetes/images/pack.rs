@@ -15,7 +15,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::Service;
+use super::{labels, repository};
+use crate::services::Service;
 
 /// The id of `nonroot`, common in images without a `passwd`. It is numeric, or the kubelet could not verify that it is
 /// not root.
@@ -44,7 +45,7 @@ pub fn pack(service: &Service, program: &[u8]) -> anyhow::Result<Packed> {
         .build()?;
     let manifest = Blob::new(MediaType::ImageManifest, canonical(&manifest)?);
     let tag = config.digest[..16].to_owned();
-    let reference = format!("{}:{tag}", service.repository());
+    let reference = format!("{}:{tag}", repository(service));
     let mut named = manifest.descriptor()?;
     named.set_annotations(Some(HashMap::from([
         (
@@ -81,7 +82,7 @@ pub fn pack(service: &Service, program: &[u8]) -> anyhow::Result<Packed> {
 /// Contains only the program. It includes its C library; the time zone is UTC unless TZ spells out its rules
 /// (`CET-1CEST,M3.5.0,M10.5.0/3`); certificates come from options (`ssl.ca.location`, `ssl.ca.pem`).
 fn layer(service: &Service, program: &[u8]) -> anyhow::Result<Vec<u8>> {
-    tar(&[(service.name, 0o755, program)])
+    tar(&[(&service.name, 0o755, program)])
 }
 
 /// For the architecture of this machine. Without a creation time, which would make each build a different image.
@@ -91,12 +92,12 @@ fn configuration(service: &Service, layer: &str) -> anyhow::Result<ImageConfigur
         .entrypoint([format!("/{}", service.name)])
         .exposed_ports(
             service
-                .ports
+                .ports()
                 .iter()
-                .map(|port| (*port).to_owned())
+                .map(|port| format!("{port}/tcp"))
                 .collect::<Vec<_>>(),
         )
-        .labels(service.labels())
+        .labels(labels(service))
         .build()?;
     let rootfs = RootFsBuilder::default()
         .typ("layers")
@@ -189,10 +190,15 @@ mod tests {
     use std::io::Read;
 
     use super::*;
-    use crate::kubernetes::images::SERVICES;
+    use crate::services;
 
-    const PRODUCER: &Service = &SERVICES[0];
-    const CONSUMER: &Service = &SERVICES[1];
+    fn producer() -> &'static Service {
+        services::named("producer")
+    }
+
+    fn consumer() -> &'static Service {
+        services::named("consumer")
+    }
 
     fn files(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
         let mut files = BTreeMap::new();
@@ -211,19 +217,19 @@ mod tests {
 
     #[test]
     fn the_same_program_gives_the_same_bytes() {
-        let first = pack(CONSUMER, b"program").unwrap();
+        let first = pack(consumer(), b"program").unwrap();
         // The order of hash maps differs each time.
         for _ in 0..20 {
-            assert!(first.archive == pack(CONSUMER, b"program").unwrap().archive);
+            assert!(first.archive == pack(consumer(), b"program").unwrap().archive);
         }
     }
 
     #[test]
     fn a_different_program_or_service_has_a_different_tag() {
         let tags = [
-            pack(CONSUMER, b"program").unwrap().tag,
-            pack(CONSUMER, b"another").unwrap().tag,
-            pack(PRODUCER, b"program").unwrap().tag,
+            pack(consumer(), b"program").unwrap().tag,
+            pack(consumer(), b"another").unwrap().tag,
+            pack(producer(), b"program").unwrap().tag,
         ];
         assert!(tags[0] != tags[1] && tags[0] != tags[2]);
         assert!(tags.iter().all(|tag| tag.len() == 16));
@@ -231,7 +237,7 @@ mod tests {
 
     #[test]
     fn containerd_and_docker_read_the_same_image() {
-        let Packed { tag, archive } = pack(CONSUMER, b"program").unwrap();
+        let Packed { tag, archive } = pack(consumer(), b"program").unwrap();
         let files = files(&archive);
         let named = &json(&files, "index.json")["manifests"][0];
         let annotations = &named["annotations"];
@@ -257,7 +263,7 @@ mod tests {
 
     #[test]
     fn the_configuration_has_what_an_engine_needs_to_run_it() {
-        let configuration = configuration(PRODUCER, &sha256(b"layer")).unwrap();
+        let configuration = configuration(producer(), &sha256(b"layer")).unwrap();
         let configuration: Value =
             serde_json::from_slice(&canonical(&configuration).unwrap()).unwrap();
         let labels = &configuration["config"]["Labels"];
