@@ -10,6 +10,7 @@ use std::time::Duration;
 use rdkafka::topic_partition_list::Offset;
 
 use self::fill::Cursor;
+use super::cache::Lookup;
 use super::decode::recreated;
 use super::health::Health;
 use super::pool::{Budget, Client, Pool, Purpose};
@@ -102,27 +103,30 @@ impl Log {
         limit: Limit,
         purpose: Purpose,
     ) -> anyhow::Result<Page> {
-        let shared = purpose == Purpose::Replay;
-        let cached = || {
-            let page = shared.then(|| self.pool.cache.get(&self.topic, &from));
-            page.flatten().inspect(|_| self.pool.replayed("memory"))
+        let cache = &self.pool.cache;
+        let reading = loop {
+            if purpose != Purpose::Replay {
+                break None;
+            }
+            match cache.look_up(&self.topic, &from, limit.events) {
+                Lookup::Page(page) => {
+                    self.pool.replayed("memory");
+                    return Ok(page);
+                }
+                // It ends by closing the channel.
+                Lookup::BeingRead(mut ended) => _ = ended.changed().await,
+                Lookup::Absent(reading) => break Some(reading),
+            }
         };
-        if let Some(page) = cached() {
-            return Ok(page);
-        }
         let permit = self.pool.permit(purpose).await;
-        // Another client may have read it while this one waited.
-        if let Some(page) = cached() {
-            return Ok(page);
-        }
         let log = self.clone();
         let page = self.pool.run(permit, move |client, budget| {
             log.read_forward(client, budget, from, &until, limit)
         });
         let page = page.await?;
-        if shared {
+        if reading.is_some() {
             self.pool.replayed("kafka");
-            self.pool.cache.put(&self.topic, &page);
+            cache.put(&self.topic, &page);
         }
         Ok(page)
     }

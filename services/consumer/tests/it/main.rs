@@ -14,3 +14,4 @@ mod read_one;
 mod reader;
 mod replica;
 mod requests;
+mod rollout;

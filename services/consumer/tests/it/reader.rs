@@ -111,9 +111,9 @@ impl Reader {
         }
     }
 
-    /// How many messages came.
+    /// The number of different messages that were received.
     pub fn count(&self) -> usize {
-        self.delivered.values().sum()
+        self.delivered.len()
     }
 
     /// Whether everything is delivered or announced.
@@ -218,9 +218,14 @@ pub struct Followers {
 
 impl Followers {
     pub fn start(topic: &str, address: SocketAddr, count: usize) -> Self {
+        Self::with(&TRANSPORTS, topic, address, count)
+    }
+
+    /// With only these transports.
+    pub fn with(transports: &[Transport], topic: &str, address: SocketAddr, count: usize) -> Self {
         let (stop, mut tasks, mut counts) = (CancellationToken::new(), JoinSet::new(), Vec::new());
         for number in 0..count {
-            let transport = TRANSPORTS[number % TRANSPORTS.len()];
+            let transport = transports[number % transports.len()];
             let (stop, topic, count) = (
                 stop.clone(),
                 topic.to_owned(),
@@ -260,6 +265,15 @@ impl Followers {
             all,
         )
         .await;
+    }
+
+    /// The number of messages of the client that has received the fewest.
+    pub fn least(&self) -> usize {
+        let counts = self
+            .counts
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed));
+        counts.min().unwrap_or(0)
     }
 
     /// Ends them once they have everything, and holds them to the law.
