@@ -40,7 +40,8 @@ const EVENT_QUEUE: usize = 24;
 /// Maximum bytes in flight, or one message: each packet is a copy of its own.
 const MAX_IN_FLIGHT: u64 = 128 << 10;
 
-/// Packets between two polls: python-socketio rejects a response of more than 16, and one may contain those of two polls.
+/// Packets between two polls: python-socketio rejects a response of more than 16, and one may contain those of two polls, and
+/// the `bye`.
 const POLL_PACKETS: usize = 7;
 
 /// A client that accepts nothing for this long is disconnected.
@@ -284,10 +285,9 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
         } else {
             String::new()
         };
-        let bye = [end.frame(&cursor, end.retry(), encoding)];
-        let emitted = emitter.emit_all(&bye, Instant::now() + BYE_FLUSH);
-        _ = tokio::time::timeout(BYE_FLUSH, emitted).await;
-        emitter.flushed().await;
+        emitter
+            .finish(&end.frame(&cursor, end.retry(), encoding))
+            .await;
         app.sessions.cut(&socket, end.reason());
     } else if let Some(reason) = app
         .sessions
@@ -378,14 +378,33 @@ impl<'a> Emitter<'a> {
         std::mem::replace(&mut self.written, written) != written
     }
 
-    /// Waits until everything has been written, as far as that is observable, or a second has passed.
-    async fn flushed(&mut self) {
+    /// Emits the last frame, and waits until it has been written, as far as that is observable, or a second has passed.
+    async fn finish(&mut self, bye: &Frame) {
         let deadline = Instant::now() + Duration::from_secs(1);
+        let sid = self.socket.id.as_str();
+        let polls = self.sessions.polls(sid);
+        let payload = bye
+            .value
+            .as_deref()
+            .expect("frames of this format have one");
+        // The queue and a response to a poll have room for it beside the events that fill their share.
+        if self.socket.emit(bye.kind.name(), payload).is_err() {
+            return;
+        }
+        self.record_emitted(packet_bytes(bye));
         tokio::time::sleep(BYE_FLUSH).await;
-        while let (Some(connection), Some(end)) = (&self.connection, self.ends.back())
-            && connection.written() < *end
-            && Instant::now() < deadline
-        {
+        while Instant::now() < deadline {
+            let written = match (&self.connection, self.ends.back()) {
+                (Some(connection), Some(end)) => connection.written() >= *end,
+                // A client that is between two polls receives it with the next one.
+                _ if self.socket.transport_type() == TransportType::Polling => {
+                    self.sessions.polls(self.socket.id.as_str()) != polls
+                }
+                _ => true,
+            };
+            if written {
+                return;
+            }
             tokio::time::sleep(MAX_FULL).await;
         }
     }
