@@ -27,8 +27,9 @@ use herald_runtime::http::server::{self, Limits, ServerMetrics, Stop};
 use herald_runtime::http::{Connections, Drain};
 use herald_runtime::{Readiness, admin};
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::app::App;
@@ -49,102 +50,146 @@ pub struct Listeners {
 ///
 /// # Errors
 ///
-/// If the configuration is invalid, or a topic cannot be served.
+/// If the configuration is invalid, a topic cannot be served, or a task that the service needs ends before it is shut down.
 pub async fn run(
     config: Config,
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     config.check()?;
-    let metrics = Metrics::new().context("cannot register the metrics")?;
-    let server_metrics =
-        ServerMetrics::new(&metrics.registry).context("cannot register the metrics")?;
-    let readiness = Readiness::new();
-    if let (Ok(public), Ok(admin)) = (listeners.public.local_addr(), listeners.admin.local_addr()) {
-        tracing::info!(%public, %admin, "listening");
-    }
-    // The reader threads and the admin server keep running while the streams drain.
-    let reading = CancellationToken::new();
-    let _stop_reading = reading.clone().drop_guard();
-    let reader = Reader::new(&config, metrics.clone())?;
-    let topics = reader.topics();
-    let mut reader = tokio::spawn(reader.run(reading.clone()));
-    let mut watching = tokio::spawn(watch_topics(topics.clone(), readiness.clone()));
-    let mut admin = tokio::spawn(admin::serve(
-        listeners.admin,
-        readiness.clone(),
-        metrics.registry.clone(),
-        reading.clone(),
-    ));
-
-    let tasks = TaskTracker::new();
-    let app = Arc::new(App {
-        topics,
-        custom_header: config.custom_header.clone(),
-        origins: config.allowed_origins.clone(),
-        hosts: config.allowed_hosts.clone(),
-        drain: Drain::new(config.drain_window),
-        metrics,
-        server_metrics: server_metrics.clone(),
-        max_connections: config.max_connections,
-        sessions: Default::default(),
-        tasks: tasks.clone(),
-    });
-    let service = http::service(app.clone());
-    let answer = {
-        let app = app.clone();
-        move |request| http::answer(app.clone(), service.clone(), request)
-    };
-    let stop = Stop::default();
-    let limits = Limits::new(config.max_connections, config.keep_alive);
-    let connections = Connections::default();
-    let mut accept = tokio::spawn(server::serve(
-        listeners.public,
-        limits,
-        connections.clone(),
-        server_metrics,
-        answer,
-        tasks.clone(),
-        stop.clone(),
-    ));
-
+    let mut consumer = Consumer::start(config, listeners)?;
     tokio::select! {
-        () = shutdown.cancelled() => {}
-        ended = &mut reader => return ended.context("the Kafka reader panicked")?,
-        ended = &mut admin => {
-            return ended.context("the admin server panicked").and(Err(anyhow::anyhow!("the admin server ended")));
-        }
-        ended = &mut accept => {
-            return ended.context("the accept loop panicked").and(Err(anyhow::anyhow!("the accept loop ended")));
-        }
-        ended = &mut watching => return ended.context("the topic watcher panicked"),
+        () = shutdown.cancelled() => consumer.drain().await,
+        reason = consumer.failed() => Err(reason),
     }
-    // Kubernetes endpoints and load balancers notice the shutdown with a delay; until then this replica still answers.
-    readiness.drain();
-    app.drain.reject();
-    tracing::info!(delay = ?config.drain_delay, window = ?config.drain_window, "draining");
-    tokio::time::sleep(config.drain_delay).await;
-    stop.shutdown.cancel();
-    _ = accept.await;
-    app.drain.end();
-    tasks.close();
-    let second = Duration::from_secs(1);
-    let ended = async {
-        while app.metrics.open_streams() > 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+}
+
+/// The tasks of a consumer.
+struct Consumer {
+    config: Config,
+    app: Arc<App>,
+    readiness: Readiness,
+    reader: JoinHandle<anyhow::Result<()>>,
+    watching: JoinHandle<()>,
+    admin: JoinHandle<()>,
+    accept: JoinHandle<()>,
+    connections: Connections,
+    /// Stops accepting, then the connections.
+    stop: Stop,
+    /// Stops the reader and the admin server, which keep running while the streams drain.
+    reading: DropGuard,
+}
+
+impl Consumer {
+    fn start(config: Config, listeners: Listeners) -> anyhow::Result<Self> {
+        let metrics = Metrics::new().context("cannot register the metrics")?;
+        let server_metrics =
+            ServerMetrics::new(&metrics.registry).context("cannot register the metrics")?;
+        let readiness = Readiness::new();
+        if let (Ok(public), Ok(admin)) =
+            (listeners.public.local_addr(), listeners.admin.local_addr())
+        {
+            tracing::info!(%public, %admin, "listening");
         }
-    };
-    // One more second for the last streams to end, and for closing handshakes.
-    _ = timeout(config.drain_window + second, ended).await;
-    // What remains are idle keep-alive connections, and clients that do not read.
-    stop.closing.cancel();
-    if timeout(second, tasks.wait()).await.is_err() {
-        connections.cut_all("drain");
+        let reading = CancellationToken::new();
+        let reader = Reader::new(&config, metrics.clone())?;
+        let topics = reader.topics();
+        let reader = tokio::spawn(reader.run(reading.clone()));
+        let watching = tokio::spawn(watch_topics(topics.clone(), readiness.clone()));
+        let admin = tokio::spawn(admin::serve(
+            listeners.admin,
+            readiness.clone(),
+            metrics.registry.clone(),
+            reading.clone(),
+        ));
+        let app = Arc::new(App {
+            topics,
+            custom_header: config.custom_header.clone(),
+            origins: config.allowed_origins.clone(),
+            hosts: config.allowed_hosts.clone(),
+            drain: Drain::new(config.drain_window),
+            metrics,
+            server_metrics: server_metrics.clone(),
+            max_connections: config.max_connections,
+            sessions: Default::default(),
+            tasks: TaskTracker::new(),
+        });
+        let service = http::service(app.clone());
+        let answer = {
+            let app = app.clone();
+            move |request| http::answer(app.clone(), service.clone(), request)
+        };
+        let (stop, connections) = (Stop::default(), Connections::default());
+        let accept = tokio::spawn(server::serve(
+            listeners.public,
+            Limits::new(config.max_connections, config.keep_alive),
+            connections.clone(),
+            server_metrics,
+            answer,
+            app.tasks.clone(),
+            stop.clone(),
+        ));
+        Ok(Self {
+            config,
+            app,
+            readiness,
+            reader,
+            watching,
+            admin,
+            accept,
+            connections,
+            stop,
+            reading: reading.drop_guard(),
+        })
     }
-    let all = timeout(second, tasks.wait()).await.is_ok();
-    tracing::info!(all, "drained");
-    reading.cancel();
-    reader.await.context("the Kafka reader panicked")?
+
+    /// Waits until a task ends that should run until the shutdown, and returns why.
+    async fn failed(&mut self) -> anyhow::Error {
+        let (task, reason) = tokio::select! {
+            ended = &mut self.reader => match ended {
+                Ok(Err(reason)) => return reason,
+                Ok(Ok(())) => ("the Kafka reader", None),
+                Err(panicked) => ("the Kafka reader", Some(panicked)),
+            },
+            ended = &mut self.watching => ("the topic watcher", ended.err()),
+            ended = &mut self.admin => ("the admin server", ended.err()),
+            ended = &mut self.accept => ("the accept loop", ended.err()),
+        };
+        match reason {
+            Some(reason) => anyhow::Error::new(reason).context(format!("{task} failed")),
+            None => anyhow::anyhow!("{task} ended"),
+        }
+    }
+
+    async fn drain(self) -> anyhow::Result<()> {
+        let Self { config, app, .. } = self;
+        // Kubernetes endpoints and load balancers notice the shutdown with a delay; until then this replica still answers.
+        self.readiness.drain();
+        app.drain.reject();
+        tracing::info!(delay = ?config.drain_delay, window = ?config.drain_window, "draining");
+        tokio::time::sleep(config.drain_delay).await;
+        self.stop.shutdown.cancel();
+        _ = self.accept.await;
+        app.drain.end();
+        app.tasks.close();
+        let second = Duration::from_secs(1);
+        let ended = async {
+            while app.metrics.open_streams() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // One more second for the last streams to end, and for closing handshakes.
+        _ = timeout(config.drain_window + second, ended).await;
+        // What remains are idle keep-alive connections, and clients that do not read.
+        self.stop.closing.cancel();
+        if timeout(second, app.tasks.wait()).await.is_err() {
+            self.connections.cut_all("drain");
+        }
+        let all = timeout(second, app.tasks.wait()).await.is_ok();
+        tracing::info!(all, "drained");
+        drop(self.reading);
+        self.reader.await.context("the Kafka reader failed")?
+    }
 }
 
 /// A topic that still cannot be read after this time does not block the others from being served.
@@ -188,4 +233,40 @@ async fn watch_topics(topics: Vec<Arc<Topic>>, readiness: Readiness) {
         }
     });
     futures_util::future::join_all(notes).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_service_ends_with_a_reason_when_a_task_that_it_needs_ends() {
+        type Task = fn(&Consumer) -> tokio::task::AbortHandle;
+        let tasks: [(&str, Task); 4] = [
+            ("the Kafka reader", |consumer| {
+                consumer.reader.abort_handle()
+            }),
+            ("the topic watcher", |consumer| {
+                consumer.watching.abort_handle()
+            }),
+            ("the admin server", |consumer| consumer.admin.abort_handle()),
+            ("the accept loop", |consumer| consumer.accept.abort_handle()),
+        ];
+        for (name, task) in tasks {
+            let args = ["consumer", "--kafka-bootstrap-servers", "127.0.0.1:1"];
+            let config: Config = herald_runtime::config::parse_from(&args).unwrap();
+            let listen = || TcpListener::bind("127.0.0.1:0");
+            let listeners = Listeners {
+                public: listen().await.unwrap(),
+                admin: listen().await.unwrap(),
+            };
+            let mut consumer = Consumer::start(config, listeners).unwrap();
+            let running = timeout(Duration::from_millis(100), consumer.failed()).await;
+            assert!(running.is_err(), "{name}: {running:?}");
+            task(&consumer).abort();
+            let reason = timeout(Duration::from_secs(5), consumer.failed()).await;
+            let reason = reason.expect("it is noticed").to_string();
+            assert_eq!(reason, format!("{name} failed"));
+        }
+    }
 }
