@@ -58,7 +58,7 @@ describe("eventsource", { skip: without("kafka"), concurrency: true }, () => {
     const consumer = await startConsumer(t, topic, ["--max-connections", "2"]);
     const inside = [await openEvents(t, `${consumer.url}/events`), await openEvents(t, `${consumer.url}/events`)];
     const outside = open(t, `${consumer.url}/events?from=earliest`);
-    await until("it was turned away twice", () => outside.byes.length >= 2, 30_000);
+    await until("it was rejected twice", () => outside.byes.length >= 2, 30_000);
     await publish(topic, ["while it is full"]);
     await Promise.all(inside.map((stream) => stream.takes(1)));
     assert.equal(outside.messages.length, 0);

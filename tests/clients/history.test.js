@@ -6,7 +6,7 @@ import { describe, test } from "node:test";
 import { io } from "socket.io-client";
 
 import { startConsumer } from "./support/consumer.js";
-import { readThroughEveryDoor } from "./support/doors.js";
+import { readThroughEveryTransport } from "./support/transports.js";
 import { without } from "./support/environment.js";
 import { cameOnceInOrder } from "./support/exactness.js";
 import { openEvents, request } from "./support/http.js";
@@ -120,7 +120,7 @@ describe("history", { skip: without("kafka"), concurrency: true }, () => {
     assert.deepEqual(newest.messages.map(({ data }) => data), expected);
   });
 
-  test("a start in the past is found on every door", async (t) => {
+  test("a start in the past is found on every transport", async (t) => {
     const topic = await newTopic(2);
     const base = Date.parse("2026-01-31T12:00:00Z");
     await publish(topic, texts("p0", 10).map((value, hour) => ({ partition: 0, value, timestamp: String(base + hour * 3_600_000) })));
@@ -134,11 +134,11 @@ describe("history", { skip: without("kafka"), concurrency: true }, () => {
     ]) {
       await t.test(from, async (t) => {
         const expected = [texts("p0", 10).slice(p0), texts("p1", 10).slice(p1)];
-        const { "server-sent events, text": text, ...doors } = await readThroughEveryDoor(t, consumer, 20 - p0 - p1, { from });
-        for (const { messages } of Object.values(doors)) {
+        const { "server-sent events, text": text, ...transports } = await readThroughEveryTransport(t, consumer, 20 - p0 - p1, { from });
+        for (const { messages } of Object.values(transports)) {
           cameOnceInOrder(messages, expected);
         }
-        assert.deepEqual(text.messages.map(({ data }) => data), doors.WebSocket.messages.map(({ data }) => data));
+        assert.deepEqual(text.messages.map(({ data }) => data), transports.WebSocket.messages.map(({ data }) => data));
       });
     }
     await t.test("after the newest message", async () => {

@@ -29,7 +29,7 @@ const addresses = [
 ];
 
 describe("origins", { skip: without("kafka"), concurrency: true }, () => {
-  test("a page of another site is refused on every door", async (t) => {
+  test("a page of another site is rejected on every transport", async (t) => {
     const consumer = await startConsumer(t, await newTopic());
     for (const [path, , headers] of addresses) {
       for (const Origin of [FOREIGN, "null", `http://127.0.0.1:${consumer.port + 1}`, `http://127.0.0.1.evil.example:${consumer.port}`]) {

@@ -1,11 +1,11 @@
-// What stands in a record arrives whole through every door, and shapes nothing around it.
+// The content of a record is delivered unchanged by every transport, and cannot alter the framing around it.
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 
 import { hostile } from "./fixtures/hostile.js";
 import { startConsumer } from "./support/consumer.js";
-import { readThroughEveryDoor } from "./support/doors.js";
+import { readThroughEveryTransport } from "./support/transports.js";
 import { without } from "./support/environment.js";
 import { newTopic, publish } from "./support/kafka.js";
 
@@ -20,14 +20,14 @@ describe("payloads", { skip: without("kafka"), concurrency: true }, () => {
     const topic = await newTopic();
     await publish(topic, rules.map(([, value]) => value));
     const consumer = await startConsumer(t, topic);
-    const doors = await readThroughEveryDoor(t, consumer, rules.length);
-    for (const [door, { messages, gaps }] of Object.entries(doors)) {
-      await t.test(door, async (t) => {
+    const transports = await readThroughEveryTransport(t, consumer, rules.length);
+    for (const [transport, { messages, gaps }] of Object.entries(transports)) {
+      await t.test(transport, async (t) => {
         assert.deepEqual(gaps, []);
         for (const [at, [rule, text]] of rules.entries()) {
           await t.test(rule, () => {
-            const expected = door === "server-sent events, text" ? withLineFeeds(text) : text;
-            // Not assert.equal: what it says of 400,000 characters helps nobody.
+            const expected = transport === "server-sent events, text" ? withLineFeeds(text) : text;
+            // Not assert.equal, which would print all 400,000 characters.
             assert.ok(messages[at].data === expected, JSON.stringify(messages[at].data.slice(0, 200)));
           });
         }
@@ -40,10 +40,10 @@ describe("payloads", { skip: without("kafka"), concurrency: true }, () => {
     const topic = await newTopic();
     await publish(topic, ["first", notUtf8, null, "x".repeat(1001), "y".repeat(1000), "last"]);
     const consumer = await startConsumer(t, topic, ["--max-message-bytes", "1000"]);
-    const doors = await readThroughEveryDoor(t, consumer, 6);
-    for (const [door, { messages, gaps }] of Object.entries(doors)) {
-      await t.test(door, () => {
-        const nothing = door.includes("Socket.IO") || door.endsWith("text") ? "" : null;
+    const transports = await readThroughEveryTransport(t, consumer, 6);
+    for (const [transport, { messages, gaps }] of Object.entries(transports)) {
+      await t.test(transport, () => {
+        const nothing = transport.includes("Socket.IO") || transport.endsWith("text") ? "" : null;
         assert.deepEqual(messages.map(({ data }) => data), ["first", nothing, "y".repeat(1000), "last"]);
         assert.deepEqual(
           gaps.map(({ reason, ranges }) => ({ reason, ranges })),
@@ -56,23 +56,23 @@ describe("payloads", { skip: without("kafka"), concurrency: true }, () => {
     }
   });
 
-  test("a value that is not UTF-8 comes as base64 to those who ask for it", async (t) => {
+  test("a value that is not UTF-8 is delivered as base64 to clients that request it", async (t) => {
     const topic = await newTopic();
     await publish(topic, ["first", notUtf8, "last"]);
     const consumer = await startConsumer(t, topic);
-    const doors = await readThroughEveryDoor(t, consumer, 3, { binary: "base64" });
-    for (const [door, { messages, gaps }] of Object.entries(doors)) {
-      await t.test(door, () => {
+    const transports = await readThroughEveryTransport(t, consumer, 3, { binary: "base64" });
+    for (const [transport, { messages, gaps }] of Object.entries(transports)) {
+      await t.test(transport, () => {
         assert.deepEqual(messages.map(({ data }) => data), ["first", notUtf8.toString("base64"), "last"]);
         assert.deepEqual(gaps, []);
-        if (["server-sent events, json", "WebSocket", "history"].includes(door)) {
+        if (["server-sent events, json", "WebSocket", "history"].includes(transport)) {
           assert.deepEqual(messages.map(({ encoding }) => encoding), [undefined, "base64", undefined]);
         }
       });
     }
   });
 
-  test("keys and headers tell what is text and what is not", async (t) => {
+  test("keys and headers mark what is text and what is not", async (t) => {
     const topic = await newTopic();
     await publish(topic, [
       { value: "no key" },
@@ -81,11 +81,11 @@ describe("payloads", { skip: without("kafka"), concurrency: true }, () => {
     ]);
     const consumer = await startConsumer(t, topic);
     const base64 = notUtf8.toString("base64");
-    const doors = await readThroughEveryDoor(t, consumer, 3);
-    for (const door of ["server-sent events, json", "WebSocket", "history"]) {
-      await t.test(door, () => {
+    const transports = await readThroughEveryTransport(t, consumer, 3);
+    for (const transport of ["server-sent events, json", "WebSocket", "history"]) {
+      await t.test(transport, () => {
         assert.deepEqual(
-          doors[door].messages.map(({ key, headers }) => ({ key, headers })),
+          transports[transport].messages.map(({ key, headers }) => ({ key, headers })),
           [
             { key: null, headers: {} },
             { key: "a\nkey: \"x\"", headers: { one: "1", "ümlaut\r\n": "ü\r\nid: forged", empty: "" } },
@@ -96,16 +96,16 @@ describe("payloads", { skip: without("kafka"), concurrency: true }, () => {
     }
   });
 
-  test("the cursor of an event is its id, and names it through any door", async (t) => {
+  test("the cursor of an event is its id, and is the same on every transport", async (t) => {
     const topic = await newTopic();
     await publish(topic, ["first", "second", "third"]);
     const consumer = await startConsumer(t, topic);
-    const doors = await readThroughEveryDoor(t, consumer, 3);
-    const cursors = Object.values(doors).map(({ messages }) => messages.map(({ cursor, id }) => cursor ?? id));
+    const transports = await readThroughEveryTransport(t, consumer, 3);
+    const cursors = Object.values(transports).map(({ messages }) => messages.map(({ cursor, id }) => cursor ?? id));
     for (const of of cursors) {
       assert.deepEqual(of, cursors[0]);
     }
-    const json = doors["server-sent events, json"].messages;
+    const json = transports["server-sent events, json"].messages;
     assert.ok(json.every(({ cursor, id }) => cursor === id));
   });
 });

@@ -1,4 +1,4 @@
-// The WebSocket door, with npm's ws.
+// The WebSocket transport, with npm's ws.
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";

@@ -1,4 +1,4 @@
-// Every door through nginx with the settings of k8s/ingress/nginx.conf, over TLS, in front of several replicas.
+// Every transport through nginx with the settings of k8s/ingress/nginx.conf, over TLS, in front of several replicas.
 
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
@@ -7,18 +7,18 @@ import { pause, until } from "../clients/support/wait.js";
 import {
   begun,
   get,
-  openEveryDoor,
+  openEveryTransport,
   openEvents,
   openEvents2,
   openSession,
   openSocket,
   openSocketIo,
-} from "./support/doors.js";
+} from "./support/transports.js";
 import { idleTimeout, startNginx, withoutNginx } from "./support/nginx.js";
 import { own, startReplicas, withoutReplicas } from "./support/replicas.js";
 
 const skip = withoutNginx() || withoutReplicas();
-const onlyOwn = own ? false : "the replicas are not ours";
+const onlyOwn = own ? false : "the replicas were not started by this test";
 const HEADROOM = 5; // seconds
 
 describe("nginx before the consumer", { skip }, () => {
@@ -30,31 +30,31 @@ describe("nginx before the consumer", { skip }, () => {
   after(() => replicas?.stop());
 
   let count = 0;
-  /** Each client gets the next message, whoever writes it. */
+  /** Each client gets the next message, from whichever producer. */
   async function takeTheNext(clients) {
-    const had = new Map(Object.entries(clients).map(([door, client]) => [door, client.messages.length]));
+    const had = new Map(Object.entries(clients).map(([transport, client]) => [transport, client.messages.length]));
     await replicas.publish?.([`message ${(count += 1)}`]);
-    for (const [door, client] of Object.entries(clients)) {
-      await until(() => `a message over ${door}; cuts: ${client.cuts}`, () => client.messages.length > had.get(door), 30_000);
+    for (const [transport, client] of Object.entries(clients)) {
+      await until(() => `a message over ${transport}; cuts: ${client.cuts}`, () => client.messages.length > had.get(transport), 30_000);
     }
   }
 
   describe("silence", { concurrency: true }, () => {
-    test(`every door stays open in silence for longer than ${idleTimeout} s, and then gets what comes`, async (t) => {
+    test(`every transport stays open without messages for longer than ${idleTimeout} s, and then delivers the next one`, async (t) => {
       const proxy = await startNginx(t, replicas.addresses);
-      const clients = await openEveryDoor(t, proxy);
+      const clients = await openEveryTransport(t, proxy);
       await pause((idleTimeout + HEADROOM) * 1000);
       await takeTheNext(clients);
-      for (const [door, client] of Object.entries(clients)) {
-        assert.deepEqual(client.cuts, [], door);
+      for (const [transport, client] of Object.entries(clients)) {
+        assert.deepEqual(client.cuts, [], transport);
       }
     });
 
     test("a timeout shorter than the time between two pings cuts them, so it must be longer", { skip: onlyOwn }, async (t) => {
       const proxy = await startNginx(t, replicas.addresses, { [`proxy_read_timeout ${idleTimeout}s`]: "proxy_read_timeout 20s" });
-      const clients = await openEveryDoor(t, proxy);
+      const clients = await openEveryTransport(t, proxy);
       await pause(24_000);
-      const cut = Object.keys(clients).filter((door) => clients[door].cuts.length > 0);
+      const cut = Object.keys(clients).filter((transport) => clients[transport].cuts.length > 0);
       assert.deepEqual(cut, ["WebSocket", "Socket.IO, polling", "Socket.IO, websocket", "Socket.IO, polling and then websocket"]);
     });
   });
@@ -63,8 +63,8 @@ describe("nginx before the consumer", { skip }, () => {
     const proxy = await startNginx(t, replicas.addresses);
     const session = openSession(t, proxy);
     const clients = Object.fromEntries(Array.from({ length: 20 }, (_, number) => [`stream ${number}`, openEvents2(t, proxy, session)]));
-    for (const [door, client] of Object.entries(clients)) {
-      await begun(door, client);
+    for (const [transport, client] of Object.entries(clients)) {
+      await begun(transport, client);
     }
     assert.equal(session.alpnProtocol, "h2");
     await takeTheNext(clients);
@@ -76,8 +76,8 @@ describe("nginx before the consumer", { skip }, () => {
     const clients = Object.fromEntries(
       addresses.map((localAddress) => [localAddress, openSocketIo(t, proxy, { localAddress, transports: ["polling"] })]),
     );
-    for (const [door, client] of Object.entries(clients)) {
-      await begun(door, client);
+    for (const [transport, client] of Object.entries(clients)) {
+      await begun(transport, client);
     }
     for (let round = 0; round < 3; round += 1) {
       await takeTheNext(clients);
@@ -97,30 +97,30 @@ describe("nginx before the consumer", { skip }, () => {
     assert.ok(JSON.parse((await get(proxy, "/messages?limit=5")).text).messages.length <= 5);
   });
 
-  test("without any replica, an EventSource is told to come back; all others get a 502", async (t) => {
+  test("without any replica, an EventSource is instructed to reconnect, and other requests get a 502", async (t) => {
     const proxy = await startNginx(t, ["127.0.0.1:1"]);
     const answer = await get(proxy, "/events");
     assert.deepEqual([answer.status, answer.headers["content-type"], answer.text], [200, "text/event-stream", "retry: 3000\n\n"]);
     assert.equal((await get(proxy, "/messages")).status, 502);
   });
 
-  test("when a replica dies, its clients go on with another one and miss nothing", { skip: onlyOwn }, async (t) => {
+  test("when a replica is killed, its clients resume on another one and miss nothing", { skip: onlyOwn }, async (t) => {
     const proxy = await startNginx(t, replicas.addresses);
     const events = openEvents(t, proxy);
     const socket = openSocket(t, proxy);
     const polling = openSocketIo(t, proxy, { transports: ["polling"] });
-    await Promise.all([events, socket, polling].map((client) => begun("a door", client)));
+    await Promise.all([events, socket, polling].map((client) => begun("a transport", client)));
     await takeTheNext({ events, socket, polling });
     const replica = await until("a request of the client that polls is logged", () => [...(proxy.answered().get("127.0.0.1") ?? [])][0]);
     await replicas.kill(replica);
-    await replicas.publish(["while they are away"]);
+    await replicas.publish(["while they are disconnected"]);
     await until("the proxy has cut its streams", () => events.cuts.length > 0 && socket.cuts.length > 0);
 
     const [eventsAgain, socketAgain] = [openEvents(t, proxy, { after: events.cursor }), openSocket(t, proxy, { after: socket.cursor })];
     await replicas.publish(["after that"]);
     for (const client of [eventsAgain, socketAgain, polling]) {
       await until(() => `the last message; cuts: ${client.cuts}`, () => client.messages.includes("after that"));
-      assert.deepEqual(client.messages.slice(-2), ["while they are away", "after that"]);
+      assert.deepEqual(client.messages.slice(-2), ["while they are disconnected", "after that"]);
     }
   });
 });

@@ -11,7 +11,7 @@ const [CA, CERTIFICATE, KEY] = ["/etc/kafka/ca/ca.crt", "/etc/kafka/user/user.cr
 
 /**
  * Starts `name` with the certificate of a user. It ends with the test. `said` is what it has logged, `ready` whether it is,
- * `url` a consumer's doors.
+ * `url` a consumer's transports.
  */
 export async function startService(t, name, broker, options, user) {
   const [port, admin] = [await freePort(), await freePort()];

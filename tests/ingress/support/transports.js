@@ -1,4 +1,4 @@
-// Every door through the proxy, as a browser would come: over TLS, with the Origin of the page. A client holds `messages` (their
+// Every transport through the proxy, as a browser would come: over TLS, with the Origin of the page. A client holds `messages` (their
 // texts), `cuts` (why its stream ended, each time) and the newest `cursor`.
 
 import { once } from "node:events";
@@ -11,8 +11,8 @@ import { WebSocket } from "ws";
 
 import { until } from "../../clients/support/wait.js";
 
-/** Opens a client of each door and waits until all have begun. */
-export async function openEveryDoor(t, proxy) {
+/** Opens a client of each transport and waits until all have begun. */
+export async function openEveryTransport(t, proxy) {
   const clients = {
     "server-sent events over HTTP/1.1": openEvents(t, proxy),
     "server-sent events over HTTP/2": openEvents2(t, proxy),
@@ -21,14 +21,14 @@ export async function openEveryDoor(t, proxy) {
     "Socket.IO, websocket": openSocketIo(t, proxy, { transports: ["websocket"] }),
     "Socket.IO, polling and then websocket": openSocketIo(t, proxy),
   };
-  for (const [door, client] of Object.entries(clients)) {
-    await begun(door, client);
+  for (const [transport, client] of Object.entries(clients)) {
+    await begun(transport, client);
   }
   return clients;
 }
 
-export function begun(door, client) {
-  return until(() => `a start over ${door}; cuts: ${client.cuts}`, () => client.cursor);
+export function begun(transport, client) {
+  return until(() => `a start over ${transport}; cuts: ${client.cuts}`, () => client.cursor);
 }
 
 function newClient() {

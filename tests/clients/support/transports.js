@@ -1,4 +1,4 @@
-// The same records through every door.
+// The same records through every transport.
 
 import { io } from "socket.io-client";
 
@@ -7,10 +7,10 @@ import { until } from "./wait.js";
 import { openSocket } from "./websocket.js";
 
 /**
- * Reads a topic from its start through each door until `count` messages and gaps have come. An answer holds `messages` and
- * `gaps`; `data` of a message is what the door gave as such.
+ * Reads a topic from its start through each transport until `count` messages and gaps have come. The result holds `messages` and
+ * `gaps`; `data` of a message is the value that the transport delivered.
  */
-export async function readThroughEveryDoor(t, consumer, count, parameters = {}) {
+export async function readThroughEveryTransport(t, consumer, count, parameters = {}) {
   const query = new URLSearchParams({ from: "earliest", ...parameters });
   const [text, json, websocket, polling, upgraded, pages] = await Promise.all([
     events(t, `${consumer.url}/events?${query}`, count, (data) => ({ data })),
@@ -55,14 +55,14 @@ async function socketio(t, url, count, options) {
 
 async function history(url, { from = "earliest", ...parameters }) {
   const got = { messages: [], gaps: [] };
-  let place = { from };
+  let position = { from };
   for (;;) {
-    const { json: page } = await request(`${url}/messages?${new URLSearchParams({ limit: 500, ...place, ...parameters })}`);
+    const { json: page } = await request(`${url}/messages?${new URLSearchParams({ limit: 500, ...position, ...parameters })}`);
     got.messages.push(...page.messages);
     got.gaps.push(...page.gaps);
     if (page.messages.length + page.gaps.length === 0) {
       return got;
     }
-    place = { after: page.after };
+    position = { after: page.after };
   }
 }
