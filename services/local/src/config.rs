@@ -21,7 +21,7 @@ use crate::environments::{self, Environment};
     name = "local",
     version,
     mut_arg("admin_listen", |arg| arg.default_value("127.0.0.1:9090")),
-    mut_arg("log_format", |arg| arg.default_value("text")),
+    mut_arg("log_format", |arg| arg.default_value("text").help("Format of the log on stdout")),
 )]
 pub struct Config {
     #[command(flatten)]
