@@ -82,7 +82,7 @@ describe("the producer", { skip: without("kafka", "kcat", "curl"), concurrency: 
     assert.equal(new Set(records.map(({ headers }) => headers[headers.indexOf("ce_id") + 1])).size, 3);
   });
 
-  test("is heard through the consumer, live", async (t) => {
+  test("is delivered by the consumer, live", async (t) => {
     const topic = randomName("dev");
     await startProducer(t, topic);
     const consumer = await startConsumer(t, topic);

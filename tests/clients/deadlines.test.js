@@ -14,7 +14,7 @@ import { newTopic, publish, texts } from "./support/kafka.js";
 import { until } from "./support/wait.js";
 import { openSocket } from "./support/websocket.js";
 
-/** A raw connection that says `bytes` and then nothing more. */
+/** A raw connection that sends `bytes` and then nothing more. */
 function connect(t, consumer, bytes) {
   const socket = net.connect(consumer.port, "127.0.0.1");
   const connection = { socket, text: "", began: Date.now(), lasted: undefined };

@@ -40,20 +40,20 @@ describe("eventsource", { skip: without("kafka"), concurrency: true }, () => {
     await consumer.start();
     await until("both are back", () => text.starts.length === 2 && json.starts.length === 2);
     const whenBack = publishing.count();
-    await until("messages for those who are back", () => publishing.count() > whenBack + 30);
+    await until("messages for the clients that are back", () => publishing.count() > whenBack + 30);
     const sent = await publishing.stop();
     await Promise.all([text.takes(publishing.count()), json.takes(publishing.count())]);
 
     const objects = json.messages.map(({ data }) => JSON.parse(data));
     cameOnceInOrder(objects, sent);
     assert.ok(json.messages.every(({ lastEventId }, at) => lastEventId === objects[at].cursor));
-    // The text does not tell its partition; the record's own words do.
+    // The event does not contain its partition; the text of the record does.
     const partition = (data) => Number(data.split(" ")[1]) % 3;
     cameOnceInOrder(text.messages.map(({ data }) => ({ data, partition: partition(data) })), sent);
     assert.deepEqual([...text.gaps, ...json.gaps], []);
   });
 
-  test("over the cap it is told to come back, does so when there is room, and the others feel nothing", async (t) => {
+  test("over the limit it is instructed to reconnect, does so when there is room, and the others are not affected", async (t) => {
     const topic = await newTopic();
     const consumer = await startConsumer(t, topic, ["--max-connections", "2"]);
     const inside = [await openEvents(t, `${consumer.url}/events`), await openEvents(t, `${consumer.url}/events`)];
@@ -88,7 +88,7 @@ describe("eventsource", { skip: without("kafka"), concurrency: true }, () => {
     await everyone((client) => client.takes(10));
     leaving.terminate();
     await publish(topic, sent.slice(10, 20));
-    await until("each was told", () => clients.every(({ byes }) => byes.length > 0));
+    await until("each received a bye", () => clients.every(({ byes }) => byes.length > 0));
     await publish(topic, sent.slice(20));
     const [code] = await leaving.exited;
     await everyone((client) => client.takes(30));

@@ -93,7 +93,7 @@ describe("history", { skip: without("kafka"), concurrency: true }, () => {
     });
   });
 
-  test("a page that begins with the oldest message says that there is nothing before it", async (t) => {
+  test("a page that begins with the oldest message reports that there is nothing before it", async (t) => {
     const topic = await newTopic();
     await publish(topic, texts("message", 20));
     const consumer = await startConsumer(t, topic);
@@ -165,7 +165,7 @@ describe("history", { skip: without("kafka"), concurrency: true }, () => {
     }
   });
 
-  test("a limit, place or time that cannot be is refused in a sentence", async (t) => {
+  test("an invalid limit, position or time is rejected with one sentence", async (t) => {
     const topic = await newTopic();
     await publish(topic, texts("message", 60));
     const consumer = await startConsumer(t, topic);
@@ -216,7 +216,7 @@ describe("history", { skip: without("kafka"), concurrency: true }, () => {
       assert.deepEqual((await request(`${consumer.url}/messages?after=${after}`)).json.gaps, [gap], cursor);
       assert.deepEqual((await request(`${consumer.url}/messages?before=${after}`)).json.gaps, [gap], cursor);
     }
-    await until("all are told", () => streams.every(({ gaps }) => gaps().length > 0));
+    await until("all have received a gap", () => streams.every(({ gaps }) => gaps().length > 0));
     await publish(topic, ["live from now"]);
     await until("all are live", () => streams.every(({ texts }) => texts().length > 0));
     for (const { cursor, gaps, texts } of streams) {

@@ -13,7 +13,7 @@ import { randomName } from "./support/kafka.js";
 import { freePort } from "./support/ports.js";
 import { until } from "./support/wait.js";
 
-/** Runs a program until it ends by itself: its exit code, and what it said on stderr. */
+/** Runs a program until it ends by itself: its exit code, and what it wrote to stderr. */
 async function fail(t, name, args, environment) {
   const addresses = { "--admin-listen": "127.0.0.1:0", ...(name === "consumer" && { "--listen": "127.0.0.1:0" }) };
   const others = Object.entries(addresses).filter(([option]) => !args.includes(option));
@@ -83,7 +83,7 @@ describe("wrong input", { concurrency: 4 }, () => {
   }
 });
 
-test("a Kafka that is not up yet is waited for, which is said once, to operators and to clients", { skip: without("jars") }, async (t) => {
+test("a Kafka that is not up yet is waited for, which is reported once, to operators and to clients", { skip: without("jars") }, async (t) => {
   const port = await freePort();
   const kafka = ["--kafka-bootstrap-servers", `127.0.0.1:${port}`];
   const topic = randomName("dev");
@@ -100,7 +100,7 @@ test("a Kafka that is not up yet is waited for, which is said once, to operators
   const complaints = (log) => log.split("\n").filter(Boolean).map((line) => JSON.parse(line)).filter(({ level }) => level !== "INFO");
 
   await until("both answer that they are not ready", async () => (await consumer.readiness()) === 503 && (await speaks()) === 503);
-  await until("both say that Kafka is away", () => complaints(consumer.log).length > 0 && complaints(log).length > 0);
+  await until("both log that Kafka is unreachable", () => complaints(consumer.log).length > 0 && complaints(log).length > 0);
   const page = await request(`${consumer.url}/messages`);
   assert.equal(page.status, 503);
   assert.match(page.headers["retry-after"], /^\d+$/);
@@ -111,7 +111,7 @@ test("a Kafka that is not up yet is waited for, which is said once, to operators
   await until("both are ready", async () => (await consumer.readiness()) === 200 && (await speaks()) === 200, 60_000);
   const stream = await opened;
   await stream.takes(1);
-  await until("it hears that Kafka is back", () => stream.named("status").length > 1);
+  await until("it is notified that Kafka is back", () => stream.named("status").length > 1);
   const [{ since, ...down }, ...more] = stream.named("status");
   assert.deepEqual(down, { type: "status", source: "down", reason: "Kafka does not answer" });
   assert.ok(Date.parse(since) <= Date.now());

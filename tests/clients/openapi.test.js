@@ -1,4 +1,4 @@
-// The description of the HTTP part: valid, and what it says is what is answered.
+// The description of the HTTP part: valid, and equal to the responses.
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
@@ -26,7 +26,7 @@ function resolve(description, value) {
   return pointer ? pointer.slice(2).split("/").reduce((at, name) => at[name], description) : value;
 }
 
-/** Fails unless a value is what a schema of the description says, with no field that it does not name. */
+/** Fails unless a value matches a schema of the description, with no field that it does not name. */
 function validator(description) {
   const ajv = new Ajv2020({ strict: false, formats: { "date-time": (text) => !Number.isNaN(Date.parse(text)) } });
   const schemas = Object.fromEntries(Object.entries(description.components.schemas).map(([name, schema]) => [name, closed(schema)]));
@@ -64,7 +64,7 @@ describe("openapi.json", { skip: without("kafka"), concurrency: true }, () => {
     assert.equal(version, `consumer ${description.info.version}`);
   });
 
-  test("each address, parameter and status is answered as it says, and no other", async (t) => {
+  test("each endpoint, parameter and status is described, and no other exists", async (t) => {
     const topic = await newTopic();
     await publish(topic, [
       { value: "text", key: "key", headers: { one: "1", many: ["2", "3"], bytes: Buffer.from([0xff]) } },
@@ -145,7 +145,7 @@ describe("openapi.json", { skip: without("kafka"), concurrency: true }, () => {
     }
   });
 
-  test("what a stream carries is what it says of events", async (t) => {
+  test("the events of a stream match their description", async (t) => {
     const topic = await newTopic();
     await publish(topic, [{ value: "text", key: "k", headers: { a: "1" } }, { value: Buffer.from([0xff]) }, { value: null }]);
     const consumer = await startConsumer(t, topic, ["--drain-delay", "0s", "--drain-window", "0s"]);
@@ -171,7 +171,7 @@ describe("openapi.json", { skip: without("kafka"), concurrency: true }, () => {
     assert.deepEqual(new Set(frames.map(({ type }) => type)), new Set(["start", "message", "gap", "bye"]));
   });
 
-  test("what a consumer without Kafka answers is what it says", async (t) => {
+  test("the responses of a consumer without Kafka match their description", async (t) => {
     const consumer = new Consumer(["my-topic"], ["--kafka-bootstrap-servers", `127.0.0.1:${await freePort()}`], await freePort(), await freePort());
     t.after(() => consumer.kill());
     consumer.spawn();

@@ -1,4 +1,4 @@
-// Which pages may read: those of the consumer's own origin, and those that are named.
+// Which pages may read: pages of the consumer's own origin, and of the origins that are configured.
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
@@ -15,7 +15,7 @@ const LISTED = "https://app.example";
 
 const handshake = { Connection: "Upgrade", Upgrade: "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==" };
 
-/** Each address with what it answers to those who may read. */
+/** Each endpoint with its response to a page that may read. */
 const addresses = [
   ["/events", 200],
   ["/messages", 200],
@@ -46,7 +46,7 @@ describe("origins", { skip: without("kafka"), concurrency: true }, () => {
     assert.equal(post.status, 403);
   });
 
-  test("a page of the consumer's own, and whoever sends no origin, may read", async (t) => {
+  test("a page of the consumer's own origin, and a client that sends no origin, may read", async (t) => {
     const consumer = await startConsumer(t, await newTopic());
     for (const [path, status, headers] of addresses) {
       for (const origin of [{}, { Origin: consumer.url }]) {

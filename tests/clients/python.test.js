@@ -32,7 +32,7 @@ function connect(t, url, transports, auth) {
 
 describe("python-socketio", { skip: without("kafka", "python"), concurrency: true }, () => {
   for (const transports of ["polling", "websocket", "polling,websocket"]) {
-    test(`${transports}: a client is told topic and header, gets the messages, and leaves`, async (t) => {
+    test(`${transports}: a client receives topic, header and messages, and disconnects`, async (t) => {
       const topic = await newTopic();
       await publish(topic, texts("old", 700));
       const consumer = await startConsumer(t, topic, ["--custom-header", "Hello World Prod!"]);
@@ -43,7 +43,7 @@ describe("python-socketio", { skip: without("kafka", "python"), concurrency: tru
 
       assert.deepEqual(client.got("env").map(({ payload }) => payload), [{ data: topic }]);
       assert.deepEqual(client.got("custom_header").map(({ payload }) => payload), [{ data: "Hello World Prod!" }]);
-      // Each event is handled in a thread of its own, so the library does not keep the order; the offsets tell it.
+      // Each event is handled in a thread of its own, so the library does not keep the order; the offsets give it.
       const messages = client.got("message").map(({ payload }) => payload);
       messages.sort((a, b) => a.offset - b.offset);
       assert.deepEqual(messages.map(({ data }) => data), [...texts("old", 700).slice(400), "new"]);

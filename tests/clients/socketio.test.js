@@ -47,7 +47,7 @@ function connect(t, io, url, { auth = {}, ...options } = {}) {
 
 describe("socket.io-client", { skip: without("kafka"), concurrency: true }, () => {
   for (const [way, io, transports] of ways) {
-    test(`${way}: a client is told topic and header, alone, and then gets the messages`, async (t) => {
+    test(`${way}: each client receives topic and header once, and then the messages`, async (t) => {
       const topic = await newTopic();
       const consumer = await startConsumer(t, topic, ["--custom-header", "Hello World Dev!"]);
       const first = connect(t, io, consumer.url, { transports });
@@ -93,9 +93,9 @@ describe("socket.io-client", { skip: without("kafka"), concurrency: true }, () =
         socket.on(event, ({ data }) => got[event].push(data));
         return socket;
       });
-      await until("all three are connected and told", () => got.env.length > 0 && got.custom_header.length > 0);
+      await until("all three are connected and have received topic and header", () => got.env.length > 0 && got.custom_header.length > 0);
       await until("all three stream", async () => (await consumer.metric("herald_streams", 'transport="socketio"')) === 3);
-      await until("a client of the original gets what is said from now on", async () => {
+      await until("a client of the original receives new messages", async () => {
         await publish(topic, [`after message ${got.message.length}`]);
         return got.message.length > 0;
       });
@@ -120,7 +120,7 @@ describe("socket.io-client", { skip: without("kafka"), concurrency: true }, () =
     await consumer.start();
     await Promise.all([...clients.values()].map((client) => client.takes("start", 2)));
     const whenBack = publishing.count();
-    await until("messages for those who are back", () => publishing.count() > whenBack + 30);
+    await until("messages for the clients that are back", () => publishing.count() > whenBack + 30);
     const sent = await publishing.stop();
 
     for (const [way, client] of clients) {
@@ -150,7 +150,7 @@ describe("socket.io-client", { skip: without("kafka"), concurrency: true }, () =
     }
   });
 
-  test("a replica that leaves says bye to each client, which goes on with another replica", async (t) => {
+  test("a draining replica sends bye to each client, which resumes on another replica", async (t) => {
     const topic = await newTopic();
     const leaving = await startConsumer(t, topic, ["--drain-delay", "1s", "--drain-window", "1s"]);
     const staying = await startConsumer(t, topic);
@@ -159,7 +159,7 @@ describe("socket.io-client", { skip: without("kafka"), concurrency: true }, () =
     const all = [...clients.values()];
     const everyone = (name, count) => Promise.all(all.map((client) => client.takes(name, count)));
     await everyone("start");
-    await until("those that can are upgraded", () =>
+    await until("the clients that can are upgraded", () =>
       [...clients].every(([way, client]) => client.socket.io.engine.transport.name === (way.endsWith("polling") ? "polling" : "websocket")),
     );
     assert.equal(await staying.metric("herald_streams", 'transport="socketio"'), 0);

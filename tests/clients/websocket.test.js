@@ -70,7 +70,7 @@ describe("ws", { skip: without("kafka"), concurrency: true }, () => {
     cameOnceInOrder(other.got("message"), [sent]);
   });
 
-  test("a request that cannot be served is told why, and closed with 4400", async (t) => {
+  test("an invalid request is closed with 4400 and the reason", async (t) => {
     const topic = await newTopic();
     const consumer = await startConsumer(t, topic);
     const unknown = randomName("unknown");
@@ -111,7 +111,7 @@ describe("ws", { skip: without("kafka"), concurrency: true }, () => {
     await until("the stream is not counted any more", async () => (await consumer.metric("herald_streams", 'transport="websocket"')) === 0);
   });
 
-  test("over the cap of connections a client is told so, and closed with 1013", async (t) => {
+  test("over the limit of connections a client is closed with 1013 and the reason", async (t) => {
     const topic = await newTopic();
     const consumer = await startConsumer(t, topic, ["--max-connections", "1"]);
     await openEvents(t, `${consumer.url}/events`);
@@ -122,7 +122,7 @@ describe("ws", { skip: without("kafka"), concurrency: true }, () => {
     assert.ok(retry > 0);
   });
 
-  test("a replica that leaves says bye, closes with 1012, and another one goes on without a hole", async (t) => {
+  test("a draining replica sends bye, closes with 1012, and another one continues without a gap", async (t) => {
     const topic = await newTopic();
     const leaving = await startConsumer(t, topic, ["--drain-delay", "500ms", "--drain-window", "500ms"]);
     const staying = await startConsumer(t, topic);

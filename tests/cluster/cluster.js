@@ -1,4 +1,4 @@
-/** Commands on the cluster that ./setup.sh makes, and what they tell. */
+/** Commands on the cluster that ./setup.sh creates, and their output. */
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";

@@ -104,7 +104,7 @@ describe("./setup.sh", { skip }, () => {
     await live(dev);
   });
 
-  test("a topic that is gone is declared anew", async () => {
+  test("a deleted topic is recreated", async () => {
     const topics = ["--bootstrap-server", "localhost:9092", "--topic", prod.topic, "--delete"];
     kubectl("exec", "--namespace", "kafka", "my-cluster-kafka-0", "--", "/opt/kafka/bin/kafka-topics.sh", ...topics);
     await until("setup.sh to see it", () => /^prod: its consumer cannot read the topic$/m.test(setup("prod").stdout), 120_000);
@@ -137,7 +137,7 @@ describe("./setup.sh", { skip }, () => {
     await live(dev);
   });
 
-  test("another context of kubectl stays the current one, and one line says so", () => {
+  test("another context of kubectl stays the current one, and one line reports it", () => {
     const use = (context) => run("kubectl", ["config", "use-context", context]);
     run("kubectl", ["config", "set-context", "elsewhere", "--cluster=elsewhere"]);
     use("elsewhere");
@@ -152,7 +152,7 @@ describe("./setup.sh", { skip }, () => {
     }
   });
 
-  test("behind a proxy the cluster is reached directly, and doctor says so", () => {
+  test("behind a proxy the cluster is reached directly, and doctor reports it", () => {
     const env = { HTTPS_PROXY: "http://127.0.0.1:9", HTTP_PROXY: "http://127.0.0.1:9", NO_PROXY: "localhost" };
     assert.match(run("./setup.sh", ["dev"], { env }).stdout, /^dev: nothing to change$/m);
     const { stdout } = run("cargo", ["xtask", "doctor"], { env });
@@ -160,7 +160,7 @@ describe("./setup.sh", { skip }, () => {
     assert.match(stdout, /^nothing is wrong$/m);
   });
 
-  test("a cluster of ours that holds more is deleted only by somebody who knows that", () => {
+  test("a cluster created by `up` that holds other releases is deleted only with --yes", () => {
     kubectl("create", "namespace", "theirs");
     try {
       const { stderr } = run("cargo", ["xtask", "down", "--cluster"], { fails: true });
@@ -271,7 +271,7 @@ describe("./setup.sh", { skip }, () => {
     assert.equal(labels["pod-security.kubernetes.io/enforce"], "restricted");
   });
 
-  test("Ctrl-C in any phase ends it at once, and the next run mends what it left", { skip: long }, async () => {
+  test("Ctrl-C in any phase ends it at once, and the next run repairs what it left incomplete", { skip: long }, async () => {
     for (const phase of ["minikube", "images", "load", "kafka", "releases", "pods"]) {
       // So that every phase has something to do.
       run("cargo", ["xtask", "down"]);
@@ -281,7 +281,7 @@ describe("./setup.sh", { skip }, () => {
     }
   });
 
-  test("status shows every environment, doctor finds nothing wrong, logs shows what is said", () => {
+  test("status shows every environment, doctor finds nothing wrong, logs shows the messages", () => {
     const status = run("cargo", ["xtask", "status"]).stdout;
     const images = "herald/consumer:[0-9a-f]{16}, herald/producer:[0-9a-f]{16}";
     for (const { name, release, topic, url } of environments) {

@@ -53,7 +53,7 @@ describe("--dry-run shows what it would install, and runs nothing:", () => {
 });
 
 describe("what it cannot help:", () => {
-  test("macOS without brew is told where to get it", () => {
+  test("macOS without brew prints where to get it", () => {
     const { status, stderr } = install({ "xcode-select": "" }, [], "darwin24");
     assert.equal(status, 1);
     assert.equal(stderr, "Homebrew is needed: https://brew.sh (missing: make perl curl)\n");
@@ -63,14 +63,14 @@ describe("what it cannot help:", () => {
     assert.equal(install(complete, [], "darwin24").status, 0);
   });
 
-  test("macOS without the command line tools is told how to get a compiler", () => {
+  test("macOS without the command line tools prints how to get a compiler", () => {
     const { status, stderr } = install({ ...complete, "xcode-select": "exit 2" }, [], "darwin24");
     assert.equal(status, 1);
     assert.match(stderr, /xcode-select --install/);
   });
 
   for (const os of ["msys", "cygwin", "win32"]) {
-    test(`in a Windows shell (${os}) it says to use WSL`, () => {
+    test(`in a Windows shell (${os}) it recommends WSL`, () => {
       const { status, stderr } = install(complete, [], os);
       assert.equal(status, 1);
       assert.match(stderr, /WSL/);
@@ -83,7 +83,7 @@ describe("what it cannot help:", () => {
     assert.equal(stderr, "Unsupported OS: solaris2.11\n");
   });
 
-  test("a Linux without apt-get and dnf is told what is missing", () => {
+  test("a Linux without apt-get and dnf prints what is missing", () => {
     const { status, stderr } = install({ ...complete, perl: "exit 1" }, []);
     assert.equal(status, 1);
     assert.equal(stderr, "Neither apt-get nor dnf is here: install these yourself (missing: perl)\n");
@@ -142,7 +142,7 @@ describe("only what is missing:", () => {
   });
 
   for (const [version, enough] of Object.entries({ "v3.19.0+g3d8990f": false, "v4.0.0": true, "v4.3": true, "v10.1.0": true })) {
-    test(`helm ${version} is ${enough ? "new enough" : "too old, which one line says"}`, () => {
+    test(`helm ${version} is ${enough ? "new enough" : "too old, which one line reports"}`, () => {
       const { stdout } = install({ ...complete, helm: `echo ${version}` }, ["--dry-run"]);
       if (enough) assert.equal(stdout, "");
       else assert.match(stdout, /^helm v3\.19\.0\+g3d8990f is too old: .*\n\$ curl -fL https:\/\/get\.helm\.sh\/.*\n$/);
@@ -183,7 +183,7 @@ describe("the tools for the cluster", () => {
     assert.deepEqual(fake.calls(), calls);
   });
 
-  test("go where HERALD_BIN says, and nothing is said of a PATH that has it", (t) => {
+  test("go into HERALD_BIN, with no advice about a PATH that contains it", (t) => {
     const fake = machine({ ...build, curl: curl(releases(t, bash)) });
     const variables = { HERALD_BIN: join(fake.folder, "tools"), PATH: `${fake.bin}:${join(fake.folder, "tools")}` };
     const { status, stdout } = fake.run("install_requirements.sh", [], "linux-gnu", variables);
@@ -200,7 +200,7 @@ describe("the tools for the cluster", () => {
     assert.equal(fake.run("install_requirements.sh").stdout, "");
   });
 
-  test("where there is no sha256sum, as on macOS, shasum is asked", (t) => {
+  test("where there is no sha256sum, as on macOS, shasum is used", (t) => {
     const shasum = `[ "$*" = "-a 256" ] && exec ${which("sha256sum") || `${which("shasum")} -a 256`}`;
     const fake = machine({ ...build, sha256sum: null, shasum, curl: curl(releases(t, bash)) });
     assert.equal(fake.run("install_requirements.sh").status, 0);

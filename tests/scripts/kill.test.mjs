@@ -1,4 +1,4 @@
-// kill_port_forward.sh: what it ends, and what it leaves alone.
+// kill_port_forward.sh: what it ends, and what it does not.
 
 import assert from "node:assert/strict";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";

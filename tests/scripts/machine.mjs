@@ -15,7 +15,7 @@ export const which = (name) => spawnSync("sh", ["-c", `command -v ${name}`], { e
 export const bash = which("bash");
 const real = "bash sh cat chmod dirname grep gzip mkdir mktemp mv ps rm sed sha256sum sleep tar touch tr".split(" ");
 
-/** What is asked on the way and changes nothing. */
+/** Commands that only query and change nothing. */
 const question = /^(id|perl|uname|xcode-select) ?|^cc -print|^helm version/;
 
 /** Everything that building needs. */

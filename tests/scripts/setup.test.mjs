@@ -46,7 +46,7 @@ describe("setup.sh", () => {
     assert.deepEqual(fake.calls().slice(-2), cluster("dev"));
   });
 
-  test("where no cluster can be had everything runs in one process, and a line says so", () => {
+  test("without a cluster everything runs in one process, and a line gives the reason", () => {
     const up = "echo 'minikube start: no driver was found' >&2; exit 3";
     const { status, calls, stdout, stderr } = setup({ cargo: cargo(up) }, ["dev"]);
     assert.equal(status, 0);
@@ -105,7 +105,7 @@ describe("setup.sh", () => {
     assert.match(stderr, /^unknown option --cluster/);
   });
 
-  test("--help says what it does, and nothing else", () => {
+  test("--help prints what it does, and does nothing else", () => {
     const { stdout } = setup({}, ["--help"]);
     assert.match(stdout, /^setup\.sh \[--local \| --kafka HOST:PORT\] \[ENV…\]: [^#]*--local: [^#]*--kafka: .*\n$/);
   });
@@ -163,7 +163,7 @@ describe("from one way to the other", () => {
     });
   }
 
-  test("a cluster that fails leaves `local` alone", patience, async () => {
+  test("a cluster that fails does not stop `local`", patience, async () => {
     const fake = machine({ ...complete, cargo: cargo("exit 1") });
     const old = started(fake, localOf("dev"));
     writeFileSync(fake.pids, `${old.child.pid}\n`);

@@ -1,4 +1,4 @@
-// The Tiltfile: what it asks Tilt for, and the commands it gives it.
+// The Tiltfile: the resources it declares, and the commands it has Tilt run.
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";

@@ -67,7 +67,7 @@ describe("the users of k8s/strimzi", { skip: without("jars") || withoutHelm() },
     }
   });
 
-  test("without a client certificate, the services say that TLS was refused", async (t) => {
+  test("without a client certificate, the services log that TLS was rejected", async (t) => {
     const release = options("prod");
     const properties = release.KAFKA_PROPERTIES.split("\n").filter((line) => !/ssl\.(certificate|key)\./.test(line));
     const unknown = { ...release, KAFKA_PROPERTIES: properties.join("\n") };

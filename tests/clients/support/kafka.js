@@ -75,7 +75,7 @@ function* batches(messages) {
   yield batch;
 }
 
-/** `count` texts that tell their order: `<prefix> 0`, `<prefix> 1`, … */
+/** `count` texts that contain their order: `<prefix> 0`, `<prefix> 1`, … */
 export function texts(prefix, count) {
   return Array.from({ length: count }, (_, number) => `${prefix} ${number}`);
 }

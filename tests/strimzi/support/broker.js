@@ -1,4 +1,4 @@
-// A Kafka with what k8s/strimzi/kafka.yaml asks for: TLS in both directions, and nothing allowed that no ACL allows.
+// A Kafka configured as in k8s/strimzi/kafka.yaml: TLS in both directions, and nothing allowed that no ACL allows.
 
 import { spawn } from "node:child_process";
 import { once } from "node:events";

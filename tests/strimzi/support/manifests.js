@@ -1,4 +1,4 @@
-// What the repository says: the users of k8s/strimzi, and the options of a release that goes with them.
+// From the repository: the users of k8s/strimzi, and the options of a release that goes with them.
 
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
