@@ -154,7 +154,7 @@ impl Frame {
     /// The bytes that the frame occupies on the heap.
     pub fn weight(&self) -> usize {
         // `Bytes` counts its references in a separate allocation.
-        self.bytes.len() + 64
+        self.bytes.len() + 64 + size_of::<Self>()
     }
 
     fn new(kind: Kind, text: Vec<u8>, format: Format) -> Self {

@@ -257,7 +257,7 @@ impl Feed {
         let frame = encode::event(&entry.event, &entry.cursor, encoding);
         // With backlogs read in every encoding, the frames alone could fill the ring's share of memory.
         let held = ring.record_bytes + self.frame_bytes.load(Ordering::Relaxed);
-        if held < self.limits.bytes && slot.set(frame.clone()).is_ok() {
+        if held < self.limits.bytes && slot.set(Box::new(frame.clone())).is_ok() {
             self.frame_bytes
                 .fetch_add(frame.weight(), Ordering::Relaxed);
         }
@@ -599,5 +599,75 @@ mod tests {
         assert!(events > 50 && events < 200, "{events}");
         // The last frame was encoded after the limit was last checked.
         assert!(bytes < 102_000, "{bytes}");
+    }
+
+    const RING: usize = 1 << 20;
+
+    /// Fills a ring of `RING` bytes several times over with values of this size, and encodes every event for these transports.
+    fn full_ring(value: usize, encodings: &[Encoding]) -> Feed {
+        let limits = Limits {
+            events: usize::MAX,
+            age: Duration::ZERO,
+            bytes: RING,
+            batch_events: 1_000,
+        };
+        let feed = Feed::new(TOPIC.to_owned(), limits);
+        feed.fill(Page {
+            before: Vector::new(vec![Position::default(); 3]),
+            ..Page::default()
+        });
+        let mut readers: Vec<_> = encodings.iter().map(|_| feed.live()).collect();
+        for offset in 0..3 * RING as i64 / (value as i64 + 200) {
+            let text = "x".repeat(value);
+            let next = Position::after(offset, Some(offset), Some(text.as_bytes()));
+            let message = Message {
+                offset,
+                timestamp: Some(offset),
+                key: Some(b"a key".to_vec()),
+                headers: vec![("name".to_owned(), Some(b"value".to_vec()))],
+                value: Value::Text(text),
+            };
+            let payload = Payload::Message(message);
+            let partition = (offset % 3) as usize;
+            feed.push(vec![Event {
+                partition,
+                next,
+                payload,
+            }]);
+            for (reader, encoding) in readers.iter_mut().zip(encodings) {
+                let mut batch = Batch::default();
+                feed.take(reader, *encoding, &mut batch)
+                    .expect("the reader keeps up");
+            }
+        }
+        feed
+    }
+
+    #[test]
+    fn a_full_ring_holds_its_bytes_within_a_fifth() {
+        let encoding = |format| Encoding {
+            format,
+            binary: false,
+        };
+        let all = [
+            Format::SseText,
+            Format::SseJson,
+            Format::WebSocket,
+            Format::SocketIo,
+        ];
+        for value in [1, 1_000, 20_000] {
+            for encodings in [&[][..], &[encoding(Format::SseText)], &all.map(encoding)] {
+                let mut feed = None;
+                let held = allocation_counter::measure(|| feed = Some(full_ring(value, encodings)));
+                let (_, bytes) = feed.expect("it was filled").size();
+                let ratio = held.bytes_current as f64 / bytes as f64;
+                let transports = encodings.len();
+                assert!(
+                    (0.8..1.2).contains(&ratio)
+                        && (RING * 4 / 5..RING + 8 * value + 4_096).contains(&bytes),
+                    "values of {value} bytes, {transports} transports: {bytes} bytes, held {ratio:.2} times"
+                );
+            }
+        }
     }
 }

@@ -25,7 +25,8 @@ pub struct Limits {
 
 pub struct Ring {
     topic: String,
-    entries: VecDeque<Entry>,
+    /// Boxed, because the deque allocates up to twice as many places as it uses.
+    entries: VecDeque<Box<Entry>>,
     /// The number of the first entry. Numbers begin at 1.
     pub first: u64,
     /// The first entry at which clients may join by a cursor: after the last reset, before which offsets belong to another log.
@@ -45,7 +46,7 @@ pub struct Entry {
     pub event: Arc<Event>,
     /// The token of the ring's vector after this event.
     pub cursor: Arc<str>,
-    pub frames: [OnceLock<Frame>; Encoding::COUNT],
+    pub frames: [OnceLock<Box<Frame>>; Encoding::COUNT],
     added: Instant,
 }
 
@@ -58,7 +59,7 @@ impl Entry {
 
     fn frame_bytes(&self) -> usize {
         let frames = self.frames.iter().filter_map(OnceLock::get);
-        frames.map(Frame::weight).sum()
+        frames.map(|frame| frame.weight()).sum()
     }
 }
 
@@ -120,7 +121,7 @@ impl Ring {
             added: Instant::now(),
         };
         self.record_bytes += entry.weight();
-        self.entries.push_back(entry);
+        self.entries.push_back(Box::new(entry));
         if resets {
             self.begins_log = false;
             self.joinable = self.end();
