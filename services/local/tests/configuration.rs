@@ -1,4 +1,4 @@
-//! `docs/configuration.md` says what the programs and the chart take: its tables are compared with them, and a failing test
+//! `docs/configuration.md` lists the options of the programs and the chart: its tables are compared with them, and a failing test
 //! prints the lines that belong there.
 
 use std::fs;

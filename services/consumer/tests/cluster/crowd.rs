@@ -12,7 +12,7 @@ use crate::client::Transport;
 use crate::cluster::say;
 use crate::reader::Reader;
 
-/// Every client is to hear something within this time after a change is over, also on a busy machine.
+/// Every client must receive something within this time after a change is over, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Default)]
@@ -90,7 +90,7 @@ impl Crowd {
         self.longest = worse.or(Some(longest));
     }
 
-    /// Forgets the silences so far: those of a start are no news.
+    /// Resets the silences so far: those of a start do not count.
     pub fn forget_silences(&mut self) {
         self.longest = None;
     }
@@ -108,7 +108,7 @@ impl Crowd {
         let mut waiting: Vec<_> = self.members.iter().collect();
         loop {
             if let Some(Err(error)) = self.tasks.try_join_next() {
-                // The client saw the law broken.
+                // The client saw the guarantee broken.
                 std::panic::resume_unwind(error.into_panic());
             }
             waiting.retain(|member| !holds(&lock(member)));
@@ -132,7 +132,7 @@ impl Crowd {
         connections.sum::<usize>() - self.members.len()
     }
 
-    /// Waits until everyone has everything, holds all to the law, and prints the longest silence.
+    /// Waits until everyone has everything, checks the guarantee for all, and prints the longest silence.
     pub async fn finish(mut self, records: &BTreeSet<(usize, i64)>) {
         let what = format!("all {} records", records.len());
         self.each(&what, |member| member.reader.has_all(records))

@@ -14,7 +14,7 @@ mod nothing_lost;
 mod release;
 mod replicas;
 
-// What speaks the protocols, and the law, are those of the tests of a single process; these tests use a part of them.
+// The protocol clients and the check of the guarantee are shared with the tests of a single process; these tests use a part.
 #[allow(dead_code)]
 #[path = "../it/client.rs"]
 mod client;

@@ -66,7 +66,7 @@ impl Namespace {
         }
     }
 
-    /// For whoever looks for the reason of a failure.
+    /// For finding the reason of a failure.
     fn show(&self) {
         let logs = "logs --selector=app.kubernetes.io/name=herald --prefix --tail=-1";
         for line in ["get pods --output=wide", "get events", logs] {

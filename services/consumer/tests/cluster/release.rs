@@ -32,7 +32,7 @@ impl Release {
     /// where the tests have no cluster.
     pub fn install(interval: &str) -> Option<Self> {
         let namespace = Namespace::new(Cluster::given()?);
-        // Long enough that every client is told, short enough that the tests are not mostly that.
+        // Long enough for every client to receive a bye, short enough not to dominate the tests.
         let values = json!({
             "configmap": {"data": {
                 "INTERVAL_MIN": interval,
@@ -50,7 +50,7 @@ impl Release {
         Some(release)
     }
 
-    /// Sets one value, by its place in the values: `/consumer/replicaCount`; returns when everything is as it should be.
+    /// Sets one value, by its place in the values: `/consumer/replicaCount`; returns when the rollout is complete.
     pub fn upgrade(&mut self, place: &str, value: Json) {
         let (parent, key) = place.rsplit_once('/').expect("a place begins with /");
         let parent = self.values.pointer_mut(parent).expect("a place of values");
@@ -82,7 +82,7 @@ impl Release {
         text.parse().expect("an address")
     }
 
-    /// The pods of a component, those that are leaving too.
+    /// The pods of a component, including terminating ones.
     pub fn pods(&self, component: &str) -> Vec<Pod> {
         let selector = selector(component);
         let get = ["get", "pods", "--output=json", "--selector", &selector];
@@ -98,7 +98,7 @@ impl Release {
         pods.remove(0)
     }
 
-    /// What a page of a pod's admin server says, asked through the API server.
+    /// The response of an endpoint of a pod's admin server, through the API server.
     pub fn admin(&self, pod: &Pod, page: &str) -> String {
         let (namespace, name) = (&self.namespace.name, &pod.name);
         let path = format!("/api/v1/namespaces/{namespace}/pods/{name}:9090/proxy{page}");
@@ -123,7 +123,7 @@ impl Release {
             let place = format!("/{component}/replicaCount");
             let wanted = self.values.pointer(&place).expect("a number");
             if *wanted != 0 {
-                // A rollout is over before those that are too many have been told to leave.
+                // A rollout is over before surplus pods have been terminated.
                 let replicas = format!("--for=jsonpath={{.status.replicas}}={wanted}");
                 self.namespace
                     .kubectl(&[&["wait", &replicas], &deployment[..]].concat());

@@ -59,7 +59,7 @@ async fn records_that_kafka_deleted_are_a_retention_gap_with_exact_ranges() {
     }
 }
 
-/// Deletes a topic of so many partitions under its readers, and makes it anew with so many.
+/// Deletes a topic with `before` partitions while clients read it, and recreates it with `now`.
 async fn recreated(before: i64, now: i64, records: std::ops::Range<i64>) {
     let Some(kafka) = kafka_with("deletion of topics") else {
         return;
@@ -146,22 +146,22 @@ async fn recreated(before: i64, now: i64, records: std::ops::Range<i64>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_recreated_with_fewer_records_is_told_and_read_from_its_start() {
+async fn a_topic_recreated_with_fewer_records_is_a_gap_and_is_read_from_its_start() {
     recreated(2, 2, 100..110).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_recreated_with_more_records_is_told_and_read_from_its_start() {
+async fn a_topic_recreated_with_more_records_is_a_gap_and_is_read_from_its_start() {
     recreated(2, 2, 100..180).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_recreated_with_fewer_partitions_is_told_and_read_on() {
+async fn a_topic_recreated_with_fewer_partitions_is_a_gap_and_is_read_on() {
     recreated(3, 1, 100..105).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_recreated_with_more_partitions_is_told_and_read_on() {
+async fn a_topic_recreated_with_more_partitions_is_a_gap_and_is_read_on() {
     recreated(1, 3, 100..160).await;
 }
 
@@ -205,7 +205,7 @@ async fn a_topic_whose_leader_epochs_begin_again_is_read_from_its_start() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cursor_ahead_of_a_log_that_was_recreated_is_told() {
+async fn a_cursor_ahead_of_a_recreated_log_gets_a_gap() {
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("ahead");
     create_topic(&kafka, &topic, 2, &[]).await;
@@ -225,7 +225,7 @@ async fn a_cursor_ahead_of_a_log_that_was_recreated_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_garbled_or_foreign_cursor_is_told_and_strands_nobody() {
+async fn a_malformed_or_foreign_cursor_gets_a_gap_and_the_stream_continues() {
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("garbled");
     create_topic(&kafka, &topic, 1, &[]).await;

@@ -1,4 +1,4 @@
-//! Clients that speak the protocols as they are on the wire, and turn them into the same events.
+//! Clients that use the raw wire protocols, and turn them into the same events.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,4 @@
-//! SIGTERM: every client is told, the ends are spread, all come back elsewhere, nothing is lost.
+//! SIGTERM: every client receives a bye, the ends are spread, all clients reconnect to another replica, nothing is lost.
 
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,7 @@ async fn three_hundred_clients_move_to_the_other_replica() {
         streams(&first).await >= 300.0,
         "readiness is off before the first stream ends"
     );
-    // The balancer has heard of it; a new stream at the old replica is told to go elsewhere, with a status that lets it come back.
+    // The load balancer has been notified; a new stream on the old replica receives a bye, with a status that allows a reconnect.
     balancer.point_to(&[second.public]);
     let mut late = Client::connect(first.public, Transport::Sse, &[]);
     let bye = late.next().await.expect("an answer");
@@ -144,7 +144,7 @@ async fn nobody_waits_after_the_bye_for_the_others_to_leave() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_signal_leaves_at_once() {
+async fn a_second_signal_ends_the_process_at_once() {
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("twice");
     create_topic(&kafka, &topic, 1, &[]).await;

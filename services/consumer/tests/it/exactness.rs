@@ -70,7 +70,7 @@ async fn clients_drop_and_resume_at_random(partitions: i32) {
     publishing.await.expect("everything was published");
     let records = places(&read_all(&kafka, &topic).await);
     while let Some(reader) = readers.join_next().await {
-        let (number, mut reader) = reader.expect("no reader saw the law broken");
+        let (number, mut reader) = reader.expect("no reader saw the guarantee broken");
         reader
             .read_all(
                 addresses[number % 2],

@@ -1,4 +1,4 @@
-//! The consumer is killed, the broker goes away: clients come back by themselves and nothing is lost.
+//! The consumer is killed, the broker becomes unreachable: clients reconnect automatically and nothing is lost.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::client::{Client, Transport};
 use crate::reader::{Followers, places};
 use crate::replica::Replica;
 
-/// Publishes one message after the other until told to stop, also while the broker is away.
+/// Publishes one message after the other until it is stopped, also while the broker is unreachable.
 fn publish(
     kafka: &str,
     topic: &str,
@@ -71,7 +71,7 @@ async fn a_broker_that_is_away_for_20_seconds_is_told_and_costs_nothing() {
     followers.have(20).await;
     let gone = Instant::now();
     broker.stop().await;
-    // Who comes now hears at once that Kafka is away; what the ring holds is there all the same, and so is readiness.
+    // A new client is notified at once that Kafka is unreachable; the ring is still served, and the replica stays ready.
     let mut told = None;
     for _ in 0..200 {
         let mut client = Client::connect(
@@ -91,7 +91,7 @@ async fn a_broker_that_is_away_for_20_seconds_is_told_and_costs_nothing() {
             break;
         }
     }
-    let told = told.expect("a newcomer hears that kafka is away");
+    let told = told.expect("a new client is notified that kafka is unreachable");
     assert_eq!(
         told.iter()
             .filter(|event| event["type"] == "message")

@@ -88,7 +88,7 @@ async fn a_header_whose_name_is_not_utf8_is_delivered() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_that_cannot_be_unpacked_is_a_gap_and_reading_goes_on() {
+async fn a_batch_that_cannot_be_decompressed_is_a_gap_and_reading_continues() {
     let Some(kafka) = kafka_with("limit of its own") else {
         return;
     };
@@ -152,7 +152,7 @@ async fn a_batch_that_cannot_be_unpacked_is_a_gap_and_reading_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_with_a_wrong_checksum_is_a_gap_and_reading_goes_on() {
+async fn a_batch_with_a_wrong_checksum_is_a_gap_and_reading_continues() {
     let Some(mut broker) = Broker::start().await else {
         return;
     };
@@ -261,7 +261,7 @@ async fn a_log_that_lost_its_end_is_truncated_and_read_on_from_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_that_may_no_longer_be_read_says_so_and_takes_no_other_along() {
+async fn a_topic_that_may_no_longer_be_read_reports_the_reason_and_affects_no_other() {
     let Some(mut broker) = Broker::start_with(&Broker::AUTHORIZER).await else {
         return;
     };
@@ -498,7 +498,7 @@ async fn many_topics_share_one_reader() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_is_slower_than_the_ring_goes_on_by_replay() {
+async fn a_client_that_is_slower_than_the_ring_continues_by_replay() {
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("lagging");
     create_topic(&kafka, &topic, 2, &[]).await;

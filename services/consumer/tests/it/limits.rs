@@ -169,7 +169,7 @@ async fn a_healthy_client_gets_a_backlog_of_5000_on_every_transport() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn over_the_cap_a_client_is_told_to_come_back_and_the_others_feel_nothing() {
+async fn over_the_limit_a_client_is_instructed_to_reconnect_and_the_others_are_not_affected() {
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("cap");
     create_topic(&kafka, &topic, 1, &[]).await;

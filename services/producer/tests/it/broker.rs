@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{DEADLINE, Running};
 
-/// How long a broker is away, from the moment it is told to end.
+/// How long a broker is stopped, from the signal on.
 const OUTAGE: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,7 +62,7 @@ async fn a_restart_of_the_broker_loses_doubles_and_delays_nothing_that_is_said()
         said.is_sorted(),
         "everything stands in the order in which it was said"
     );
-    // Something is said every 20 ms at the latest, so a message that was lost or late leaves a hole.
+    // A message is produced at least every 20 ms, so a lost or late one leaves a hole.
     let longest = said.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
     assert!(longest < 2_000, "{longest} ms without a message");
 }

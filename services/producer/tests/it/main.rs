@@ -26,7 +26,7 @@ struct Running {
 }
 
 impl Running {
-    /// Starts one that speaks to `topic` every 5 to 20 ms, with more `options`.
+    /// Starts one that produces to `topic` every 5 to 20 ms, with more `options`.
     fn start(kafka: &str, topic: &str, options: &[&str]) -> Running {
         let args = [&["producer", "--kafka-topic", topic], options].concat();
         let mut config: Config = parse_from(&args).unwrap();

@@ -19,7 +19,7 @@ fn producer() -> Command {
     command
 }
 
-/// The one line that a wrong start leaves behind.
+/// The one line that an invalid start logs.
 fn refused(command: &mut Command) -> String {
     let Output { status, stderr, .. } = command.output().unwrap();
     let stderr = String::from_utf8(stderr).unwrap();
@@ -117,7 +117,7 @@ fn a_port_in_use_is_one_line_that_names_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_cannot_be_reached_is_told_once_and_the_signal_ends_the_wait() {
+async fn a_broker_that_cannot_be_reached_is_logged_once_and_a_signal_ends_the_wait() {
     let mut process = Process::start(&mut producer());
     // Long enough for several attempts.
     tokio::time::sleep(Duration::from_secs(3)).await;

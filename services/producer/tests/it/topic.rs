@@ -62,7 +62,7 @@ async fn messages_are_the_contracts_and_carry_cloudevents_and_a_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_topic_is_created_with_the_partitions_that_were_asked_for() {
+async fn a_missing_topic_is_created_with_the_requested_partitions() {
     let Some(kafka) = herald_testing::kafka() else {
         return;
     };
@@ -100,7 +100,7 @@ async fn a_topic_is_declared_and_given_the_partitions_it_lacks_and_nothing_is_sa
     let end = async |partition| watermarks(&kafka, &topic, partition).await.1;
     assert_eq!(end(0).await, 0);
 
-    // What is there already is right, and more than was asked for is left alone.
+    // An existing topic is accepted, and surplus partitions are kept.
     declare(&["--topic-partitions", "3"]).await.unwrap();
     assert_eq!((end(0).await, end(1).await, end(2).await), (0, 0, 0));
     declare(&[]).await.unwrap();

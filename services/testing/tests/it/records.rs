@@ -3,7 +3,7 @@ use herald_testing::{
 };
 
 #[tokio::test]
-async fn what_is_produced_is_read_back_whole_and_in_order() {
+async fn produced_records_are_read_back_unchanged_and_in_order() {
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("testing");
     create_topic(&kafka, &topic, 2, &[]).await;
