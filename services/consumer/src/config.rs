@@ -49,7 +49,7 @@ pub struct Config {
     #[arg(long, env, default_value = "75s", value_parser = duration)]
     pub keep_alive: Duration,
 
-    /// Maximum number of concurrent connections; more are rejected and told when to retry.
+    /// Maximum number of concurrent connections; further ones are rejected, with the time after which to retry.
     #[arg(long, env, default_value_t = 10_000, value_parser = at_least_one)]
     pub max_connections: usize,
 
