@@ -5,7 +5,7 @@ import { chromium } from "playwright-core";
 const EXECUTABLE = process.env.CHROMIUM ?? "/usr/bin/chromium";
 const QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
 
-/** Why there is no test to be had, or false. In CI nothing is left out. */
+/** Why the test cannot run, or false. In CI nothing is skipped. */
 export function missing(what) {
   if (process.env.CI === "true") return false;
   return what ?? (existsSync(EXECUTABLE) ? false : `there is no Chromium at ${EXECUTABLE} (Debian: apt-get install chromium)`);

@@ -55,7 +55,7 @@ function assertExact(seen, fake, starts) {
   }
 }
 
-/** Each cursor says what the tab had with that event: whoever keeps it and comes back another day misses nothing, either. */
+/** Each cursor is what the tab had received with that event: a client that stores it and resumes another day misses nothing. */
 async function assertCursors(page, fake, starts) {
   const seen = [...starts];
   for (const event of await page.evaluate(() => events)) {
@@ -92,7 +92,7 @@ for (const transport of ["sse", "websocket"]) {
       assertExact(await places(page), fake, [0, 0, 0]);
     });
 
-    test("who is cut before the first message still gets it", async (context) => {
+    test("a client that is disconnected before the first message still gets it", async (context) => {
       const { fake, tab } = await setUp(context);
       const page = await tab({ transport });
       await isLive(page);
@@ -102,7 +102,7 @@ for (const transport of ["sse", "websocket"]) {
       assert.deepEqual(await received(page), ["first"]);
     });
 
-    test("a bye is followed by a return after the time that the server asked for", async (context) => {
+    test("after a bye, the client reconnects after the server's retry time", async (context) => {
       const { fake, tab } = await setUp(context);
       const page = await tab({ transport });
       await isLive(page);
@@ -172,20 +172,20 @@ for (const transport of ["sse", "websocket"]) {
       await has(page, 1);
     });
 
-    test("Kafka away is told, also to a tab that comes later, and taken back", async (context) => {
+    test("an unreachable Kafka is reported, also to a tab that opens later, and so is its recovery", async (context) => {
       const { fake, tab } = await setUp(context);
       const first = await tab({ transport });
       await isLive(first);
       fake.lose();
-      await until("it is told", async () => (await state(first)) === "away");
+      await until("it is notified", async () => (await state(first)) === "away");
       const second = await tab({ transport });
-      await until("the second is told", async () => (await state(second)) === "away");
+      await until("the second is notified", async () => (await state(second)) === "away");
       fake.find();
       await isLive(first);
       await isLive(second);
     });
 
-    test("a gap is delivered with its ranges, once, in its place", async (context) => {
+    test("a gap is delivered with its ranges, once, at its position", async (context) => {
       const { fake, tab } = await setUp(context);
       fake.publish("m0");
       fake.publish("", { gap: "not-utf8" });
@@ -227,7 +227,7 @@ for (const transport of ["sse", "websocket"]) {
       assert.equal(fake.opened, 2);
     });
 
-    test("tabs that begin at different places end up on one connection, and each is exact", async (context) => {
+    test("tabs that begin at different positions end up on one connection, and each is exact", async (context) => {
       const { fake, tab } = await setUp(context, { partitions: 3 });
       const publish = (from, to) => fake.publishAll(numbers(from, to).map((data, index) => ({ data, partition: index % 3 })));
       publish(0, 30);
@@ -259,7 +259,7 @@ for (const transport of ["sse", "websocket"]) {
       await until("one connection is left", () => fake.streams.size === 1);
     });
 
-    test("the log can be told to begin again, and every tab goes on in the new one", async (context) => {
+    test("a recreated log is read from its start, and every tab continues in it", async (context) => {
       const { fake, tab } = await setUp(context);
       const pages = [await tab({ transport }), await tab({ transport })];
       for (const page of pages) await isLive(page);
@@ -281,7 +281,7 @@ for (const transport of ["sse", "websocket"]) {
   });
 }
 
-test("a worker that dies takes nothing with it", { skip }, async (context) => {
+test("a worker that crashes loses no message", { skip }, async (context) => {
   const { fake, window, tab } = await setUp(context, { partitions: 2 });
   const pages = [await tab({}), await tab({}), await tab({})];
   for (const page of pages) await isLive(page);
@@ -318,7 +318,7 @@ test("a frozen tab does not fill the worker's memory, and catches up when it wak
   await until("one connection is left", () => fake.streams.size === 1);
 });
 
-test("a tab that comes back from the browser's cache goes on where it was", { skip }, async (context) => {
+test("a tab that is restored from the browser's cache resumes at its position", { skip }, async (context) => {
   const { fake, tab } = await setUp(context);
   const page = await tab({});
   await isLive(page);
@@ -356,7 +356,7 @@ test("without a SharedWorker each tab has its own connection, and one that is hi
   assert.deepEqual(await received(page), ["meanwhile"]);
 });
 
-test("where every stream is held back, a page polls, says so, and misses nothing", { skip }, async (context) => {
+test("if every stream is buffered, a page polls, reports it, and misses nothing", { skip }, async (context) => {
   const { fake, tab } = await setUp(context);
   fake.heldBack = "streams";
   for (const data of numbers(0, 5)) fake.publish(data);
@@ -368,14 +368,14 @@ test("where every stream is held back, a page polls, says so, and misses nothing
   assert.deepEqual(await received(page), numbers(2, 9));
   assert.equal(await page.evaluate(() => events[0].type), "start");
   fake.noHistory = true;
-  await until("it is told that kafka is away", async () => (await state(page)) === "away");
+  await until("it is notified that kafka is unreachable", async () => (await state(page)) === "away");
   fake.noHistory = false;
   fake.publish("m9");
   await has(page, 8);
   assert.equal(await state(page), "live");
 });
 
-test("where a WebSocket is refused, server-sent events are used, and the state says so", { skip }, async (context) => {
+test("if a WebSocket is refused, server-sent events are used, and the state reports it", { skip }, async (context) => {
   const { fake, tab } = await setUp(context);
   fake.heldBack = "websocket";
   const page = await tab({ transport: "websocket" });
@@ -406,7 +406,7 @@ test("tabs that poll share it, gaps included, and none of them is cut", { skip }
   }
 });
 
-test("polling begins where it was asked to, names the topic, and reports a lost Kafka once", { skip }, async (context) => {
+test("polling begins at the requested position, names the topic, and reports a lost Kafka once", { skip }, async (context) => {
   const { fake, tab } = await setUp(context);
   fake.heldBack = "streams";
   for (const data of numbers(0, 5)) fake.publish(data);
@@ -536,7 +536,7 @@ test("a cursor of version 1 joins the others; one of another topic id does not",
   assert.equal(fake.opened, opened + 1, "the server has to answer it");
 });
 
-/** Ends the worker as a crash would: nobody is told. */
+/** Ends the worker as a crash would: no tab is notified. */
 async function killWorkers(window, page) {
   const session = await window.browser().newBrowserCDPSession();
   const { targetInfos } = await session.send("Target.getTargets");

@@ -60,7 +60,7 @@ export async function startConsumer(context, { topics, kafka, header = "Hello Wo
   return consumer;
 }
 
-/** A producer that speaks several times a second. It ends with the test. */
+/** A producer that sends several messages a second. It ends with the test. */
 export async function startProducer(context, { topic, kafka }) {
   const pace = ["--interval-min", "100ms", "--interval-max", "300ms"];
   const child = run("producer", ["--kafka-bootstrap-servers", kafka, "--kafka-topic", topic, "--admin-listen", "127.0.0.1:0", ...pace]);

@@ -121,7 +121,7 @@ test("twelve tabs are all live, and lose nothing when one of them closes and whe
   }
 });
 
-test("Kafka away is said, and taken back when it returns; nothing is lost", { skip: skipBroken }, async (context) => {
+test("an unreachable Kafka is shown until it is back; nothing is lost", { skip: skipBroken }, async (context) => {
   const kafka = await startKafka(context);
   const { topic, open } = await setUp(context, { kafka: kafka.address });
   await topic.publish("before");

@@ -70,6 +70,6 @@ test("the browser's EventSource moves to the other replica by itself when one dr
   await until("all have come", async () => (await page.heard("message")).length >= texts.length);
   assert.deepEqual(await page.heard("message"), texts);
   assert.ok((await page.heard("bye")).every((bye) => JSON.parse(bye).reason === "drain"));
-  assert.ok((await page.heard("bye")).length > 0, "it was told why");
+  assert.ok((await page.heard("bye")).length > 0, "it received the reason");
   assert.ok(await page.isOpen());
 });

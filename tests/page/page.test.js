@@ -67,7 +67,7 @@ describe("the page", { skip }, () => {
     assert.deepEqual(await texts(page), [...numbers(0, 30), "new"]);
   });
 
-  test("older messages come by button and by scrolling, the reader's place stays, and the beginning is named", async (context) => {
+  test("older messages load by button and by scrolling, the scroll position stays, and the start of the topic is shown", async (context) => {
     const { open } = await setUp(context, { count: 450 });
     const page = await open();
     await shows(page, 200);
@@ -86,7 +86,7 @@ describe("the page", { skip }, () => {
     assert.ok(await page.locator("#older").isHidden());
   });
 
-  test("who reads above is not moved, and is told how much is new below", async (context) => {
+  test("new messages do not move a reader who scrolled up, and are counted below", async (context) => {
     const { fake, open } = await setUp(context, { count: 100 });
     const page = await open();
     await shows(page, 100);
@@ -175,7 +175,7 @@ describe("the page", { skip }, () => {
     await says(page, "#gaps", "Kafka deleted messages here before they were read: partition 0, offsets 5 to 6.");
   });
 
-  test("Kafka away is said at once and taken back", async (context) => {
+  test("an unreachable Kafka is shown at once, until it is back", async (context) => {
     const { fake, open } = await setUp(context, { count: 1 });
     const page = await open();
     await shows(page, 1);
@@ -241,7 +241,7 @@ describe("the page", { skip }, () => {
     assert.equal((await texts(page)).length, 453);
   });
 
-  test("messages with the same offsets behind a lost end of the log are shown, and the gap says what was lost", async (context) => {
+  test("messages with the same offsets behind a lost end of the log are shown, and the gap shows what was lost", async (context) => {
     const { fake, open } = await setUp(context, { count: 5 });
     const page = await open();
     await shows(page, 5);
@@ -273,7 +273,7 @@ describe("the page", { skip }, () => {
     });
   });
 
-  test("a page that cannot have streams polls, shows everything, and says why", async (context) => {
+  test("a page without streams polls, shows everything, and gives the reason", async (context) => {
     const { fake, open } = await setUp(context, { count: 3 });
     fake.heldBack = "streams";
     const page = await open();
@@ -285,7 +285,7 @@ describe("the page", { skip }, () => {
     await last(page, "polled");
   });
 
-  test("older messages that cannot be had now are asked for again by the button", async (context) => {
+  test("older messages that cannot be loaded are requested again by the button", async (context) => {
     const { fake, open } = await setUp(context, { count: 250 });
     const page = await open();
     await shows(page, 200);
@@ -337,7 +337,7 @@ describe("the page", { skip }, () => {
     assert.ok(await page.locator("[value=websocket]").isChecked());
   });
 
-  test("with several topics one is chosen, and the address says which", async (context) => {
+  test("one of several topics is chosen, and the address names it", async (context) => {
     const { open } = await setUp(context, { count: 3, topics: ["dev-topic", "other-topic"] });
     const page = await open();
     await shows(page, 3);
@@ -356,7 +356,7 @@ describe("the page", { skip }, () => {
     assert.ok(await page.locator("#topics").isHidden());
   });
 
-  test("an empty topic says so", async (context) => {
+  test("an empty topic is reported as empty", async (context) => {
     const { fake, open } = await setUp(context);
     const page = await open();
     await page.locator("#empty").waitFor({ state: "visible" });
@@ -365,7 +365,7 @@ describe("the page", { skip }, () => {
     assert.ok(await page.locator("#empty").isHidden());
   });
 
-  test("the figures count what is new and say when the clocks differ", async (context) => {
+  test("the figures count new messages and report when the clocks differ", async (context) => {
     const { fake, open } = await setUp(context, { count: 20 });
     const page = await open();
     await shows(page, 20);
@@ -390,7 +390,7 @@ describe("the page", { skip }, () => {
     assert.ok((await page.locator("#scroller").boundingBox()).height > 200);
   });
 
-  test("the page can be used by keys and is named for those who listen", async (context) => {
+  test("the page can be used with the keyboard and is labelled for screen readers", async (context) => {
     const { open } = await setUp(context, { count: 100 });
     const page = await open();
     await shows(page, 100);
