@@ -1,4 +1,4 @@
-//! A client that returns its cursor, and the law that it is to see kept.
+//! A client that returns its cursor, and the check of the delivery guarantee.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ pub struct Reader {
     delivered: BTreeMap<(usize, i64), usize>,
     last: BTreeMap<usize, i64>,
     pub gaps: Vec<(String, usize, i64, Option<i64>)>,
-    /// There is more to come as long as fewer gaps were told.
+    /// There is more to come as long as fewer gaps were received.
     pub awaited_gaps: usize,
     /// Events without a range: `unknown-cursor`, byes, statuses.
     pub heard: Vec<String>,
@@ -47,7 +47,7 @@ impl Reader {
         Client::connect(address, transport, &parameters)
     }
 
-    /// Notes an event; what would break the law by itself panics.
+    /// Notes an event; one that breaks the guarantee by itself panics.
     pub fn take(&mut self, event: &Json) {
         let kind = event["type"].as_str().expect("every event has a type");
         if let Some(cursor) = event["cursor"].as_str() {
@@ -276,7 +276,7 @@ impl Followers {
         counts.min().unwrap_or(0)
     }
 
-    /// Ends them once they have everything, and holds them to the law.
+    /// Ends them once they have everything, and checks the guarantee for each.
     pub async fn finish(mut self, records: &BTreeSet<(usize, i64)>) -> Vec<Reader> {
         let counted = |counts: &[Arc<AtomicUsize>]| {
             counts
@@ -296,7 +296,7 @@ impl Followers {
         self.stop.cancel();
         let mut readers = Vec::new();
         while let Some(reader) = self.tasks.join_next().await {
-            let (transport, reader) = reader.expect("no reader saw the law broken");
+            let (transport, reader) = reader.expect("no reader saw the guarantee broken");
             eprintln!(
                 "{transport:?}: {} messages, gaps {:?}, heard {:?}",
                 reader.count(),
