@@ -7,6 +7,7 @@ mod forward;
 mod health;
 pub mod images;
 mod kafka_address;
+pub mod labels;
 mod logs;
 pub mod minikube;
 mod pods;

@@ -12,9 +12,9 @@ use crate::command::{output, run as run_command};
 use crate::environments;
 use crate::kubernetes::cluster::{Cluster, minikube as run_minikube, wait_for};
 use crate::kubernetes::forward;
+use crate::kubernetes::labels::{MANAGED_BY, XTASK};
 use crate::kubernetes::minikube::{self, State};
 use crate::kubernetes::release;
-use crate::kubernetes::up::{MANAGED_BY, XTASK};
 
 /// The kinds of resources in k8s/kafka, and its volume.
 const KINDS: &str =

@@ -7,7 +7,7 @@ use clap::builder::PossibleValuesParser;
 use crate::command::status;
 use crate::environments;
 use crate::kubernetes::cluster::Cluster;
-use crate::kubernetes::release;
+use crate::kubernetes::labels;
 use crate::services;
 
 /// Show and follow the logs of an environment's services, until Ctrl-C or until these pods end.
@@ -35,8 +35,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         unreachable!("one was named");
     };
     let selector = match &args.service {
-        Some(service) => release::selector_of(&environment.release, service),
-        None => release::selector(&environment.release),
+        Some(service) => labels::selector_of(&environment.release, service),
+        None => labels::selector(&environment.release),
     };
     let mut logs = Cluster::minikube().kubectl(&["logs", "--prefix", "--max-log-requests", "50"]);
     logs.args([

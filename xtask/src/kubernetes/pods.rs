@@ -9,7 +9,7 @@ use kube::{Api, Client, ResourceExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::environments::Environment;
-use crate::kubernetes::release;
+use crate::kubernetes::labels;
 use crate::kubernetes::rollout::{self, Workloads};
 use crate::services::ADMIN_PORT;
 
@@ -56,7 +56,7 @@ pub async fn consumers(
     let consumers = Workloads {
         name: environment.name.clone(),
         namespace: environment.namespace.clone(),
-        selector: release::selector_of(&environment.release, "consumer"),
+        selector: labels::selector_of(&environment.release, "consumer"),
     };
     let mut ready = Vec::new();
     for pod in consumers.pods(client).await? {

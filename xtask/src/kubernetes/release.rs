@@ -13,6 +13,7 @@ use crate::environments::Environment;
 use crate::kubernetes::cluster::{Cluster, wait_for};
 use crate::kubernetes::images::Image;
 use crate::kubernetes::kafka_address::Address;
+use crate::kubernetes::labels::selector_of;
 use crate::kubernetes::pods;
 use crate::services::{self, Service};
 
@@ -263,19 +264,6 @@ impl Release<'_> {
         helm.args(self.kafka.iter().flat_map(|kafka| kafka.values()));
         helm
     }
-}
-
-/// The labels of everything that belongs to a release.
-pub fn selector(release: &str) -> String {
-    format!("app.kubernetes.io/instance={release}")
-}
-
-/// The labels of one component of a release.
-pub fn selector_of(release: &str, component: &str) -> String {
-    format!(
-        "{},app.kubernetes.io/component={component}",
-        selector(release)
-    )
 }
 
 #[cfg(test)]

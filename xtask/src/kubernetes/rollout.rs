@@ -11,7 +11,7 @@ use kube::api::{Api, ListParams, LogParams};
 use kube::{Client, ResourceExt};
 
 use crate::environments::Environment;
-use crate::kubernetes::release;
+use crate::kubernetes::labels;
 
 /// Between two polls of the cluster.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -82,7 +82,7 @@ impl Workloads {
             // The pod of `helm test` is not a workload.
             selector: format!(
                 "{},app.kubernetes.io/component!=test",
-                release::selector(&environment.release)
+                labels::selector(&environment.release)
             ),
         }
     }

@@ -13,13 +13,10 @@ use crate::environments::{self, Environment};
 use crate::kubernetes::cluster::{Cluster, wait_for};
 use crate::kubernetes::images::{self, Image};
 use crate::kubernetes::kafka_address::Address;
+use crate::kubernetes::labels::{MANAGED_BY, XTASK};
 use crate::kubernetes::minikube;
 use crate::kubernetes::release::{self, Release};
 use crate::kubernetes::rollout::{self, Workloads};
-
-/// The label of the resources that we apply ourselves; helm sets its own on those that it installs.
-pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-pub const XTASK: &str = "herald-xtask";
 
 /// The exit code that makes ./setup.sh continue without a cluster.
 const NO_CLUSTER: u8 = 3;

@@ -10,7 +10,7 @@ use super::super::{TestEnv, javascript};
 use crate::command::run;
 use crate::kubernetes::cluster::{Cluster, wait_for};
 use crate::kubernetes::images::{self, Image};
-use crate::kubernetes::release;
+use crate::kubernetes::labels;
 use crate::kubernetes::rollout::{self, Workloads};
 use crate::services;
 
@@ -82,7 +82,7 @@ impl<'a> Installed<'a> {
         let all = Workloads {
             name: NAME.to_owned(),
             namespace: NAME.to_owned(),
-            selector: release::selector(RELEASE),
+            selector: labels::selector(RELEASE),
         };
         let pods = wait_for(async {
             let client = self.cluster.client().await?;
