@@ -1,0 +1,97 @@
+//! Reads results, and cannot write.
+
+use futures_util::TryFutureExt as _;
+use herald_events::SessionId;
+use sqlx::{AnyPool, Row as _};
+
+use crate::DatabaseUrl;
+use crate::connect::{Access, Name, explain, pool};
+use crate::document::{Session, timestamp};
+
+/// A pool of connections that only read, for the gateway. A file of SQLite is opened read-only; with PostgreSQL, give it a role
+/// that was granted the views alone.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    pub(crate) pool: AnyPool,
+    pub(crate) url: DatabaseUrl,
+}
+
+impl Reader {
+    /// Connects when it is first used, and again after a failure: the database may come later than the reader. Call it within a
+    /// tokio runtime. `schema` is for PostgreSQL.
+    pub fn new(url: &DatabaseUrl, schema: &Name) -> Self {
+        Self {
+            pool: pool(url, schema, Access::Read),
+            url: url.clone(),
+        }
+    }
+
+    /// The session, if it has an event.
+    ///
+    /// # Errors
+    ///
+    /// If the database does not answer, or the projector has not created its tables yet; the message is for the client.
+    pub async fn session(&self, id: &SessionId) -> anyhow::Result<Option<Session>> {
+        let found = sqlx::query(
+            "SELECT number, incarnation, version, start_event, end_event FROM session_documents WHERE id = $1",
+        )
+        .bind(id.as_str())
+        .fetch_optional(&self.pool)
+        .map_err(|error| explain(error, "read a session", &self.url))
+        .await?;
+        let Some(row) = found else { return Ok(None) };
+        let bound = |column| -> anyhow::Result<Option<String>> {
+            let event: Option<String> = row.try_get(column)?;
+            Ok(event.as_deref().map(timestamp))
+        };
+        Ok(Some(Session {
+            id: id.clone(),
+            start: bound("start_event")?,
+            end: bound("end_event")?,
+            number: row.try_get("number")?,
+            incarnation: row.try_get("incarnation")?,
+            version: row.try_get("version")?,
+            reader: self.clone(),
+        }))
+    }
+
+    /// Whether `projection` has committed the results of the record at `offset`, so that [`session`](Self::session) shows it.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`session`](Self::session).
+    pub async fn has_passed(
+        &self,
+        projection: &str,
+        topic: &str,
+        partition: i32,
+        offset: i64,
+    ) -> anyhow::Result<bool> {
+        let found = sqlx::query(
+            "SELECT next FROM projected_positions WHERE projection = $1 AND topic = $2 AND partition = $3",
+        )
+        .bind(projection)
+        .bind(topic)
+        .bind(i64::from(partition))
+        .fetch_optional(&self.pool)
+        .map_err(|error| explain(error, "read a position", &self.url))
+        .await?;
+        match found {
+            Some(row) => Ok(row.try_get::<i64, _>("next")? > offset),
+            None => Ok(false),
+        }
+    }
+
+    /// Whether the database answers and has its tables; for readiness.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`session`](Self::session).
+    pub async fn check(&self) -> anyhow::Result<()> {
+        sqlx::query("SELECT next FROM projected_positions LIMIT 1")
+            .fetch_optional(&self.pool)
+            .map_err(|error| explain(error, "read the positions", &self.url))
+            .await
+            .map(drop)
+    }
+}

@@ -1,0 +1,73 @@
+//! The store as its users see it, with each database.
+
+mod database;
+mod documents;
+
+use std::collections::BTreeMap;
+
+use herald_events::{Frame, Limits, SessionId};
+use store::{Advance, Applied, Arrival, Batch, NewEvent, Position, Reader, SessionChanges, Writer};
+
+const TOPIC: &str = "websocket.events";
+
+fn id(text: &str) -> SessionId {
+    SessionId::new(text).unwrap()
+}
+
+/// A batch of one record of partition 0: a frame of a session.
+fn batch(session: &str, offset: i64, frame: &str) -> Batch {
+    let parsed = Frame::parse(frame.as_bytes(), Limits::NONE).unwrap();
+    let events = parsed.identities().zip(&parsed.events).zip(0..);
+    let event = |((identity, event), index): (([u8; 16], &herald_events::Event<'_>), u32)| {
+        let arrival = Arrival {
+            record_time: 1000 + offset,
+            epoch: 0,
+            partition: 0,
+            offset,
+            index,
+        };
+        let event = NewEvent {
+            kind: event.kind,
+            timestamp: event.timestamp,
+            arrival,
+            json: event.json.to_owned(),
+        };
+        (identity, event)
+    };
+    let changes = SessionChanges {
+        touched: 1000 + offset,
+        events: events.map(event).collect(),
+    };
+    let at = |next| Position {
+        next,
+        ..Position::default()
+    };
+    Batch {
+        advances: vec![Advance {
+            partition: 0,
+            from: at(offset),
+            to: at(offset + 1),
+        }],
+        sessions: BTreeMap::from([(id(session), changes)]),
+    }
+}
+
+/// Commits the frames as records 0, 1 and so on.
+async fn apply(writer: &Writer, session: &str, frames: &[&str]) {
+    let begin = Position::default();
+    writer
+        .begin(store::SESSIONS, TOPIC, 0, begin)
+        .await
+        .unwrap();
+    for frame in frames {
+        let position = writer.position(store::SESSIONS, TOPIC, 0).await.unwrap();
+        let batch = batch(session, position.unwrap().next, frame);
+        let applied = writer.apply(store::SESSIONS, TOPIC, &batch).await.unwrap();
+        assert!(matches!(applied, Applied::Committed(_)), "{applied:?}");
+    }
+}
+
+async fn document(reader: &Reader, session: &str) -> Option<String> {
+    let session = reader.session(&id(session)).await.unwrap()?;
+    Some(String::from_utf8(session.into_bytes().await.unwrap()).unwrap())
+}
