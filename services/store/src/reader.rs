@@ -95,3 +95,28 @@ impl Reader {
             .map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sqlx::Executor as _;
+
+    use super::*;
+    use crate::Writer;
+
+    #[tokio::test]
+    async fn a_file_of_sqlite_cannot_be_written() {
+        let name = herald_testing::random_topic("herald-store");
+        let file = std::env::temp_dir().join(format!("{name}.db"));
+        let url: DatabaseUrl = format!("sqlite://{}", file.display()).parse().unwrap();
+        let writer = Writer::open(&url, &Name::default(), None).await.unwrap();
+        let reader = Reader::new(&url, &Name::default());
+        let attempted = reader.pool.execute("DELETE FROM sessions").await;
+        let error = attempted.unwrap_err().to_string();
+        assert!(error.contains("readonly database"), "{error}");
+        reader.check().await.unwrap();
+        writer.close().await;
+        for suffix in ["", "-wal", "-shm"] {
+            _ = std::fs::remove_file(format!("{}{suffix}", file.display()));
+        }
+    }
+}

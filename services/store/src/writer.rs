@@ -164,6 +164,11 @@ impl Writer {
         Ok(deleted.rows_affected())
     }
 
+    /// Closes the connections.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
     fn explain(&self, error: sqlx::Error, attempted: &str) -> anyhow::Error {
         explain(error, attempted, &self.url)
     }

@@ -22,6 +22,8 @@ mod client;
 #[cfg(feature = "clients")]
 mod embedded;
 #[cfg(feature = "clients")]
+mod postgres;
+#[cfg(feature = "clients")]
 mod records;
 #[cfg(feature = "clients")]
 mod topics;
@@ -32,6 +34,8 @@ pub use kafka_process::KafkaProcess;
 
 #[cfg(feature = "clients")]
 pub use broker::Broker;
+#[cfg(feature = "clients")]
+pub use postgres::{Postgres, postgres};
 #[cfg(feature = "clients")]
 pub use records::{
     Outcome, Record, Stored, produce, produce_compressed, produce_in_open_transaction,

@@ -1,5 +1,6 @@
 //! The store as its users see it, with each database.
 
+mod access;
 mod database;
 mod documents;
 
