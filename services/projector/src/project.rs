@@ -1,0 +1,387 @@
+//! The loop of the projector: reads records, and commits the results of a batch together with the positions after it.
+
+mod positions;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, anyhow};
+use herald_runtime::Readiness;
+use herald_runtime::kafka::Source;
+use store::{Advance, Applied, Batch, Position, SESSIONS, Writer};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::Config;
+use crate::kafka::{Assignment, DeadLetter, DeadLetters, Group, Polled};
+use crate::metrics::Metrics;
+use crate::sessions::{self, Record};
+
+/// The longest wait for a record, after which a shutdown or a new assignment is noticed.
+const POLL: Duration = Duration::from_millis(100);
+
+/// The pause after a failure.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// The timeout of a transaction and of a batch of dead letters.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// About the most bytes of a batch: it is in memory twice.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// How often sessions are looked for that have reached the age at which they are deleted, and how many are deleted at a time.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
+const EXPIRY_SESSIONS: u32 = 100;
+
+/// Everything that the loop needs. It runs on a thread of its own, because librdkafka blocks.
+pub struct Projector {
+    pub config: Config,
+    pub group: Group,
+    pub dead_letters: DeadLetters,
+    pub writer: Writer,
+    pub metrics: Metrics,
+    pub readiness: Readiness,
+    pub shutdown: CancellationToken,
+    pub runtime: Handle,
+}
+
+/// A partition that this projector reads.
+#[derive(Clone, Copy, Debug)]
+struct Owned {
+    /// As the store has it.
+    stored: Position,
+    /// After the last record of the pending batch.
+    current: Position,
+    /// The fingerprint that the record before `current.next` must have, if it is to be checked.
+    expected: Option<u16>,
+}
+
+/// Records that are not committed yet.
+#[derive(Default)]
+struct Pending {
+    batch: Batch,
+    dead_letters: Vec<DeadLetter>,
+    records: usize,
+    bytes: usize,
+    since: Option<Instant>,
+}
+
+/// What the loop knows.
+struct State {
+    /// As the group assigned them.
+    assigned: Vec<i32>,
+    /// The partitions that are read: those assigned, or none while their positions are looked up.
+    owned: BTreeMap<i32, Owned>,
+    pending: Pending,
+    /// When the positions are to be looked up next; `None` while the partitions are read.
+    look_up: Option<Instant>,
+    /// Partitions whose record before the position is another one than before.
+    replaced: Vec<i32>,
+    /// The partitions that were read to their end.
+    ended: Vec<i32>,
+    /// Everything was read once.
+    caught_up: bool,
+    problem: Option<String>,
+    expiry: Instant,
+}
+
+impl Projector {
+    /// Returns after the shutdown.
+    pub fn run(mut self) {
+        let mut state = State {
+            assigned: Vec::new(),
+            owned: BTreeMap::new(),
+            pending: Pending::default(),
+            look_up: None,
+            replaced: Vec::new(),
+            ended: Vec::new(),
+            caught_up: false,
+            problem: Some("no partition is assigned yet".to_owned()),
+            expiry: Instant::now(),
+        };
+        while !self.shutdown.is_cancelled() {
+            self.step(&mut state);
+            self.report(&state);
+        }
+        self.readiness.not_ready("shutting down");
+        // What cannot be committed now is read again by the next projector.
+        self.commit(&mut state);
+    }
+
+    fn step(&mut self, state: &mut State) {
+        if let Some(assignment) = self.group.take_assignment() {
+            info!(
+                topic = self.config.events_topic,
+                ?assignment,
+                "the group has rebalanced"
+            );
+            // What is pending is read again by the next owner.
+            state.stop(Some(Instant::now()));
+            state.replaced.clear();
+            state.assigned = match assignment {
+                Assignment::Assigned(partitions) => partitions,
+                Assignment::Revoked => {
+                    state.look_up = None;
+                    Vec::new()
+                }
+            };
+        }
+        if self.group.take_recreated() && !state.assigned.is_empty() {
+            self.check_again(state, "the topic has another id", Duration::ZERO);
+        }
+        if state.look_up.is_some_and(|at| at <= Instant::now()) {
+            match self.look_up(state) {
+                Ok(()) => (state.look_up, state.problem) = (None, None),
+                Err(error) => self.fail(state, &error),
+            }
+        }
+        let wait = if state.pending.records > 0 {
+            Duration::ZERO
+        } else {
+            POLL
+        };
+        match self.group.poll(wait) {
+            Polled::Record(record) => self.take(state, record),
+            Polled::End(partition) => state.ended.push(partition),
+            Polled::Suspect(why) => self.check_again(state, &why, RETRY_PAUSE),
+            Polled::Unreadable(why) => self.unreadable(state, why),
+            Polled::Nothing if state.pending.records > 0 => self.commit(state),
+            Polled::Nothing => self.expire(state),
+        }
+        if state.pending.is_due(&self.config) {
+            self.commit(state);
+        }
+        let all_ended = || {
+            state
+                .owned
+                .keys()
+                .all(|partition| state.ended.contains(partition))
+        };
+        if state.look_up.is_none()
+            && state.pending.records == 0
+            && !state.owned.is_empty()
+            && all_ended()
+        {
+            if !state.caught_up {
+                info!("caught up with Kafka; ready");
+            }
+            state.caught_up = true;
+        }
+    }
+
+    /// Adds a record to the pending batch.
+    fn take(&mut self, state: &mut State, record: Record) {
+        let partition = record.partition;
+        let Some(owned) = state.owned.get_mut(&partition) else {
+            return;
+        };
+        if record.offset < owned.current.next {
+            if let Some(expected) = owned.expected.take()
+                && record.offset + 1 == owned.current.next
+                && expected != record.fingerprint()
+            {
+                state.replaced.push(partition);
+                self.check_again(state, "a record is another one than before", Duration::ZERO);
+            }
+            return;
+        }
+        owned.expected = None;
+        let after = record.after(owned.current);
+        owned.current = after;
+        let pending = &mut state.pending;
+        pending.since.get_or_insert_with(Instant::now);
+        pending.records += 1;
+        pending.bytes += record.value.as_ref().map_or(0, Vec::len);
+        let added = sessions::add(
+            &mut pending.batch.sessions,
+            &record,
+            after,
+            self.config.session_key,
+        );
+        let (offset, request_id) = (record.offset, record.request_id());
+        match added {
+            Ok(session_id) => debug!(%session_id, request_id, partition, offset, "record read"),
+            Err(reason) => {
+                let key = String::from_utf8_lossy(record.key.as_deref().unwrap_or_default());
+                warn!(session_id = %key, request_id, partition, offset, %reason, "malformed record");
+                pending.dead_letters.push(DeadLetter { record, reason });
+            }
+        }
+    }
+
+    /// Commits the pending batch, or drops it and looks up the positions again.
+    fn commit(&mut self, state: &mut State) {
+        if state.pending.records == 0 {
+            return;
+        }
+        let mut pending = std::mem::take(&mut state.pending);
+        let moved = state
+            .owned
+            .iter()
+            .filter(|(_, owned)| owned.current != owned.stored);
+        pending.batch.advances = moved
+            .map(|(&partition, owned)| Advance {
+                partition,
+                from: owned.stored,
+                to: owned.current,
+            })
+            .collect();
+        let began = Instant::now();
+        let topic = &self.config.events_topic;
+        let (writer, dead_letters) = (&self.writer, &mut self.dead_letters);
+        let committed = self.runtime.block_on(async {
+            let sent = dead_letters.send(&pending.dead_letters);
+            tokio::time::timeout(TIMEOUT, sent).await.map_err(|_| {
+                anyhow!("the dead letters were not acknowledged within {TIMEOUT:?}")
+            })??;
+            let applied = writer.apply(SESSIONS, topic, &pending.batch);
+            tokio::time::timeout(TIMEOUT, applied)
+                .await
+                .map_err(|_| anyhow!("the database did not commit a batch within {TIMEOUT:?}"))?
+        });
+        match committed {
+            Ok(Applied::Committed(summary)) => {
+                self.metrics
+                    .committed(pending.records, summary, began.elapsed());
+                for letter in &pending.dead_letters {
+                    let labels = [letter.reason.label()];
+                    self.metrics.dead_letters.with_label_values(&labels).inc();
+                }
+                if summary.extra_bounds > 0 {
+                    debug!(
+                        count = summary.extra_bounds,
+                        "sessions had a start or an end already"
+                    );
+                }
+                let steps = pending.batch.advances.iter();
+                let offsets: Vec<_> = steps.map(|step| (step.partition, step.to.next)).collect();
+                self.group.publish(&offsets);
+                for step in pending.batch.advances {
+                    if let Some(owned) = state.owned.get_mut(&step.partition) {
+                        owned.stored = step.to;
+                    }
+                }
+            }
+            Ok(Applied::Superseded(partitions)) => {
+                warn!(
+                    ?partitions,
+                    "another projector has moved the position; the batch is dropped"
+                );
+                self.metrics.superseded.inc();
+                self.pause(state, RETRY_PAUSE);
+            }
+            Err(error) => {
+                self.metrics.failures.inc();
+                self.fail(state, &error);
+            }
+        }
+    }
+
+    /// Stops reading, and looks up the positions after a pause.
+    fn pause(&self, state: &mut State, pause: Duration) {
+        self.group.stop_reading();
+        state.stop(Some(Instant::now() + pause));
+    }
+
+    fn check_again(&self, state: &mut State, why: &str, pause: Duration) {
+        if state.look_up.is_none() && !state.assigned.is_empty() {
+            info!(
+                topic = self.config.events_topic,
+                why, "checking the positions"
+            );
+            self.pause(state, pause);
+        }
+    }
+
+    fn fail(&self, state: &mut State, error: &anyhow::Error) {
+        let problem = format!("{error:#}");
+        if state.problem.as_ref() != Some(&problem) {
+            warn!("{problem}; trying again until it succeeds");
+        }
+        state.problem = Some(problem);
+        self.pause(state, RETRY_PAUSE);
+    }
+
+    /// librdkafka stays before such a batch: only an operator can decide to lose it.
+    fn unreadable(&self, state: &mut State, why: String) {
+        if state.problem.as_ref() != Some(&why) {
+            error!(
+                why,
+                "a batch of records in Kafka cannot be read; its partition does not go on"
+            );
+        }
+        state.problem = Some(why);
+    }
+
+    fn expire(&self, state: &mut State) {
+        let Some(retention) = self.config.retention else {
+            return;
+        };
+        // One projector is enough.
+        if !state.owned.contains_key(&0) || state.expiry > Instant::now() {
+            return;
+        }
+        state.expiry = Instant::now() + EXPIRY_INTERVAL;
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let before = now.saturating_sub(retention).as_millis();
+        let before = i64::try_from(before).unwrap_or(i64::MAX);
+        let deleted = self.writer.delete_older(before, EXPIRY_SESSIONS);
+        let deleted = self
+            .runtime
+            .block_on(tokio::time::timeout(TIMEOUT, deleted));
+        match deleted.context("the database did not delete old sessions in time") {
+            Ok(Ok(count)) => {
+                self.metrics.expired.inc_by(count);
+                if count == u64::from(EXPIRY_SESSIONS) {
+                    state.expiry = Instant::now();
+                }
+            }
+            Ok(Err(error)) | Err(error) => warn!("{error:#}"),
+        }
+    }
+
+    /// Updates readiness, and the metrics that are not counters.
+    fn report(&self, state: &State) {
+        let ends = self.group.ends();
+        let lag = state.owned.iter().filter_map(|(partition, owned)| {
+            let end = ends.get(partition)?;
+            Some((end - owned.stored.next).max(0))
+        });
+        self.metrics.lag.set(lag.sum());
+        self.metrics.partitions.set(state.owned.len() as i64);
+        let source = self.group.source();
+        let problem = match (&state.problem, source) {
+            (_, Source::Down { reason, .. }) => Some(reason.to_owned()),
+            (Some(problem), _) => Some(problem.clone()),
+            (None, _) if !state.caught_up => Some("reading the topic to its end".to_owned()),
+            (None, _) => None,
+        };
+        match problem {
+            Some(problem) => self.readiness.not_ready(problem),
+            None => self.readiness.ready(),
+        }
+    }
+}
+
+impl State {
+    /// Drops what is pending.
+    fn stop(&mut self, look_up: Option<Instant>) {
+        self.owned.clear();
+        self.ended.clear();
+        self.pending = Pending::default();
+        self.look_up = look_up;
+    }
+}
+
+impl Pending {
+    fn is_due(&self, config: &Config) -> bool {
+        self.records >= config.batch_records as usize
+            || self.bytes >= BATCH_BYTES
+            || self
+                .since
+                .is_some_and(|since| since.elapsed() >= config.batch_interval)
+    }
+}

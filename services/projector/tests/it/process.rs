@@ -1,0 +1,53 @@
+//! The projector as a process, which can be killed.
+
+use std::process::{Child, Command, Stdio};
+
+use crate::arguments;
+use crate::database::Database;
+
+/// A process that does not outlive its test.
+pub struct Process(Child);
+
+impl Process {
+    /// Starts one as the member `member` of its group, whose partitions its successor of the same name gets at once.
+    pub fn start(kafka: &str, topic: &str, database: &Database, member: &str) -> Self {
+        let child = Command::new(env!("CARGO_BIN_EXE_projector"))
+            .args(arguments(kafka, topic, database))
+            .args(["--admin-listen", "127.0.0.1:0", "--batch-records", "5"])
+            .env("KAFKA_PROPERTIES", format!("group.instance.id={member}"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    /// Kills it (SIGKILL).
+    pub fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+#[test]
+fn wrong_input_is_one_line_and_exit_code_2() {
+    let output = Command::new(env!("CARGO_BIN_EXE_projector"))
+        .env_clear()
+        .args(["--database-url", "mysql://me:secret@db/herald"])
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(
+        stderr.contains("give sqlite:///path/to/file.db or postgres://"),
+        "{stderr}"
+    );
+}
