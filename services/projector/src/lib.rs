@@ -31,7 +31,8 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Projects until `shutdown` is cancelled, and serves `admin` meanwhile; ready once the topic was read to its end.
 ///
-/// Waits for the database, Kafka and the topic indefinitely. An error means that the configuration is invalid.
+/// Waits for the database, Kafka and the topic indefinitely. An error means that the configuration is invalid,
+/// or that the consumer group has rejected this member for good.
 pub async fn run(
     config: Config,
     admin: TcpListener,
@@ -69,7 +70,7 @@ pub async fn run(
     // librdkafka is polled on a thread of its own.
     tokio::task::spawn_blocking(|| projector.run())
         .await
-        .context("the projector panicked")
+        .context("the projector panicked")?
 }
 
 /// Deletes one session, and prints whether there was one.

@@ -2,10 +2,11 @@
 
 mod positions;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow};
+use herald_events::MAX_SESSION_ID_BYTES;
 use herald_runtime::Readiness;
 use herald_runtime::kafka::Source;
 use store::{Advance, Applied, Batch, Position, SESSIONS, Writer};
@@ -79,7 +80,7 @@ struct State {
     /// Partitions whose record before the position is another one than before.
     replaced: Vec<i32>,
     /// The partitions that were read to their end.
-    ended: Vec<i32>,
+    ended: BTreeSet<i32>,
     /// Everything was read once.
     caught_up: bool,
     problem: Option<String>,
@@ -87,29 +88,30 @@ struct State {
 }
 
 impl Projector {
-    /// Returns after the shutdown.
-    pub fn run(mut self) {
+    /// Returns after the shutdown, or with an error that only a new process can get over.
+    pub fn run(mut self) -> anyhow::Result<()> {
         let mut state = State {
             assigned: Vec::new(),
             owned: BTreeMap::new(),
             pending: Pending::default(),
             look_up: None,
             replaced: Vec::new(),
-            ended: Vec::new(),
+            ended: BTreeSet::new(),
             caught_up: false,
             problem: Some("no partition is assigned yet".to_owned()),
             expiry: Instant::now(),
         };
         while !self.shutdown.is_cancelled() {
-            self.step(&mut state);
+            self.step(&mut state)?;
             self.report(&state);
         }
         self.readiness.not_ready("shutting down");
         // What cannot be committed now is read again by the next projector.
         self.commit(&mut state);
+        Ok(())
     }
 
-    fn step(&mut self, state: &mut State) {
+    fn step(&mut self, state: &mut State) -> anyhow::Result<()> {
         if let Some(assignment) = self.group.take_assignment() {
             info!(
                 topic = self.config.events_topic,
@@ -143,7 +145,8 @@ impl Projector {
         };
         match self.group.poll(wait) {
             Polled::Record(record) => self.take(state, record),
-            Polled::End(partition) => state.ended.push(partition),
+            Polled::End(partition) => _ = state.ended.insert(partition),
+            Polled::Fatal(why) => anyhow::bail!("the consumer cannot continue: {why}"),
             Polled::Suspect(why) => self.check_again(state, &why, RETRY_PAUSE),
             Polled::Unreadable(why) => self.unreadable(state, why),
             Polled::Nothing if state.pending.records > 0 => self.commit(state),
@@ -168,6 +171,7 @@ impl Projector {
             }
             state.caught_up = true;
         }
+        Ok(())
     }
 
     /// Adds a record to the pending batch.
@@ -203,8 +207,12 @@ impl Projector {
         match added {
             Ok(session_id) => debug!(%session_id, request_id, partition, offset, "record read"),
             Err(reason) => {
-                let key = String::from_utf8_lossy(record.key.as_deref().unwrap_or_default());
-                warn!(session_id = %key, request_id, partition, offset, %reason, "malformed record");
+                // One line per batch: there may be many.
+                if pending.dead_letters.is_empty() {
+                    let key = String::from_utf8_lossy(record.key.as_deref().unwrap_or_default());
+                    let session_id: String = key.chars().take(MAX_SESSION_ID_BYTES).collect();
+                    warn!(session_id, request_id, partition, offset, %reason, "malformed record");
+                }
                 pending.dead_letters.push(DeadLetter { record, reason });
             }
         }

@@ -23,7 +23,8 @@ pub(crate) enum Backend {
 impl DatabaseUrl {
     /// Options for connecting; a file of SQLite is opened in this `mode`: `ro`, or `rwc` to create it if it is missing.
     pub(crate) fn connect_options(&self, mode: &str) -> AnyConnectOptions {
-        let mut options = self.options.clone();
+        // A statement of a batch is longer than any log should have.
+        let mut options = self.options.clone().disable_statement_logging();
         if self.backend == Backend::Sqlite {
             options
                 .database_url

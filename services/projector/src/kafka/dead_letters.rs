@@ -130,10 +130,8 @@ impl DeadLetters {
 
     async fn create_topic(&self) -> anyhow::Result<()> {
         // The embedded broker never answers the request below, and creates a topic when it is looked up.
-        let known = tokio::task::block_in_place(|| {
-            let client = self.producer.client();
-            client.fetch_metadata(Some(&self.topic), TIMEOUT)
-        });
+        let client = self.producer.client();
+        let known = client.fetch_metadata(Some(&self.topic), TIMEOUT);
         let exists = known?.topics().iter().any(|topic| {
             topic.name() == self.topic && topic.error().is_none() && !topic.partitions().is_empty()
         });

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use herald_testing::Record;
-use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::RngExt as _;
+use rand::seq::{IndexedRandom as _, SliceRandom as _};
 
 use crate::frame;
 

@@ -133,11 +133,12 @@ async fn old_sessions_are_deleted() {
     let gone = async || document(&reader, "old").await.is_none();
     eventually(DEADLINE, "the old session to be deleted", gone).await;
     assert!(document(&reader, "new").await.is_some());
-    assert_eq!(
+    let counted = async || {
         projector
             .metric("herald_projector_expired_sessions_total")
-            .await,
-        1.0
-    );
+            .await
+            == 1.0
+    };
+    eventually(DEADLINE, "it to be counted", counted).await;
     projector.end().await;
 }
