@@ -103,7 +103,9 @@ impl Projector {
         };
         while !self.shutdown.is_cancelled() {
             self.step(&mut state)?;
-            self.report(&state);
+            if state.pending.records == 0 {
+                self.report(&state);
+            }
         }
         self.readiness.not_ready("shutting down");
         // What cannot be committed now is read again by the next projector.

@@ -13,6 +13,11 @@ use crate::connect::explain;
 const PAGE_EVENTS: i64 = 500;
 const PAGE_BYTES: usize = 256 * 1024;
 
+/// The next children. Those that were added later belong to later versions.
+const CHILDREN: &str = "SELECT timestamp, arrival, body FROM session_children \
+    WHERE session = $1 AND (timestamp, arrival) > ($2, $3) AND added <= $4 \
+    ORDER BY timestamp, arrival LIMIT $5";
+
 /// A session at one version.
 #[derive(Clone, Debug)]
 pub struct Session {
@@ -95,18 +100,13 @@ impl Page {
         let reader = &self.session.reader;
         let failed = |error| explain(error, "read a session", &reader.url);
         {
-            // Events that were added later belong to later versions.
-            let mut rows = sqlx::query(
-                "SELECT timestamp, arrival, body FROM session_children \
-                 WHERE session = $1 AND (timestamp, arrival) > ($2, $3) AND added <= $4 \
-                 ORDER BY timestamp, arrival LIMIT $5",
-            )
-            .bind(self.session.number)
-            .bind(self.timestamp)
-            .bind(self.arrival.clone())
-            .bind(self.session.version)
-            .bind(PAGE_EVENTS)
-            .fetch(&reader.pool);
+            let mut rows = sqlx::query(CHILDREN)
+                .bind(self.session.number)
+                .bind(self.timestamp)
+                .bind(self.arrival.clone())
+                .bind(self.session.version)
+                .bind(PAGE_EVENTS)
+                .fetch(&reader.pool);
             while let Some(row) = rows.try_next().await.map_err(failed)? {
                 self.timestamp = row.try_get("timestamp")?;
                 self.arrival = row.try_get("arrival")?;
@@ -144,4 +144,37 @@ pub(crate) fn timestamp(event: &str) -> String {
     }
     let fields: Fields<'_> = serde_json::from_str(event).expect("only valid events are stored");
     fields.timestamp.get().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{DatabaseUrl, Name, Reader, Writer};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn children_are_read_in_the_order_of_an_index() {
+        let name = herald_testing::random_topic("herald-store");
+        let file = std::env::temp_dir().join(format!("{name}.db"));
+        let url: DatabaseUrl = format!("sqlite://{}", file.display()).parse().unwrap();
+        let writer = Writer::open(&url, &Name::default(), None).await.unwrap();
+        let reader = Reader::new(&url, &Name::default());
+        let explain = format!("EXPLAIN QUERY PLAN {CHILDREN}");
+        let plan = sqlx::query(sqlx::AssertSqlSafe(explain))
+            .bind(1i64)
+            .bind(0.0)
+            .bind(Vec::<u8>::new())
+            .bind(1i64)
+            .bind(1i64)
+            .fetch_all(&reader.pool)
+            .await
+            .unwrap();
+        let steps: Vec<String> = plan.iter().map(|row| row.get("detail")).collect();
+        let step = "SEARCH session_events USING INDEX session_events_in_order (session=? AND (timestamp,arrival)>(?,?))";
+        assert_eq!(steps, [step]);
+        writer.close().await;
+        for suffix in ["", "-wal", "-shm"] {
+            _ = std::fs::remove_file(format!("{}{suffix}", file.display()));
+        }
+    }
 }
