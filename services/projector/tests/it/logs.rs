@@ -1,7 +1,7 @@
 //! Topics that are recreated, cleared or cut off.
 
 use herald_testing::{
-    create_topic, delete_records_before, delete_topic, eventually, produce, random_topic,
+    Broker, create_topic, delete_records_before, delete_topic, eventually, produce, random_topic,
 };
 
 use crate::database::Database;
@@ -107,5 +107,32 @@ async fn records_that_were_deleted_before_they_were_read_are_counted() {
             .await,
         3.0
     );
+    projector.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_cannot_be_read_is_reported_and_holds_back_its_partition_alone() {
+    let Some(mut broker) = Broker::start().await else {
+        return;
+    };
+    let kafka = broker.address().to_owned();
+    let database = Database::sqlite();
+    create_topic(&kafka, "events", 2, &[]).await;
+    produce(&kafka, "events", &events(0..1)).await;
+    produce(&kafka, "events", &events(1..2)).await;
+    broker.stop().await;
+    // The last byte belongs to the second batch, whose checksum is then wrong.
+    let edit = |bytes: &mut Vec<u8>| *bytes.last_mut().unwrap() ^= 1;
+    broker.edit_log("events", 0, edit).await;
+    broker.start_again().await;
+    let projector = Running::start(&kafka, "events", &database, &[]);
+    let reported = async || projector.readiness().await.contains("Bad message");
+    eventually(DEADLINE, "the batch to be reported", reported).await;
+    produce(&kafka, "events", &[frame(1, "t", &event(1))]).await;
+    let reader = database.reader();
+    let other = async || document(&reader, "t").await.is_some();
+    eventually(DEADLINE, "the other partition to go on", other).await;
+    assert_eq!(children(&reader).await, 1);
+    assert!(projector.readiness().await.contains("Bad message"));
     projector.end().await;
 }
