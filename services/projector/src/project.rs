@@ -1,15 +1,16 @@
 //! The loop of the projector: reads records, and commits the results of a batch together with the positions after it.
 
+mod commit;
 mod positions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use herald_events::MAX_SESSION_ID_BYTES;
 use herald_runtime::Readiness;
 use herald_runtime::kafka::Source;
-use store::{Advance, Applied, Batch, Position, SESSIONS, Writer};
+use store::{Position, Writer};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -19,6 +20,8 @@ use crate::kafka::{Assignment, DeadLetter, DeadLetters, Group, Polled};
 use crate::metrics::Metrics;
 use crate::sessions::{self, Record};
 
+use commit::Pending;
+
 /// The longest wait for a record, after which a shutdown or a new assignment is noticed.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -27,9 +30,6 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// The timeout of a transaction and of a batch of dead letters.
 const TIMEOUT: Duration = Duration::from_secs(30);
-
-/// About the most bytes of a batch: it is in memory twice.
-const BATCH_BYTES: usize = 8 << 20;
 
 /// How often sessions are looked for that have reached the age at which they are deleted, and how many are deleted at a time.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
@@ -56,16 +56,6 @@ struct Owned {
     current: Position,
     /// The fingerprint that the record before `current.next` must have, if it is to be checked.
     expected: Option<u16>,
-}
-
-/// Records that are not committed yet.
-#[derive(Default)]
-struct Pending {
-    batch: Batch,
-    dead_letters: Vec<DeadLetter>,
-    records: usize,
-    bytes: usize,
-    since: Option<Instant>,
 }
 
 /// What the loop knows.
@@ -220,74 +210,6 @@ impl Projector {
         }
     }
 
-    /// Commits the pending batch, or drops it and looks up the positions again.
-    fn commit(&mut self, state: &mut State) {
-        if state.pending.records == 0 {
-            return;
-        }
-        let mut pending = std::mem::take(&mut state.pending);
-        let moved = state
-            .owned
-            .iter()
-            .filter(|(_, owned)| owned.current != owned.stored);
-        pending.batch.advances = moved
-            .map(|(&partition, owned)| Advance {
-                partition,
-                from: owned.stored,
-                to: owned.current,
-            })
-            .collect();
-        let began = Instant::now();
-        let topic = &self.config.events_topic;
-        let (writer, dead_letters) = (&self.writer, &mut self.dead_letters);
-        let committed = self.runtime.block_on(async {
-            let sent = dead_letters.send(&pending.dead_letters);
-            tokio::time::timeout(TIMEOUT, sent).await.map_err(|_| {
-                anyhow!("the dead letters were not acknowledged within {TIMEOUT:?}")
-            })??;
-            let applied = writer.apply(SESSIONS, topic, &pending.batch);
-            tokio::time::timeout(TIMEOUT, applied)
-                .await
-                .map_err(|_| anyhow!("the database did not commit a batch within {TIMEOUT:?}"))?
-        });
-        match committed {
-            Ok(Applied::Committed(summary)) => {
-                self.metrics
-                    .committed(pending.records, summary, began.elapsed());
-                for letter in &pending.dead_letters {
-                    let labels = [letter.reason.label()];
-                    self.metrics.dead_letters.with_label_values(&labels).inc();
-                }
-                if summary.extra_bounds > 0 {
-                    debug!(
-                        count = summary.extra_bounds,
-                        "sessions had a start or an end already"
-                    );
-                }
-                let steps = pending.batch.advances.iter();
-                let offsets: Vec<_> = steps.map(|step| (step.partition, step.to.next)).collect();
-                self.group.publish(&offsets);
-                for step in pending.batch.advances {
-                    if let Some(owned) = state.owned.get_mut(&step.partition) {
-                        owned.stored = step.to;
-                    }
-                }
-            }
-            Ok(Applied::Superseded(partitions)) => {
-                warn!(
-                    ?partitions,
-                    "another projector has moved the position; the batch is dropped"
-                );
-                self.metrics.superseded.inc();
-                self.pause(state, RETRY_PAUSE);
-            }
-            Err(error) => {
-                self.metrics.failures.inc();
-                self.fail(state, &error);
-            }
-        }
-    }
-
     /// Stops reading, and looks up the positions after a pause.
     fn pause(&self, state: &mut State, pause: Duration) {
         self.group.stop_reading();
@@ -383,15 +305,5 @@ impl State {
         self.ended.clear();
         self.pending = Pending::default();
         self.look_up = look_up;
-    }
-}
-
-impl Pending {
-    fn is_due(&self, config: &Config) -> bool {
-        self.records >= config.batch_records as usize
-            || self.bytes >= BATCH_BYTES
-            || self
-                .since
-                .is_some_and(|since| since.elapsed() >= config.batch_interval)
     }
 }
