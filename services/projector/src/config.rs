@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use herald_events::{KeyFormat, SessionId};
-use herald_runtime::config::{CommonArgs, duration};
+use herald_runtime::config::{CommonArgs, duration, secret};
 use herald_runtime::kafka::KafkaArgs;
 use store::{DatabaseUrl, Name};
 
@@ -37,7 +37,7 @@ pub struct Config {
     pub create_dead_letter_topic: bool,
 
     /// Database of the results: sqlite:///path/to/file.db or postgres://user:password@host:5432/database.
-    #[arg(long, env, hide_env_values = true)]
+    #[arg(long, env, hide_env_values = true, value_parser = secret::<DatabaseUrl>())]
     pub database_url: DatabaseUrl,
 
     /// Schema of PostgreSQL that the tables are in. It is created if it does not exist.
@@ -114,5 +114,8 @@ mod tests {
         let url = "postgres://me:secret@db/herald";
         let config: Config = parse_from(&["projector", "--database-url", url]).unwrap();
         assert!(!format!("{config:?}").contains("secret"));
+        let url = "postgres://me:secret@db:port/herald";
+        let error = parse_from::<Config>(&["projector", "--database-url", url]).unwrap_err();
+        assert!(!error.to_string().contains("secret"), "{error}");
     }
 }

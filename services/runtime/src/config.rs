@@ -1,11 +1,15 @@
 //! The options of every service, and the reporting of invalid ones: one sentence on stderr and exit code 2.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 use jiff::SignedDuration;
 
@@ -62,6 +66,47 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         .ok()
         .and_then(|duration| Duration::try_from(duration).ok())
         .ok_or_else(|| "give a duration such as 500ms, 30s or 2m".to_owned())
+}
+
+/// A value that may contain a password, for `#[arg(value_parser = config::secret::<T>())]`: an error does not print it. Use it
+/// with `hide_env_values`.
+pub fn secret<T>() -> Secret<T> {
+    Secret(PhantomData)
+}
+
+/// See [`secret`].
+pub struct Secret<T>(PhantomData<fn() -> T>);
+
+// Not derived, which would ask the same of `T`.
+impl<T> Clone for Secret<T> {
+    fn clone(&self) -> Self {
+        Secret(PhantomData)
+    }
+}
+
+impl<T> TypedValueParser for Secret<T>
+where
+    T: FromStr<Err = String> + Clone + Send + Sync + 'static,
+{
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<T, clap::Error> {
+        let text = value.to_str().ok_or_else(|| "it is not UTF-8".to_owned());
+        text.and_then(str::parse).map_err(|why| {
+            let argument =
+                argument.map_or_else(String::new, |argument| format!(" for '{argument}'"));
+            clap::Error::raw(
+                ErrorKind::ValueValidation,
+                format!("invalid value{argument}: {why}"),
+            )
+            .with_cmd(command)
+        })
+    }
 }
 
 /// An error in the configuration, which the user can fix: [`fail`] returns code 2 for it.
@@ -177,6 +222,28 @@ mod tests {
         assert!(
             sentence.contains("'soon'") && sentence.contains("500ms, 30s or 2m"),
             "{sentence}"
+        );
+    }
+
+    #[test]
+    fn a_wrong_secret_is_not_printed() {
+        #[derive(Clone, Debug)]
+        struct Never;
+        impl FromStr for Never {
+            type Err = String;
+            fn from_str(_: &str) -> Result<Self, String> {
+                Err("give another".to_owned())
+            }
+        }
+        #[derive(Parser, Debug)]
+        struct Config {
+            #[arg(long, value_parser = secret::<Never>())]
+            password: Option<Never>,
+        }
+        let error = parse_from::<Config>(&["service", "--password", "hush"]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "invalid value for '--password <PASSWORD>': give another; --help lists all options"
         );
     }
 

@@ -106,22 +106,36 @@ pub(crate) fn pool(url: &DatabaseUrl, schema: &Name, access: Access) -> AnyPool 
 
 /// The error for users and logs: what was attempted on which database, and why it failed.
 pub(crate) fn explain(error: sqlx::Error, attempted: &str, url: &DatabaseUrl) -> anyhow::Error {
-    const MISSING: &str = "it has no tables yet; the projector creates them";
-    let why = match &error {
-        sqlx::Error::PoolTimedOut => Some(format!("it does not answer within {ACQUIRE_TIMEOUT:?}")),
-        sqlx::Error::Database(database) => match database.code().as_deref() {
-            // PostgreSQL: undefined_table, invalid_schema_name.
-            Some("42P01" | "3F000") => Some(MISSING.to_owned()),
-            // SQLite: SQLITE_CANTOPEN.
-            Some("14") => Some("the file cannot be opened; the projector creates it".to_owned()),
-            _ if database.message().starts_with("no such table") => Some(MISSING.to_owned()),
-            _ => None,
-        },
-        _ => None,
+    if matches!(error, sqlx::Error::PoolTimedOut) {
+        return anyhow::anyhow!(
+            "cannot {attempted} in {url}: it does not answer within {ACQUIRE_TIMEOUT:?}"
+        );
+    }
+    anyhow::Error::new(error).context(format!("cannot {attempted} in {url}"))
+}
+
+/// The same for a reader, which may come before the writer.
+pub(crate) fn explain_read(
+    error: sqlx::Error,
+    attempted: &str,
+    url: &DatabaseUrl,
+) -> anyhow::Error {
+    let database = error.as_database_error();
+    let code = database.and_then(|error| error.code());
+    let missing = match code.as_deref() {
+        // SQLite: SQLITE_CANTOPEN.
+        Some("14") => Some("its file cannot be opened; the projector creates it"),
+        // PostgreSQL: undefined_table, invalid_schema_name.
+        Some("42P01" | "3F000") => Some("it has no tables yet; the projector creates them"),
+        _ => database
+            .is_some_and(|error| error.message().starts_with("no such table"))
+            .then_some("it has no tables yet; the projector creates them"),
     };
-    match why {
-        Some(why) => anyhow::anyhow!("cannot {attempted} in {url}: {why}"),
-        None => anyhow::Error::new(error).context(format!("cannot {attempted} in {url}")),
+    match missing {
+        Some(missing) => {
+            anyhow::anyhow!("cannot {attempted} in {url}: {missing}")
+        }
+        None => explain(error, attempted, url),
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use sqlx::Row as _;
 
 use crate::Reader;
-use crate::connect::explain;
+use crate::connect::explain_read;
 
 /// The most events, and about the most bytes, that one query reads ahead of the client.
 const PAGE_EVENTS: i64 = 500;
@@ -98,7 +98,7 @@ impl Page {
         let mut text = String::new();
         let mut read = 0;
         let reader = &self.session.reader;
-        let failed = |error| explain(error, "read a session", &reader.url);
+        let failed = |error| explain_read(error, "read a session", &reader.url);
         {
             let mut rows = sqlx::query(CHILDREN)
                 .bind(self.session.number)

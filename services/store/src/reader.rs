@@ -5,7 +5,7 @@ use herald_events::SessionId;
 use sqlx::{AnyPool, Row as _};
 
 use crate::DatabaseUrl;
-use crate::connect::{Access, Name, explain, pool};
+use crate::connect::{Access, Name, explain_read, pool};
 use crate::document::{Session, timestamp};
 
 /// A pool of connections that only read, for the gateway. A file of SQLite is opened read-only; with PostgreSQL, give it a role
@@ -37,7 +37,7 @@ impl Reader {
         )
         .bind(id.as_str())
         .fetch_optional(&self.pool)
-        .map_err(|error| explain(error, "read a session", &self.url))
+        .map_err(|error| explain_read(error, "read a session", &self.url))
         .await?;
         let Some(row) = found else { return Ok(None) };
         let bound = |column| -> anyhow::Result<Option<String>> {
@@ -74,7 +74,7 @@ impl Reader {
         .bind(topic)
         .bind(i64::from(partition))
         .fetch_optional(&self.pool)
-        .map_err(|error| explain(error, "read a position", &self.url))
+        .map_err(|error| explain_read(error, "read a position", &self.url))
         .await?;
         match found {
             Some(row) => Ok(row.try_get::<i64, _>("next")? > offset),
@@ -90,7 +90,7 @@ impl Reader {
     pub async fn check(&self) -> anyhow::Result<()> {
         sqlx::query("SELECT next FROM projected_positions LIMIT 1")
             .fetch_optional(&self.pool)
-            .map_err(|error| explain(error, "read the positions", &self.url))
+            .map_err(|error| explain_read(error, "read the positions", &self.url))
             .await
             .map(drop)
     }
