@@ -74,6 +74,8 @@ struct State {
     /// Everything was read once.
     caught_up: bool,
     problem: Option<String>,
+    /// The latest problem in the log.
+    logged: Option<String>,
     expiry: Instant,
 }
 
@@ -89,6 +91,7 @@ impl Projector {
             ended: BTreeSet::new(),
             caught_up: false,
             problem: Some("no partition is assigned yet".to_owned()),
+            logged: None,
             expiry: Instant::now(),
         };
         while !self.shutdown.is_cancelled() {
@@ -140,6 +143,7 @@ impl Projector {
             Polled::End(partition) => _ = state.ended.insert(partition),
             Polled::Fatal(why) => anyhow::bail!("the consumer cannot continue: {why}"),
             Polled::Suspect(why) => self.check_again(state, &why, RETRY_PAUSE),
+            Polled::Denied(why) => self.fail(state, &anyhow::anyhow!(why)),
             Polled::Unreadable(why) => self.unreadable(state, why),
             Polled::Nothing if state.pending.records > 0 => self.commit(state),
             Polled::Nothing => self.expire(state),
@@ -228,7 +232,7 @@ impl Projector {
 
     fn fail(&self, state: &mut State, error: &anyhow::Error) {
         let problem = format!("{error:#}");
-        if state.problem.as_ref() != Some(&problem) {
+        if state.is_new(&problem) {
             warn!("{problem}; trying again until it succeeds");
         }
         state.problem = Some(problem);
@@ -237,7 +241,7 @@ impl Projector {
 
     /// librdkafka stays before such a batch: only an operator can decide to lose it.
     fn unreadable(&self, state: &mut State, why: String) {
-        if state.problem.as_ref() != Some(&why) {
+        if state.is_new(&why) {
             error!(
                 why,
                 "a batch of records in Kafka cannot be read; its partition does not go on"
@@ -299,6 +303,15 @@ impl Projector {
 }
 
 impl State {
+    /// Whether the problem was not logged yet since the last success.
+    fn is_new(&mut self, problem: &str) -> bool {
+        let is_new = self.logged.as_deref() != Some(problem);
+        if is_new {
+            self.logged = Some(problem.to_owned());
+        }
+        is_new
+    }
+
     /// Drops what is pending.
     fn stop(&mut self, look_up: Option<Instant>) {
         self.owned.clear();

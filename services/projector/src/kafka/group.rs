@@ -28,6 +28,8 @@ pub enum Polled {
     Suspect(String),
     /// A batch of records that librdkafka cannot unpack, or with a wrong checksum; it is tried again.
     Unreadable(String),
+    /// Kafka denies access to the topic or the group.
+    Denied(String),
     /// Only a new process can go on: another one has the same `group.instance.id`, say.
     Fatal(String),
     Nothing,
@@ -195,6 +197,11 @@ fn problem(error: &KafkaError) -> Polled {
             | Code::UnknownTopic
             | Code::UnknownPartition,
         ) => Polled::Suspect(error.to_string()),
+        Some(
+            Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed,
+        ) => Polled::Denied(error.to_string()),
         Some(Code::Fatal | Code::FencedInstanceId) => Polled::Fatal(error.to_string()),
         Some(
             Code::BadMessage | Code::BadCompression | Code::InvalidMessage | Code::NotImplemented,

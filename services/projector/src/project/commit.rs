@@ -81,6 +81,9 @@ impl Projector {
                 let steps = pending.batch.advances.iter();
                 let offsets: Vec<_> = steps.map(|step| (step.partition, step.to.next)).collect();
                 self.group.publish(&offsets);
+                if state.problem.is_none() {
+                    state.logged = None;
+                }
                 for step in pending.batch.advances {
                     if let Some(owned) = state.owned.get_mut(&step.partition) {
                         owned.stored = step.to;

@@ -142,3 +142,22 @@ async fn old_sessions_are_deleted() {
     eventually(DEADLINE, "it to be counted", counted).await;
     projector.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_may_not_be_read_is_reported_until_it_may() {
+    let Some(mut broker) = Broker::start_with(&Broker::AUTHORIZER).await else {
+        return;
+    };
+    let kafka = broker.address().to_owned();
+    let database = Database::sqlite();
+    create_topic(&kafka, "events", 1, &[]).await;
+    produce(&kafka, "events", &[frame(0, "s", FRAME)]).await;
+    broker.deny_read("events", true).await;
+    let projector = Running::start(&kafka, "events", &database, &[]);
+    let denied = async || projector.readiness().await.contains("authorization failed");
+    eventually(DEADLINE, "the denial to be reported", denied).await;
+    broker.deny_read("events", false).await;
+    projected(&kafka, "events", 1, &database.reader()).await;
+    projector.becomes_ready().await;
+    projector.end().await;
+}
