@@ -1,6 +1,7 @@
 //! The store as its users see it, with each database.
 
 mod access;
+mod concurrency;
 mod database;
 mod documents;
 
