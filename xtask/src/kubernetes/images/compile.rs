@@ -11,12 +11,14 @@ use crate::command::{command, output, run};
 use crate::services;
 
 /// Variables that would override our flags, or affect C code.
-const FOREIGN: [&str; 6] = [
+const FOREIGN: [&str; 8] = [
     "CARGO_BUILD_TARGET",
     "CFLAGS",
     "CPPFLAGS",
     "CXXFLAGS",
     "LDFLAGS",
+    "OPENSSL_DIR",
+    "OPENSSL_NO_VENDOR",
     "RUSTFLAGS",
 ];
 
