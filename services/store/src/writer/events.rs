@@ -51,7 +51,7 @@ pub async fn add(
     let mut changed: Vec<i64> = changed.into_iter().collect();
     changed.sort_unstable();
     for sessions in changed.chunks(ROWS) {
-        let list = placeholders(1, sessions.len());
+        let list = placeholders(connection, 1, sessions.len());
         let sql = format!("UPDATE sessions SET version = version + 1 WHERE number IN {list}");
         bind_all(&sql, sessions).execute(&mut *connection).await?;
     }
@@ -70,7 +70,7 @@ async fn touch(
          ON CONFLICT (id) DO UPDATE SET touched = \
          CASE WHEN excluded.touched > sessions.touched THEN excluded.touched ELSE sessions.touched END \
          RETURNING id, number, version",
-        values(sessions.len(), 4)
+        values(connection, sessions.len(), 4)
     );
     // Without the cache of prepared statements, as these differ in their lengths.
     let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(sessions.len() == ROWS);
@@ -108,7 +108,7 @@ async fn insert(
          timestamp = excluded.timestamp, arrival = excluded.arrival, added = excluded.added, body = excluded.body \
          WHERE excluded.arrival < session_events.arrival \
          RETURNING session, kind",
-        values(rows.len(), 7)
+        values(connection, rows.len(), 7)
     );
     let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(rows.len() == ROWS);
     for row in rows {
@@ -138,7 +138,7 @@ async fn extra_bounds(
         let sql = format!(
             "SELECT session, kind, COUNT(*) AS stored FROM session_events \
              WHERE kind <> 1 AND session IN {} GROUP BY session, kind HAVING COUNT(*) > 1",
-            placeholders(1, sessions.len())
+            placeholders(connection, 1, sessions.len())
         );
         for row in bind_all(&sql, sessions).fetch_all(&mut *connection).await? {
             let added = new.get(&(row.try_get("session")?, row.try_get("kind")?));
@@ -166,12 +166,18 @@ fn code(kind: Kind) -> i64 {
 }
 
 /// `($1, $2), ($3, $4)` for two rows of two columns.
-fn values(rows: usize, columns: usize) -> String {
-    let row = |row| placeholders(1 + row * columns, columns);
+fn values(connection: &AnyConnection, rows: usize, columns: usize) -> String {
+    let row = |row| placeholders(connection, 1 + row * columns, columns);
     (0..rows).map(row).collect::<Vec<_>>().join(", ")
 }
 
-fn placeholders(first: usize, count: usize) -> String {
-    let numbers: Vec<String> = (first..first + count).map(|n| format!("${n}")).collect();
-    format!("({})", numbers.join(", "))
+/// `($3, $4)`, or `(?, ?)` for SQLite, which searches all names of a statement for each name.
+fn placeholders(connection: &AnyConnection, first: usize, count: usize) -> String {
+    let is_sqlite = connection.backend_name() == "SQLite";
+    let placeholder = |number| match is_sqlite {
+        true => "?".to_owned(),
+        false => format!("${number}"),
+    };
+    let all: Vec<String> = (first..first + count).map(placeholder).collect();
+    format!("({})", all.join(", "))
 }
