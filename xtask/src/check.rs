@@ -124,7 +124,8 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "rust",
-        about: "cargo test, with a real Kafka",
+        about: "cargo test, with a real Kafka and a real PostgreSQL",
+        wants: &[tools::POSTGRES],
         run: rust::test,
         after_build: true,
         kafka: true,

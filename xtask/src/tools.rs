@@ -32,6 +32,16 @@ pub const GO: Tool = tool(
     &["go"],
     "Go 1.24 or newer: package golang, or https://go.dev",
 );
+pub const POSTGRES: Tool = tool(
+    &[
+        "initdb",
+        "/usr/lib/postgresql/18/bin/initdb",
+        "/usr/lib/postgresql/17/bin/initdb",
+        "/usr/lib/postgresql/16/bin/initdb",
+        "/usr/lib/postgresql/15/bin/initdb",
+    ],
+    "PostgreSQL's server, 15 or newer: package postgresql",
+);
 pub const NGINX: Tool = tool(&["nginx", "/usr/sbin/nginx"], "package nginx-light");
 pub const SKOPEO: Tool = tool(&["skopeo"], "package skopeo");
 pub const PROMTOOL: Tool = tool(&["promtool"], "package prometheus");
