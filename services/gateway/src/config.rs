@@ -1,0 +1,102 @@
+//! The gateway's configuration.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Parser;
+use herald_events::KeyFormat;
+use herald_runtime::CommonArgs;
+use herald_runtime::config::{duration, invalid};
+use herald_runtime::http::{Hosts, Origins};
+use herald_runtime::kafka::KafkaArgs;
+
+/// Publishes the session events that clients send over WebSocket to a Kafka topic.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "gateway", version)]
+pub struct Config {
+    /// Address of the WebSocket endpoint, for clients.
+    #[arg(long, env, default_value = "[::]:8080")]
+    pub listen: SocketAddr,
+
+    #[command(flatten)]
+    pub common: CommonArgs,
+
+    #[command(flatten)]
+    pub kafka: KafkaArgs,
+
+    /// Topic that the frames are published to. It must exist.
+    #[arg(long, env, default_value = "websocket.events")]
+    pub events_topic: String,
+
+    /// Format of the session id in the record's key: `json` is a JSON string with its quotes, `raw` is the id itself.
+    #[arg(long, env, default_value_t = KeyFormat::Json)]
+    pub session_key: KeyFormat,
+
+    /// Origins of pages that may connect, besides the gateway's own: `https://a.example,https://b.example`, or `*`.
+    #[arg(long, env, default_value = "", hide_default_value = true, value_parser = Origins::parse)]
+    pub allowed_origins: Origins,
+
+    /// Host names that browsers may use for this server, besides its IP addresses: `herald.example,localhost`. If empty, any name
+    /// is accepted, and a page that rebinds its own name to this address (DNS rebinding) counts as same-origin.
+    #[arg(long, env, default_value = "", hide_default_value = true, value_parser = Hosts::parse)]
+    pub allowed_hosts: Hosts,
+
+    /// How long an idle connection is kept open. Must exceed the idle timeout of the load balancer in front.
+    #[arg(long, env, default_value = "75s", value_parser = duration)]
+    pub keep_alive: Duration,
+
+    /// Maximum number of concurrent connections; more are rejected and told when to retry.
+    #[arg(long, env, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+
+    /// Maximum bytes of a frame. A larger one closes its connection with code 1009.
+    #[arg(long, env, default_value_t = 256 << 10, value_parser = clap::value_parser!(u32).range(1..=900 << 10))]
+    pub max_frame_bytes: u32,
+
+    /// Maximum events in a frame.
+    #[arg(long, env, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_frame_events: u32,
+
+    /// Invalid frames in a row after which the connection is closed with code 1008.
+    #[arg(long, env, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_invalid_frames: u32,
+
+    /// Bytes of frames that one connection may have waiting for Kafka before its socket is no longer read.
+    #[arg(long, env, default_value_t = 512 << 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub session_buffer_bytes: u32,
+
+    /// Kilobytes of frames that all connections together may have waiting for Kafka before no socket is read.
+    #[arg(long, env, default_value_t = 64 << 10, value_parser = clap::value_parser!(u32).range(1024..=2_000_000))]
+    pub total_buffer_kbytes: u32,
+
+    /// How long a frame may wait for Kafka before its connection is closed with code 1013 (try again later).
+    #[arg(long, env, default_value = "60s", value_parser = duration)]
+    pub publish_timeout: Duration,
+
+    /// How long new connections are still accepted after SIGTERM, because load balancers react with a delay.
+    #[arg(long, env, default_value = "5s", value_parser = duration)]
+    pub drain_delay: Duration,
+
+    /// Period, after the drain delay, over which the open connections are closed one by one.
+    #[arg(long, env, default_value = "10s", value_parser = duration)]
+    pub drain_window: Duration,
+}
+
+impl Config {
+    /// Whether the options fit each other.
+    ///
+    /// # Errors
+    ///
+    /// When the process would exit before its connections are closed.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let (grace, delay) = (self.common.shutdown_grace, self.drain_delay);
+        if grace > delay + self.drain_window {
+            return Ok(());
+        }
+        Err(invalid(format!(
+            "--shutdown-grace ({grace:?}) must be longer than --drain-delay ({delay:?}) and --drain-window ({:?}) together, \
+             or open connections are cut off",
+            self.drain_window
+        )))
+    }
+}

@@ -1,0 +1,114 @@
+//! The routes, and the checks that every request passes first.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use herald_events::SessionId;
+use herald_runtime::http::{Connection, REQUEST_ID, RequestId, failure, unavailable};
+use hyper::body::Incoming;
+use hyper::header::{CACHE_CONTROL, HOST, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION};
+use hyper::{Method, Request, StatusCode};
+use warp::Reply as _;
+use warp::reply::Response;
+
+use crate::App;
+use crate::kafka::{Origin, traceparent};
+use crate::websocket;
+
+/// Answers one request, with its id.
+pub async fn answer(app: Arc<App>, mut request: Request<Incoming>) -> Result<Response, Infallible> {
+    let id = RequestId::of(request.headers());
+    let mut response = match reject(&app, &request) {
+        Some(response) => response,
+        None => route(&app, &mut request, &id),
+    };
+    response.headers_mut().insert(REQUEST_ID, id.0);
+    Ok(response)
+}
+
+/// The response to a request that must not reach an endpoint.
+fn reject(app: &App, request: &Request<Incoming>) -> Option<Response> {
+    if !app
+        .config
+        .allowed_hosts
+        .contain(request.headers().get(HOST))
+    {
+        let sentence = "this server does not answer to this host name; add it to --allowed-hosts";
+        return Some(failure(StatusCode::MISDIRECTED_REQUEST, sentence));
+    }
+    if let Err(sentence) = app.config.allowed_origins.check(request.headers()) {
+        return Some(failure(StatusCode::FORBIDDEN, &sentence));
+    }
+    let connection = request.extensions().get::<Arc<Connection>>();
+    if connection.is_some_and(|connection| connection.overload) {
+        app.server_metrics.rejected("overload");
+        return Some(unavailable(
+            "this replica is full; try again in a moment",
+            2,
+        ));
+    }
+    if app.drain.is_rejecting() {
+        app.server_metrics.rejected("drain");
+        return Some(unavailable(
+            "this replica is shutting down; try again in a moment",
+            2,
+        ));
+    }
+    None
+}
+
+fn route(app: &Arc<App>, request: &mut Request<Incoming>, id: &RequestId) -> Response {
+    if request.uri().path() != "/websocket" {
+        return failure(
+            StatusCode::NOT_FOUND,
+            "nothing is served here; connect to /websocket",
+        );
+    }
+    if request.method() != Method::GET {
+        return failure(StatusCode::METHOD_NOT_ALLOWED, "connect with GET");
+    }
+    let query = request.uri().query().unwrap_or_default();
+    let query: Vec<(String, String)> = serde_urlencoded::from_str(query).unwrap_or_default();
+    let find = |name: &str| {
+        query
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value)
+    };
+    let Some(session) = find("session_id").filter(|id| !id.is_empty()) else {
+        return text(
+            StatusCode::BAD_REQUEST,
+            "query is missing session_id".to_owned(),
+        );
+    };
+    let session = match SessionId::new(session.clone()) {
+        Ok(session) => session,
+        Err(error) => return text(StatusCode::BAD_REQUEST, error.to_string()),
+    };
+    let ack = find("ack").is_some_and(|value| value == "1");
+    let headers = request.headers();
+    let key = headers.get(SEC_WEBSOCKET_KEY).cloned().filter(|_| {
+        headers
+            .get(SEC_WEBSOCKET_VERSION)
+            .is_some_and(|version| version == "13")
+    });
+    let trace = headers
+        .get("traceparent")
+        .and_then(|value| value.to_str().ok());
+    let origin = Origin {
+        session,
+        request_id: id.as_str().to_owned(),
+        traceparent: trace.and_then(traceparent),
+    };
+    let upgrade = request.extensions_mut().remove();
+    websocket::answer(app, origin, ack, key, upgrade)
+}
+
+/// A text response, as the contract has it.
+fn text(status: StatusCode, sentence: String) -> Response {
+    let mut response = warp::reply::with_status(sentence, status).into_response();
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

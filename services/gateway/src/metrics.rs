@@ -1,0 +1,56 @@
+//! The gateway's metrics.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    pub registry: Registry,
+    /// Open WebSocket connections.
+    pub sockets: IntGauge,
+    /// Frames that Kafka has acknowledged.
+    pub published: IntCounter,
+    /// Invalid frames, by the rule that they break.
+    pub invalid: IntCounterVec,
+    /// Connections that were closed, by reason.
+    pub closed: IntCounterVec,
+}
+
+impl Metrics {
+    pub fn new() -> prometheus::Result<Self> {
+        let metrics = Self {
+            registry: Registry::new(),
+            sockets: IntGauge::new("herald_gateway_sockets", "WebSocket connections open now")?,
+            published: IntCounter::new(
+                "herald_gateway_frames_published_total",
+                "frames acknowledged by Kafka",
+            )?,
+            invalid: IntCounterVec::new(
+                Opts::new(
+                    "herald_gateway_frames_invalid_total",
+                    "frames rejected, by the rule that they break",
+                ),
+                &["rule"],
+            )?,
+            closed: IntCounterVec::new(
+                Opts::new(
+                    "herald_gateway_sockets_closed_total",
+                    "WebSocket connections closed, by reason",
+                ),
+                &["reason"],
+            )?,
+        };
+        metrics
+            .registry
+            .register(Box::new(metrics.sockets.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.published.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.invalid.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.closed.clone()))?;
+        Ok(metrics)
+    }
+}

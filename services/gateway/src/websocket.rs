@@ -1,0 +1,351 @@
+//! WebSocket: text frames from the client, each published to Kafka as it is.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use herald_events::{Frame, FrameError, Kind, Limits};
+use herald_runtime::http::failure;
+use hyper::StatusCode;
+use hyper::header::{
+    CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use rdkafka::producer::DeliveryFuture;
+use rdkafka::producer::future_producer::Delivery;
+use serde_json::json;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
+use warp::Reply as _;
+use warp::reply::Response;
+
+use crate::App;
+use crate::kafka::Origin;
+
+/// The interval between pings. A client that answers neither of two is considered disconnected.
+const PING: Duration = Duration::from_secs(25);
+
+/// The timeout of the closing handshake, and of one write.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// How often a frame is offered again while the queue to Kafka is full.
+const FULL: Duration = Duration::from_millis(20);
+
+type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// Answers the handshake; the frames are then read by a task of their own.
+pub fn answer(
+    app: &Arc<App>,
+    origin: Origin,
+    ack: bool,
+    key: Option<HeaderValue>,
+    upgrade: Option<OnUpgrade>,
+) -> Response {
+    let (Some(upgrade), Some(key)) = (upgrade, key) else {
+        let sentence = "this endpoint requires a WebSocket handshake (version 13)";
+        let mut response = failure(StatusCode::UPGRADE_REQUIRED, sentence);
+        let headers = response.headers_mut();
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        return response;
+    };
+    let mut response = warp::reply().into_response();
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()))
+        .expect("base64 is a header value");
+    let headers = response.headers_mut();
+    headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+
+    let app = app.clone();
+    app.tasks.clone().spawn(async move {
+        let Ok(upgraded) = upgrade.await else { return };
+        let max = app.config.max_frame_bytes as usize;
+        let config = WebSocketConfig::default()
+            .read_buffer_size(4 << 10)
+            .write_buffer_size(0)
+            .max_write_buffer_size(64 << 10)
+            .max_message_size(Some(max))
+            .max_frame_size(Some(max));
+        let socket =
+            WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config))
+                .await;
+        app.metrics.sockets.inc();
+        let (session_id, request_id) = (origin.session.clone(), origin.request_id.clone());
+        let reader = Reader {
+            app: app.clone(),
+            origin,
+            ack,
+            socket,
+            in_flight: VecDeque::new(),
+            bytes: 0,
+            blocked: None,
+            invalid: 0,
+        };
+        let reason = reader.run().await;
+        app.metrics.sockets.dec();
+        app.metrics.closed.with_label_values(&[reason]).inc();
+        tracing::debug!(
+            session_id = session_id.as_str(),
+            request_id,
+            reason,
+            "socket closed"
+        );
+    });
+    response
+}
+
+/// A frame that Kafka has not acknowledged.
+struct InFlight {
+    delivery: Pin<Box<DeliveryFuture>>,
+    bytes: usize,
+    since: Instant,
+}
+
+/// Why a connection ends: the close code, the text for the client, and the label for metrics.
+struct End(CloseCode, &'static str, &'static str);
+
+const TRY_LATER: End = End(
+    CloseCode::Again,
+    "kafka does not accept frames; try again later",
+    "kafka",
+);
+
+struct Reader {
+    app: Arc<App>,
+    origin: Origin,
+    ack: bool,
+    socket: Socket,
+    /// In the order in which they were sent.
+    in_flight: VecDeque<InFlight>,
+    bytes: usize,
+    /// A frame that the full queue did not take; nothing more is read before it is taken.
+    blocked: Option<(Utf8Bytes, Instant)>,
+    /// Invalid frames in a row.
+    invalid: u32,
+}
+
+impl Reader {
+    /// Reads until the connection ends; returns the reason.
+    async fn run(mut self) -> &'static str {
+        match self.read().await {
+            Ok(End(code, text, label)) => {
+                let reason = Utf8Bytes::from_static(text);
+                _ = timeout(CLOSING, async {
+                    self.socket.close(Some(CloseFrame { code, reason })).await?;
+                    while let Some(Ok(_)) = self.socket.next().await {}
+                    Ok::<_, Error>(())
+                })
+                .await;
+                label
+            }
+            // What is in flight is still published.
+            Err(label) => label,
+        }
+    }
+
+    async fn read(&mut self) -> Result<End, &'static str> {
+        let mut drained = std::pin::pin!(self.app.drain.deadline());
+        let mut ending: Option<End> = None;
+        let mut next_ping = Instant::now() + PING;
+        let mut unanswered = 0;
+        loop {
+            if self.in_flight.is_empty()
+                && self.blocked.is_none()
+                && let Some(end) = ending.take()
+            {
+                return Ok(end);
+            }
+            let config = &self.app.config;
+            let room = self.bytes < config.session_buffer_bytes as usize && self.blocked.is_none();
+            let oldest = self.in_flight.front().map(|frame| frame.since);
+            let oldest = oldest.or(self.blocked.as_ref().map(|(_, since)| *since));
+            let expiry = oldest.map(|since| since + config.publish_timeout);
+            tokio::select! {
+                () = &mut drained, if ending.is_none() => {
+                    ending = Some(End(CloseCode::Away, "this replica is shutting down", "drain"));
+                }
+                acknowledged = first(&mut self.in_flight) => {
+                    if let Some(end) = self.acknowledged(acknowledged).await? {
+                        return Ok(end);
+                    }
+                }
+                () = sleep_until(expiry.unwrap_or(next_ping)), if expiry.is_some() => return Ok(TRY_LATER),
+                () = sleep(FULL), if self.blocked.is_some() => {
+                    if let Some((text, since)) = self.blocked.take() {
+                        self.publish(text, since)?;
+                    }
+                }
+                incoming = self.socket.next(), if room && ending.is_none() => {
+                    unanswered = 0;
+                    match incoming {
+                        Some(Ok(Message::Text(text))) => ending = self.frame(text).await?,
+                        Some(Ok(Message::Binary(_))) => {
+                            ending = self.reject(None, "binary", "a frame must be text, not binary").await?;
+                        }
+                        Some(Ok(Message::Close(_))) => {
+                            _ = timeout(CLOSING, async { while let Some(Ok(_)) = self.socket.next().await {} }).await;
+                            return Err("client");
+                        }
+                        Some(Ok(_)) => self.flush().await?,
+                        Some(Err(Error::Capacity(_))) => {
+                            self.app.metrics.invalid.with_label_values(&["too-large"]).inc();
+                            ending = Some(End(CloseCode::Size, "the frame is too large", "too-large"));
+                        }
+                        Some(Err(Error::Utf8(_))) => {
+                            self.app.metrics.invalid.with_label_values(&["not-utf8"]).inc();
+                            ending = Some(End(CloseCode::Invalid, "the frame is not UTF-8", "not-utf8"));
+                        }
+                        Some(Err(_)) | None => return Err("client"),
+                    }
+                }
+                () = sleep_until(next_ping) => {
+                    // While the socket is not read, neither are the pongs.
+                    if room && unanswered == 2 {
+                        return Err("timeout");
+                    }
+                    unanswered += u32::from(room);
+                    next_ping = Instant::now() + PING;
+                    self.send(Message::Ping(Default::default())).await?;
+                }
+            }
+        }
+    }
+
+    /// Checks and publishes a frame. Returns how the connection ends, if it does.
+    async fn frame(&mut self, text: Utf8Bytes) -> Result<Option<End>, &'static str> {
+        let limits = Limits {
+            events: self.app.config.max_frame_events as usize,
+        };
+        let checked = Frame::parse(text.as_bytes(), limits).map(|frame| {
+            frame
+                .events
+                .last()
+                .is_some_and(|event| event.kind == Kind::End)
+        });
+        match checked {
+            Err(FrameError { element, rule }) => {
+                self.reject(element, rule.label(), &rule.to_string()).await
+            }
+            Ok(is_end) => {
+                self.invalid = 0;
+                self.publish(text, Instant::now())?;
+                Ok(is_end.then_some(End(
+                    CloseCode::Normal,
+                    "the session has ended",
+                    "session-end",
+                )))
+            }
+        }
+    }
+
+    fn publish(&mut self, text: Utf8Bytes, since: Instant) -> Result<(), &'static str> {
+        match self.app.kafka.publish(&self.origin, &text) {
+            Ok(Some(delivery)) => {
+                let bytes = text.len();
+                self.bytes += bytes;
+                let delivery = Box::pin(delivery);
+                self.in_flight.push_back(InFlight {
+                    delivery,
+                    bytes,
+                    since,
+                });
+                Ok(())
+            }
+            Ok(None) => {
+                self.blocked = Some((text, since));
+                Ok(())
+            }
+            Err(error) => {
+                self.log(&error.to_string());
+                Err("kafka")
+            }
+        }
+    }
+
+    async fn acknowledged(
+        &mut self,
+        result: Option<Result<Delivery, String>>,
+    ) -> Result<Option<End>, &'static str> {
+        let Some(frame) = self.in_flight.pop_front() else {
+            return Ok(None);
+        };
+        self.bytes -= frame.bytes;
+        match result.unwrap_or_else(|| Err("the producer has ended".to_owned())) {
+            Ok(delivery) => {
+                self.app.metrics.published.inc();
+                if self.ack {
+                    let (partition, offset) = (delivery.partition, delivery.offset);
+                    let cursor = format!("{partition}-{offset}");
+                    let ack = json!({"type": "ack", "partition": partition, "offset": offset, "cursor": cursor});
+                    self.send(Message::text(ack.to_string())).await?;
+                }
+                Ok(None)
+            }
+            Err(error) => {
+                self.log(&error);
+                Ok(Some(TRY_LATER))
+            }
+        }
+    }
+
+    /// Reports an invalid frame to the client.
+    async fn reject(
+        &mut self,
+        element: Option<usize>,
+        label: &str,
+        sentence: &str,
+    ) -> Result<Option<End>, &'static str> {
+        self.app.metrics.invalid.with_label_values(&[label]).inc();
+        let error = json!({"type": "error", "element": element, "error": sentence});
+        self.send(Message::text(error.to_string())).await?;
+        self.invalid += 1;
+        let repeated = self.invalid >= self.app.config.max_invalid_frames;
+        Ok(repeated.then_some(End(
+            CloseCode::Policy,
+            "too many invalid frames in a row",
+            "invalid",
+        )))
+    }
+
+    fn log(&self, error: &str) {
+        let (session_id, request_id) = (self.origin.session.as_str(), &self.origin.request_id);
+        tracing::warn!(session_id, request_id, error, "cannot publish a frame");
+    }
+
+    async fn send(&mut self, message: Message) -> Result<(), &'static str> {
+        match timeout(CLOSING, self.socket.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err("client"),
+            Err(_) => Err("slow"),
+        }
+    }
+
+    /// Writes what tungstenite has queued, such as a pong.
+    async fn flush(&mut self) -> Result<(), &'static str> {
+        match timeout(CLOSING, self.socket.flush()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err("client"),
+            Err(_) => Err("slow"),
+        }
+    }
+}
+
+/// Kafka's result for the first frame, `None` if the producer has ended; pending if no frame is in flight.
+async fn first(in_flight: &mut VecDeque<InFlight>) -> Option<Result<Delivery, String>> {
+    match in_flight.front_mut() {
+        Some(frame) => match frame.delivery.as_mut().await {
+            Ok(result) => Some(result.map_err(|(error, _)| error.to_string())),
+            Err(_) => None,
+        },
+        None => std::future::pending().await,
+    }
+}
