@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::{SinkExt as _, StreamExt as _};
 use gateway::{Config, Listeners};
 use herald_testing::{create_topic, random_topic, read_all};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
@@ -27,30 +28,30 @@ async fn gateway(name: &str) -> Option<Gateway> {
     let kafka = herald_testing::kafka()?;
     let topic = random_topic(name);
     create_topic(&kafka, &topic, 1, &[]).await;
+    Some(start(&kafka, &topic, &[]).await)
+}
+
+async fn start(kafka: &str, topic: &str, options: &[&str]) -> Gateway {
     let args = [
         "gateway",
         "--kafka-bootstrap-servers",
-        &kafka,
+        kafka,
         "--events-topic",
-        &topic,
+        topic,
     ];
-    let config: Config = herald_runtime::config::parse_from(&args).unwrap();
+    let config: Config = herald_runtime::config::parse_from(&[&args, options].concat()).unwrap();
     let public = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = public.local_addr().unwrap().to_string();
     let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let shutdown = CancellationToken::new();
-    tokio::spawn(gateway::run(
-        config,
-        Listeners { public, admin },
-        shutdown.clone(),
-    ));
-    let _stop = shutdown.drop_guard();
-    Some(Gateway {
-        kafka,
-        topic,
+    let listeners = Listeners { public, admin };
+    tokio::spawn(gateway::run(config, listeners, shutdown.clone()));
+    Gateway {
+        kafka: kafka.to_owned(),
+        topic: topic.to_owned(),
         address,
-        _stop,
-    })
+        _stop: shutdown.drop_guard(),
+    }
 }
 
 impl Gateway {
@@ -101,6 +102,21 @@ async fn a_frame_is_published_unchanged_under_the_quoted_id_and_the_end_closes_t
     let records = read_all(&gateway.kafka, &gateway.topic).await;
     let texts: Vec<String> = records.iter().map(|record| record.text()).collect();
     assert_eq!(texts, [GOOD, end]);
+    assert_eq!(records[0].key.as_deref(), Some(&b"\"e6fa\""[..]));
+    for name in [
+        "ce_specversion",
+        "ce_id",
+        "ce_source",
+        "ce_type",
+        "ce_time",
+        "content-type",
+        "x-request-id",
+    ] {
+        assert!(
+            records[0].headers.iter().any(|(header, _)| header == name),
+            "{name}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -156,4 +172,35 @@ async fn a_handshake_without_a_valid_session_id_is_rejected() {
     for query in ["?session_id=a%00b", &long] {
         assert_eq!(gateway.open(query).await.unwrap_err().0, 400, "{query:.40}");
     }
+}
+
+#[tokio::test]
+async fn a_frame_that_is_too_large_or_not_utf8_closes_its_own_socket_only() {
+    let Some(gateway) = gateway("closes").await else {
+        return;
+    };
+    let mut large = gateway.open("?session_id=a").await.unwrap();
+    // The gateway may close before it has read everything.
+    _ = large.send(Message::text(" ".repeat(10 << 20))).await;
+    while let Ok(Some(Ok(message))) = timeout(DEADLINE, large.next()).await {
+        assert_eq!(close_code(message), 1009);
+    }
+    let mut raw = gateway.open("?session_id=a").await.unwrap();
+    // A masked text frame with the single byte 0xff; the mask is zero.
+    let invalid = [0x81, 0x81, 0, 0, 0, 0, 0xff];
+    raw.get_mut().write_all(&invalid).await.unwrap();
+    assert_eq!(close_code(next(&mut raw).await), 1007);
+    let mut socket = gateway.open("?session_id=a&ack=1").await.unwrap();
+    socket.send(Message::text(GOOD)).await.unwrap();
+    assert!(next(&mut socket).await.is_text());
+    assert_eq!(read_all(&gateway.kafka, &gateway.topic).await.len(), 1);
+}
+
+#[tokio::test]
+async fn while_kafka_is_away_a_frame_waits_and_then_the_client_is_asked_to_try_later() {
+    let args = ["--publish-timeout", "1s"];
+    let gateway = start("127.0.0.1:1", "away", &args).await;
+    let mut socket = gateway.open("?session_id=a&ack=1").await.unwrap();
+    socket.send(Message::text(GOOD)).await.unwrap();
+    assert_eq!(close_code(next(&mut socket).await), 1013);
 }
