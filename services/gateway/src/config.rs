@@ -10,11 +10,13 @@ use herald_runtime::config::{duration, invalid};
 use herald_runtime::http::{Hosts, Origins};
 use herald_runtime::kafka::KafkaArgs;
 
+use crate::publish::PublishTopics;
+
 /// Publishes the session events that clients send over WebSocket to a Kafka topic.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "gateway", version)]
 pub struct Config {
-    /// Address of the WebSocket endpoint, for clients.
+    /// Address of the endpoints, for clients.
     #[arg(long, env, default_value = "[::]:8080")]
     pub listen: SocketAddr,
 
@@ -72,6 +74,19 @@ pub struct Config {
     /// How long a frame may wait for Kafka before its connection is closed with code 1013 (try again later).
     #[arg(long, env, default_value = "60s", value_parser = duration)]
     pub publish_timeout: Duration,
+
+    /// Topics that clients may publish to with `POST /topics/<topic>/messages`: `dev-topic,news`. They must exist. If empty, there
+    /// are none.
+    #[arg(long, env, default_value = "", hide_default_value = true)]
+    pub publish_topics: PublishTopics,
+
+    /// Maximum bytes of a message that is published over HTTP.
+    #[arg(long, env, default_value_t = 256 << 10, value_parser = clap::value_parser!(u32).range(1..=900 << 10))]
+    pub max_message_bytes: u32,
+
+    /// How long a message that is published over HTTP may wait for Kafka before its client receives status 503.
+    #[arg(long, env, default_value = "10s", value_parser = duration)]
+    pub message_timeout: Duration,
 
     /// How long new connections are still accepted after SIGTERM, because load balancers react with a delay.
     #[arg(long, env, default_value = "5s", value_parser = duration)]

@@ -6,23 +6,36 @@ use std::sync::Arc;
 use herald_events::SessionId;
 use herald_runtime::http::{Connection, REQUEST_ID, RequestId, failure, unavailable};
 use hyper::body::Incoming;
-use hyper::header::{CACHE_CONTROL, HOST, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION};
-use hyper::{Method, Request, StatusCode};
+use hyper::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
+    CACHE_CONTROL, HOST, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, VARY,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use hyper::{HeaderMap, Method, Request, StatusCode};
 use warp::Reply as _;
 use warp::reply::Response;
 
 use crate::App;
 use crate::kafka::{Origin, traceparent};
-use crate::websocket;
+use crate::{publish, websocket};
 
 /// Answers one request, with its id.
 pub async fn answer(app: Arc<App>, mut request: Request<Incoming>) -> Result<Response, Infallible> {
     let id = RequestId::of(request.headers());
+    let path = request.uri().path().to_owned();
+    let allow = app.config.allowed_origins.allow_header(request.headers());
     let mut response = match reject(&app, &request) {
         Some(response) => response,
-        None => route(&app, &mut request, &id),
+        None => match publish::topic(&path) {
+            Some(topic) => publish::answer(&app, topic, request, &id).await,
+            None => route(&app, &mut request, &id),
+        },
     };
-    response.headers_mut().insert(REQUEST_ID, id.0);
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id.0);
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    cors(headers, allow);
     Ok(response)
 }
 
@@ -38,6 +51,9 @@ fn reject(app: &App, request: &Request<Incoming>) -> Option<Response> {
     }
     if let Err(sentence) = app.config.allowed_origins.check(request.headers()) {
         return Some(failure(StatusCode::FORBIDDEN, &sentence));
+    }
+    if request.method() == Method::OPTIONS {
+        return Some(preflight(request.headers()));
     }
     let connection = request.extensions().get::<Arc<Connection>>();
     if connection.is_some_and(|connection| connection.overload) {
@@ -102,6 +118,36 @@ fn route(app: &Arc<App>, request: &mut Request<Incoming>, id: &RequestId) -> Res
     };
     let upgrade = request.extensions_mut().remove();
     websocket::answer(app, origin, ack, key, upgrade)
+}
+
+/// Lets a page of a listed origin read the response.
+fn cors(headers: &mut HeaderMap, allow: Option<HeaderValue>) {
+    headers.append(VARY, HeaderValue::from_static("origin"));
+    if let Some(allow) = allow {
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allow);
+        let exposed = HeaderValue::from_static("date, etag, retry-after, x-request-id");
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+    }
+}
+
+/// The response to a CORS preflight: a page of a listed origin may send any header.
+fn preflight(request: &HeaderMap) -> Response {
+    let mut response =
+        warp::reply::with_status(warp::reply(), StatusCode::NO_CONTENT).into_response();
+    let headers = response.headers_mut();
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("GET, HEAD, POST"),
+    );
+    if let Some(requested) = request.get(ACCESS_CONTROL_REQUEST_HEADERS) {
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, requested.clone());
+    }
+    headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("3600"));
+    headers.append(
+        VARY,
+        HeaderValue::from_static("access-control-request-headers"),
+    );
+    response
 }
 
 /// A text response, as the contract has it.

@@ -13,7 +13,7 @@ use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer a
 use crate::Config;
 
 /// Properties that the order and the acknowledgement of frames depend on, so the user cannot set them.
-const RESERVED: [&str; 9] = [
+pub const RESERVED: [&str; 9] = [
     "enable.idempotence",
     "acks",
     "request.required.acks",
@@ -125,8 +125,22 @@ impl Kafka {
     }
 }
 
-/// CloudEvents in binary mode, the trace context and the request id.
 fn headers(origin: &Origin) -> OwnedHeaders {
+    cloud_event(
+        "herald.session.events",
+        Some("application/json"),
+        &origin.request_id,
+        origin.traceparent.as_deref(),
+    )
+}
+
+/// CloudEvents in binary mode, the trace context and the request id.
+pub fn cloud_event(
+    kind: &str,
+    content_type: Option<&str>,
+    request_id: &str,
+    traceparent: Option<&str>,
+) -> OwnedHeaders {
     let id = format!("{:032x}", rand::random::<u128>());
     let time = format!("{:.3}", Timestamp::now());
     let mut headers = OwnedHeaders::new();
@@ -134,11 +148,11 @@ fn headers(origin: &Origin) -> OwnedHeaders {
         ("ce_specversion", Some("1.0")),
         ("ce_id", Some(id.as_str())),
         ("ce_source", Some("/herald/gateway")),
-        ("ce_type", Some("herald.session.events")),
+        ("ce_type", Some(kind)),
         ("ce_time", Some(time.as_str())),
-        ("content-type", Some("application/json")),
-        ("traceparent", origin.traceparent.as_deref()),
-        ("x-request-id", Some(origin.request_id.as_str())),
+        ("content-type", content_type),
+        ("traceparent", traceparent),
+        ("x-request-id", Some(request_id)),
     ] {
         if value.is_some() {
             headers = headers.insert(Header { key, value });

@@ -4,6 +4,7 @@ mod config;
 mod http;
 mod kafka;
 mod metrics;
+mod publish;
 mod websocket;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use tokio_util::task::TaskTracker;
 pub use crate::config::Config;
 use crate::kafka::Kafka;
 use crate::metrics::Metrics;
+use crate::publish::Publisher;
 
 /// The sockets of a gateway.
 pub struct Listeners {
@@ -34,6 +36,7 @@ pub struct Listeners {
 struct App {
     config: Config,
     kafka: Kafka,
+    publisher: Publisher,
     drain: Drain,
     metrics: Metrics,
     server_metrics: ServerMetrics,
@@ -60,6 +63,7 @@ pub async fn run(
         tracing::info!(%public, %admin, "listening");
     }
     let kafka = Kafka::new(&config)?;
+    let publisher = Publisher::new(&config)?;
     // Operators also observe the drain.
     let ended = CancellationToken::new();
     let _ended = ended.clone().drop_guard();
@@ -73,6 +77,7 @@ pub async fn run(
     let tasks = TaskTracker::new();
     let app = Arc::new(App {
         kafka,
+        publisher,
         drain: Drain::new(config.drain_window),
         metrics,
         server_metrics: server_metrics.clone(),

@@ -9,6 +9,8 @@ pub struct Metrics {
     pub sockets: IntGauge,
     /// Frames that Kafka has acknowledged.
     pub published: IntCounter,
+    /// Messages of HTTP clients that Kafka has acknowledged.
+    pub messages: IntCounter,
     /// Invalid frames, by the rule that they break.
     pub invalid: IntCounterVec,
     /// Connections that were closed, by reason.
@@ -23,6 +25,10 @@ impl Metrics {
             published: IntCounter::new(
                 "herald_gateway_frames_published_total",
                 "frames acknowledged by Kafka",
+            )?,
+            messages: IntCounter::new(
+                "herald_gateway_messages_published_total",
+                "messages published over HTTP and acknowledged by Kafka",
             )?,
             invalid: IntCounterVec::new(
                 Opts::new(
@@ -45,6 +51,9 @@ impl Metrics {
         metrics
             .registry
             .register(Box::new(metrics.published.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.messages.clone()))?;
         metrics
             .registry
             .register(Box::new(metrics.invalid.clone()))?;

@@ -1,5 +1,8 @@
 //! The gateway as a client sees it, with real Kafka.
 
+mod http;
+mod publish;
+
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};

@@ -1,0 +1,275 @@
+//! `POST /topics/<topic>/messages`: any program that can send HTTP publishes to the topics of `--publish-topics`.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use herald_runtime::http::{Action, RequestId, authorize, failure, unavailable};
+use herald_runtime::kafka::{Context, create};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, StatusCode};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use warp::Reply as _;
+use warp::reply::Response;
+
+use crate::kafka::{RESERVED, cloud_event, traceparent};
+use crate::{App, Config};
+
+/// The time within which a client must have sent the body.
+const BODY: Duration = Duration::from_secs(30);
+
+/// After how many seconds a client should try again.
+const RETRY_AFTER: u32 = 5;
+
+/// The topics that may be published to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PublishTopics(Vec<String>);
+
+impl FromStr for PublishTopics {
+    type Err = String;
+
+    fn from_str(list: &str) -> Result<Self, String> {
+        let names = list.split(',').map(str::trim);
+        let names: Vec<String> = names
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+            .collect();
+        let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        match names
+            .iter()
+            .find(|name| name.len() > 249 || !name.bytes().all(is_legal))
+        {
+            Some(name) => Err(format!("{name:?} is not the name of a topic")),
+            None => Ok(Self(names)),
+        }
+    }
+}
+
+/// Publishes the messages of HTTP clients. Its producer is not that of the frames, whose records never expire: a message that the
+/// client was told is not acknowledged must not be published minutes later.
+pub struct Publisher {
+    /// `None` if no topic may be published to.
+    producer: Option<FutureProducer<Context>>,
+    topics: PublishTopics,
+    /// Kilobytes of bodies that may be in memory.
+    room: Semaphore,
+}
+
+impl Publisher {
+    /// # Errors
+    ///
+    /// If librdkafka rejects a property. An unreachable Kafka is not an error.
+    pub fn new(config: &Config) -> anyhow::Result<Self> {
+        let wait = config.message_timeout.as_millis().max(1).to_string();
+        let defaults = [
+            ("enable.idempotence", "true"),
+            ("acks", "all"),
+            ("message.timeout.ms", wait.as_str()),
+            ("linger.ms", "1"),
+            ("partitioner", "murmur2_random"),
+            ("allow.auto.create.topics", "false"),
+            // So that a topic that does not exist is reported before the message expires.
+            ("topic.metadata.propagation.max.ms", "2000"),
+        ];
+        let topics = config.publish_topics.clone();
+        let producer = if topics.0.is_empty() {
+            None
+        } else {
+            let client = config
+                .kafka
+                .client_config("herald-gateway-http", &defaults, &RESERVED)?;
+            Some(create(&client, Context::new())?)
+        };
+        Ok(Self {
+            producer,
+            topics,
+            room: Semaphore::new(config.total_buffer_kbytes as usize),
+        })
+    }
+}
+
+/// The topic of a path such as `/topics/dev-topic/messages`.
+pub fn topic(path: &str) -> Option<&str> {
+    let topic = path.strip_prefix("/topics/")?.strip_suffix("/messages")?;
+    (!topic.is_empty() && !topic.contains('/')).then_some(topic)
+}
+
+/// Answers after Kafka has acknowledged the message.
+pub async fn answer(
+    app: &Arc<App>,
+    topic: &str,
+    request: Request<Incoming>,
+    id: &RequestId,
+) -> Response {
+    match publish(app, topic, request, id).await {
+        Ok(response) | Err(response) => response,
+    }
+}
+
+async fn publish(
+    app: &App,
+    topic: &str,
+    request: Request<Incoming>,
+    id: &RequestId,
+) -> Result<Response, Response> {
+    if request.method() != Method::POST {
+        let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, "publish with POST");
+        let allow = HeaderValue::from_static("POST");
+        response.headers_mut().insert(ALLOW, allow);
+        return Err(response);
+    }
+    let publisher = &app.publisher;
+    let listed = publisher.topics.0.iter().any(|name| name == topic);
+    let Some(producer) = publisher.producer.as_ref().filter(|_| listed) else {
+        let sentence =
+            format!("topic {topic:?} cannot be published to; add it to --publish-topics");
+        return Err(failure(StatusCode::NOT_FOUND, &sentence));
+    };
+    if let Err(sentence) = authorize(request.headers(), Action::Write, topic) {
+        return Err(failure(StatusCode::FORBIDDEN, &sentence));
+    }
+    let key = key(request.uri().query().unwrap_or_default())?;
+    let (head, body) = request.into_parts();
+    let max = app.config.max_message_bytes as usize;
+    // Without a `Content-Length`, the body may be as large as any.
+    let bytes = body.size_hint().upper().map_or(max, |n| n as usize);
+    if bytes > max {
+        return Err(too_large(max));
+    }
+    let kbytes = bytes.div_ceil(1 << 10).max(1) as u32;
+    let Ok(_room) = publisher.room.try_acquire_many(kbytes) else {
+        let sentence = "too many messages are waiting for kafka; try again in a moment";
+        return Err(unavailable(sentence, RETRY_AFTER));
+    };
+    let value = match timeout(BODY, Limited::new(body, max).collect()).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large(max)),
+        Ok(Err(_)) => return Err(failure(StatusCode::BAD_REQUEST, "the body is incomplete")),
+        Err(_) => {
+            let sentence = format!("the body did not arrive within {BODY:?}");
+            return Err(failure(StatusCode::REQUEST_TIMEOUT, &sentence));
+        }
+    };
+
+    let text = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
+    let headers = cloud_event(
+        "herald.message",
+        text(CONTENT_TYPE.as_str()),
+        id.as_str(),
+        text("traceparent").and_then(traceparent).as_deref(),
+    );
+    let mut record = FutureRecord::to(topic).payload(&value[..]).headers(headers);
+    if let Some(key) = &key {
+        record = record.key(key);
+    }
+    let delivery = producer
+        .send_result(record)
+        .map_err(|(error, _)| failed(topic, id, &error))?;
+    // librdkafka expires messages once a second, and waits for a request that is under way.
+    let wait = app.config.message_timeout;
+    match timeout(wait + Duration::from_secs(2), delivery).await {
+        Ok(Ok(Ok(delivery))) => {
+            app.metrics.messages.inc();
+            let (partition, offset) = (delivery.partition, delivery.offset);
+            let body = json!({"topic": topic, "partition": partition, "offset": offset});
+            let response = warp::reply::json(&body);
+            Ok(warp::reply::with_header(response, CACHE_CONTROL, "no-store").into_response())
+        }
+        Ok(Ok(Err((error, _)))) => Err(failed(topic, id, &error)),
+        Ok(Err(_)) | Err(_) => Err(failed(
+            topic,
+            id,
+            &KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut),
+        )),
+    }
+}
+
+/// The `key` parameter, which becomes the record's key.
+fn key(query: &str) -> Result<Option<String>, Response> {
+    let parameters: Vec<(String, String)> = serde_urlencoded::from_str(query).unwrap_or_default();
+    let mut key = None;
+    for (name, value) in parameters {
+        if name != "key" {
+            let sentence = format!("there is no parameter {name:?} here; only key");
+            return Err(failure(StatusCode::BAD_REQUEST, &sentence));
+        }
+        if key.replace(value).is_some() {
+            return Err(failure(StatusCode::BAD_REQUEST, "give key once"));
+        }
+    }
+    Ok(key)
+}
+
+fn too_large(max: usize) -> Response {
+    let sentence = format!("the message is over {max} bytes (--max-message-bytes)");
+    failure(StatusCode::PAYLOAD_TOO_LARGE, &sentence)
+}
+
+/// The response to a message that Kafka has not acknowledged.
+fn failed(topic: &str, id: &RequestId, error: &KafkaError) -> Response {
+    let request_id = id.as_str();
+    tracing::warn!(request_id, topic, %error, "cannot publish a message");
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
+            let sentence = "the message is larger than kafka accepts for this topic";
+            failure(StatusCode::PAYLOAD_TOO_LARGE, sentence)
+        }
+        Some(
+            RDKafkaErrorCode::UnknownTopic
+            | RDKafkaErrorCode::UnknownTopicOrPartition
+            | RDKafkaErrorCode::UnknownPartition,
+        ) => {
+            let sentence = format!("topic {topic:?} does not exist in kafka");
+            unavailable(&sentence, RETRY_AFTER)
+        }
+        Some(RDKafkaErrorCode::QueueFull) => {
+            let sentence = "too many messages are waiting for kafka; try again in a moment";
+            unavailable(sentence, RETRY_AFTER)
+        }
+        Some(RDKafkaErrorCode::MessageTimedOut) => {
+            let sentence = "kafka did not acknowledge the message in time; it may have been published all the same";
+            unavailable(sentence, RETRY_AFTER)
+        }
+        _ => unavailable(
+            &format!("kafka did not accept the message: {error}"),
+            RETRY_AFTER,
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_names_one_topic() {
+        assert_eq!(topic("/topics/dev-topic/messages"), Some("dev-topic"));
+        for other in [
+            "/topics//messages",
+            "/topics/a/b/messages",
+            "/topics/a",
+            "/topics",
+        ] {
+            assert_eq!(topic(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_topics_may_be_empty_and_names_what_is_no_topic() {
+        assert_eq!("".parse(), Ok(PublishTopics::default()));
+        let two = PublishTopics(vec!["a".to_owned(), "b.c".to_owned()]);
+        assert_eq!("a, b.c,".parse(), Ok(two));
+        assert!(
+            "a,b c"
+                .parse::<PublishTopics>()
+                .unwrap_err()
+                .contains("b c")
+        );
+    }
+}
