@@ -11,6 +11,7 @@ use herald_runtime::http::{Hosts, Origins};
 use herald_runtime::kafka::KafkaArgs;
 
 use crate::publish::PublishTopics;
+use crate::rates::RateArgs;
 
 /// Publishes the session events that clients send over WebSocket to a Kafka topic.
 #[derive(Clone, Debug, Parser)]
@@ -87,6 +88,9 @@ pub struct Config {
     /// How long a message that is published over HTTP may wait for Kafka before its client receives status 503.
     #[arg(long, env, default_value = "10s", value_parser = duration)]
     pub message_timeout: Duration,
+
+    #[command(flatten)]
+    pub rates: RateArgs,
 
     /// How long new connections are still accepted after SIGTERM, because load balancers react with a delay.
     #[arg(long, env, default_value = "5s", value_parser = duration)]

@@ -18,6 +18,7 @@ use warp::reply::Response;
 
 use crate::App;
 use crate::kafka::{Origin, traceparent};
+use crate::rates::{Client, Kind};
 use crate::{publish, websocket};
 
 /// Answers one request, with its id.
@@ -25,11 +26,17 @@ pub async fn answer(app: Arc<App>, mut request: Request<Incoming>) -> Result<Res
     let id = RequestId::of(request.headers());
     let path = request.uri().path().to_owned();
     let allow = app.config.allowed_origins.allow_header(request.headers());
-    let mut response = match reject(&app, &request) {
+    let client = app.rates.client(&request);
+    let kind = match path.as_str() {
+        "/websocket" => Kind::Connections,
+        _ => Kind::Requests,
+    };
+    let rejected = reject(&app, &request).or_else(|| app.rates.reject(&client, kind, 1));
+    let mut response = match rejected {
         Some(response) => response,
         None => match publish::topic(&path) {
-            Some(topic) => publish::answer(&app, topic, request, &id).await,
-            None => route(&app, &mut request, &id),
+            Some(topic) => publish::answer(&app, topic, request, &client, &id).await,
+            None => route(&app, &mut request, client, &id),
         },
     };
     let headers = response.headers_mut();
@@ -73,7 +80,12 @@ fn reject(app: &App, request: &Request<Incoming>) -> Option<Response> {
     None
 }
 
-fn route(app: &Arc<App>, request: &mut Request<Incoming>, id: &RequestId) -> Response {
+fn route(
+    app: &Arc<App>,
+    request: &mut Request<Incoming>,
+    client: Client,
+    id: &RequestId,
+) -> Response {
     if request.uri().path() != "/websocket" {
         return failure(
             StatusCode::NOT_FOUND,
@@ -117,7 +129,7 @@ fn route(app: &Arc<App>, request: &mut Request<Incoming>, id: &RequestId) -> Res
         traceparent: trace.and_then(traceparent),
     };
     let upgrade = request.extensions_mut().remove();
-    websocket::answer(app, origin, ack, key, upgrade)
+    websocket::answer(app, origin, client, ack, key, upgrade)
 }
 
 /// Lets a page of a listed origin read the response.

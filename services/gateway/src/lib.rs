@@ -1,10 +1,12 @@
 //! Session events from clients to Kafka: each valid frame of a WebSocket becomes one record, in the order of its session.
 
+mod address;
 mod config;
 mod http;
 mod kafka;
 mod metrics;
 mod publish;
+mod rates;
 mod websocket;
 
 use std::sync::Arc;
@@ -23,6 +25,7 @@ pub use crate::config::Config;
 use crate::kafka::Kafka;
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
+use crate::rates::Rates;
 
 /// The sockets of a gateway.
 pub struct Listeners {
@@ -37,6 +40,7 @@ struct App {
     config: Config,
     kafka: Kafka,
     publisher: Publisher,
+    rates: Arc<Rates>,
     drain: Drain,
     metrics: Metrics,
     server_metrics: ServerMetrics,
@@ -64,6 +68,9 @@ pub async fn run(
     }
     let kafka = Kafka::new(&config)?;
     let publisher = Publisher::new(&config)?;
+    let largest = config.max_frame_bytes.max(config.max_message_bytes);
+    let rates = Arc::new(Rates::new(&config.rates, largest)?);
+    metrics.registry.register(Box::new(rates.metric()))?;
     // Operators also observe the drain.
     let ended = CancellationToken::new();
     let _ended = ended.clone().drop_guard();
@@ -74,10 +81,12 @@ pub async fn run(
         ended,
     ));
     let watching = tokio::spawn(kafka.clone().watch(readiness.clone()));
+    let pruning = tokio::spawn(rates.clone().prune());
     let tasks = TaskTracker::new();
     let app = Arc::new(App {
         kafka,
         publisher,
+        rates: rates.clone(),
         drain: Drain::new(config.drain_window),
         metrics,
         server_metrics: server_metrics.clone(),
@@ -109,6 +118,7 @@ pub async fn run(
     }
     // Load balancers notice the shutdown with a delay.
     watching.abort();
+    pruning.abort();
     readiness.drain();
     app.drain.reject();
     tracing::info!(delay = ?app.config.drain_delay, window = ?app.config.drain_window, "draining");

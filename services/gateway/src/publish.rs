@@ -19,6 +19,7 @@ use warp::Reply as _;
 use warp::reply::Response;
 
 use crate::kafka::{RESERVED, cloud_event, traceparent};
+use crate::rates::{Client, Kind};
 use crate::{App, Config};
 
 /// The time within which a client must have sent the body.
@@ -105,9 +106,10 @@ pub async fn answer(
     app: &Arc<App>,
     topic: &str,
     request: Request<Incoming>,
+    client: &Client,
     id: &RequestId,
 ) -> Response {
-    match publish(app, topic, request, id).await {
+    match publish(app, topic, request, client, id).await {
         Ok(response) | Err(response) => response,
     }
 }
@@ -116,6 +118,7 @@ async fn publish(
     app: &App,
     topic: &str,
     request: Request<Incoming>,
+    client: &Client,
     id: &RequestId,
 ) -> Result<Response, Response> {
     if request.method() != Method::POST {
@@ -134,7 +137,8 @@ async fn publish(
     if let Err(sentence) = authorize(request.headers(), Action::Write, topic) {
         return Err(failure(StatusCode::FORBIDDEN, &sentence));
     }
-    let key = key(request.uri().query().unwrap_or_default())?;
+    let key = key(request.uri().query().unwrap_or_default())
+        .map_err(|sentence| failure(StatusCode::BAD_REQUEST, &sentence))?;
     let (head, body) = request.into_parts();
     let max = app.config.max_message_bytes as usize;
     // Without a `Content-Length`, the body may be as large as any.
@@ -156,6 +160,9 @@ async fn publish(
             return Err(failure(StatusCode::REQUEST_TIMEOUT, &sentence));
         }
     };
+    if let Some(response) = app.rates.reject(client, Kind::Bytes, value.len()) {
+        return Err(response);
+    }
 
     let text = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
     let headers = cloud_event(
@@ -191,16 +198,16 @@ async fn publish(
 }
 
 /// The `key` parameter, which becomes the record's key.
-fn key(query: &str) -> Result<Option<String>, Response> {
-    let parameters: Vec<(String, String)> = serde_urlencoded::from_str(query).unwrap_or_default();
+fn key(query: &str) -> Result<Option<String>, String> {
+    let parameters: Vec<(String, String)> =
+        serde_urlencoded::from_str(query).map_err(|error| error.to_string())?;
     let mut key = None;
     for (name, value) in parameters {
         if name != "key" {
-            let sentence = format!("there is no parameter {name:?} here; only key");
-            return Err(failure(StatusCode::BAD_REQUEST, &sentence));
+            return Err(format!("there is no parameter {name:?} here; only key"));
         }
         if key.replace(value).is_some() {
-            return Err(failure(StatusCode::BAD_REQUEST, "give key once"));
+            return Err("give key once".to_owned());
         }
     }
     Ok(key)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use herald_events::{Frame, FrameError, Kind, Limits};
+use herald_events::{Frame, FrameError, Kind as EventKind, Limits};
 use herald_runtime::http::failure;
 use hyper::StatusCode;
 use hyper::header::{
@@ -28,6 +28,7 @@ use warp::reply::Response;
 
 use crate::App;
 use crate::kafka::Origin;
+use crate::rates::{Client, Kind};
 
 /// The interval between pings. A client that answers neither of two is considered disconnected.
 const PING: Duration = Duration::from_secs(25);
@@ -38,12 +39,16 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// How often a frame is offered again while the queue to Kafka is full.
 const FULL: Duration = Duration::from_millis(20);
 
+/// How long a rate limit may delay a frame. A client that would have to wait longer is told instead.
+const MAX_HELD: Duration = Duration::from_secs(5);
+
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// Answers the handshake; the frames are then read by a task of their own.
 pub fn answer(
     app: &Arc<App>,
     origin: Origin,
+    client: Client,
     ack: bool,
     key: Option<HeaderValue>,
     upgrade: Option<OnUpgrade>,
@@ -83,11 +88,13 @@ pub fn answer(
         let reader = Reader {
             app: app.clone(),
             origin,
+            client,
             ack,
             socket,
             in_flight: VecDeque::new(),
             bytes: 0,
             blocked: None,
+            held: None,
             invalid: 0,
         };
         let reason = reader.run().await;
@@ -110,6 +117,15 @@ struct InFlight {
     since: Instant,
 }
 
+/// A frame that a rate limit delays.
+struct Held {
+    text: Utf8Bytes,
+    /// See [`crate::rates::Rates::check`].
+    passed: usize,
+    since: Instant,
+    until: Instant,
+}
+
 /// Why a connection ends: the close code, the text for the client, and the label for metrics.
 struct End(CloseCode, &'static str, &'static str);
 
@@ -122,6 +138,7 @@ const TRY_LATER: End = End(
 struct Reader {
     app: Arc<App>,
     origin: Origin,
+    client: Client,
     ack: bool,
     socket: Socket,
     /// In the order in which they were sent.
@@ -129,6 +146,8 @@ struct Reader {
     bytes: usize,
     /// A frame that the full queue did not take; nothing more is read before it is taken.
     blocked: Option<(Utf8Bytes, Instant)>,
+    /// A frame that a rate limit delays; nothing more is read before its time has come.
+    held: Option<Held>,
     /// Invalid frames in a row.
     invalid: u32,
 }
@@ -165,7 +184,10 @@ impl Reader {
                 return Ok(end);
             }
             let config = &self.app.config;
-            let room = self.bytes < config.session_buffer_bytes as usize && self.blocked.is_none();
+            let room = self.bytes < config.session_buffer_bytes as usize
+                && self.blocked.is_none()
+                && self.held.is_none();
+            let held_until = self.held.as_ref().map(|held| held.until);
             let oldest = self.in_flight.front().map(|frame| frame.since);
             let oldest = oldest.or(self.blocked.as_ref().map(|(_, since)| *since));
             let expiry = oldest.map(|since| since + config.publish_timeout);
@@ -184,10 +206,18 @@ impl Reader {
                         self.publish(text, since)?;
                     }
                 }
+                () = sleep_until(held_until.unwrap_or(next_ping)), if held_until.is_some() && ending.is_none() => {
+                    if let Some(held) = self.held.take() {
+                        ending = self.admit(held).await?;
+                    }
+                }
                 incoming = self.socket.next(), if room && ending.is_none() => {
                     unanswered = 0;
                     match incoming {
-                        Some(Ok(Message::Text(text))) => ending = self.frame(text).await?,
+                        Some(Ok(Message::Text(text))) => {
+                            let now = Instant::now();
+                            ending = self.admit(Held { text, passed: 0, since: now, until: now }).await?;
+                        }
                         Some(Ok(Message::Binary(_))) => {
                             ending = self.reject(None, "binary", "a frame must be text, not binary").await?;
                         }
@@ -220,6 +250,27 @@ impl Reader {
         }
     }
 
+    /// Handles a frame as soon as the rate limits allow it.
+    async fn admit(&mut self, mut held: Held) -> Result<Option<End>, &'static str> {
+        let costs = [(Kind::Frames, 1), (Kind::Bytes, held.text.len())];
+        let rates = self.app.rates.clone();
+        let Err(exceeded) = rates.check(&self.client, &costs, &mut held.passed) else {
+            return self.frame(held.text).await;
+        };
+        if held.until == held.since {
+            rates.count(&exceeded);
+        }
+        held.until = Instant::now() + exceeded.wait;
+        if held.until <= held.since + MAX_HELD {
+            self.held = Some(held);
+            return Ok(None);
+        }
+        let error = json!({"type": "error", "element": null, "error": exceeded.sentence()});
+        self.send(Message::text(error.to_string())).await?;
+        let text = "too many frames or bytes per second";
+        Ok(Some(End(CloseCode::Policy, text, "rate-limit")))
+    }
+
     /// Checks and publishes a frame. Returns how the connection ends, if it does.
     async fn frame(&mut self, text: Utf8Bytes) -> Result<Option<End>, &'static str> {
         let limits = Limits {
@@ -229,7 +280,7 @@ impl Reader {
             frame
                 .events
                 .last()
-                .is_some_and(|event| event.kind == Kind::End)
+                .is_some_and(|event| event.kind == EventKind::End)
         });
         match checked {
             Err(FrameError { element, rule }) => {

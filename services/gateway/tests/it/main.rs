@@ -2,6 +2,7 @@
 
 mod http;
 mod publish;
+mod rates;
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! The accept loop: connections with deadlines, a cap and small buffers, so that no client can hold an unused one.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -98,6 +99,8 @@ impl ServerMetrics {
 #[derive(Debug)]
 pub struct Connection {
     socket: Weak<Socket>,
+    /// The address at its other end: a client's, or a proxy's.
+    pub peer: SocketAddr,
     /// Whether it is over the cap.
     pub overload: bool,
     accepted: Instant,
@@ -252,10 +255,10 @@ pub async fn serve<F, B>(
             }
             listener.accept().await
         };
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             () = shutdown.cancelled() => return,
             accepted = room => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Usually out of file descriptors: accepting again immediately would only spin.
                     tracing::warn!(%error, "cannot accept a connection");
@@ -273,6 +276,7 @@ pub async fn serve<F, B>(
         });
         let connection = Arc::new(Connection {
             socket: Arc::downgrade(&socket),
+            peer,
             overload: count > limits.connections,
             accepted: Instant::now(),
             requested: AtomicBool::new(false),
