@@ -19,7 +19,7 @@ use warp::reply::Response;
 use crate::App;
 use crate::kafka::{Origin, traceparent};
 use crate::rates::{Client, Kind};
-use crate::{publish, websocket};
+use crate::{page, publish, websocket};
 
 /// Answers one request, with its id.
 pub async fn answer(app: Arc<App>, mut request: Request<Incoming>) -> Result<Response, Infallible> {
@@ -86,10 +86,13 @@ fn route(
     client: Client,
     id: &RequestId,
 ) -> Response {
+    if let Some(response) = page::file(request.method(), request.uri().path()) {
+        return response;
+    }
     if request.uri().path() != "/websocket" {
         return failure(
             StatusCode::NOT_FOUND,
-            "nothing is served here; connect to /websocket",
+            "there is nothing at this address; /openapi.json lists the endpoints",
         );
     }
     if request.method() != Method::GET {

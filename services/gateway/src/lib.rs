@@ -5,6 +5,7 @@ mod config;
 mod http;
 mod kafka;
 mod metrics;
+mod page;
 mod publish;
 mod rates;
 mod websocket;

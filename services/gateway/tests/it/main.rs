@@ -1,6 +1,7 @@
 //! The gateway as a client sees it, with real Kafka.
 
 mod http;
+mod page;
 mod publish;
 mod rates;
 
