@@ -27,7 +27,7 @@ pub struct Config {
     #[command(flatten)]
     pub kafka: KafkaArgs,
 
-    /// Topic that the frames are published to. It must exist.
+    /// Topic that the frames are published to. It must exist, and accept batches of 64 KiB (`max.message.bytes`).
     #[arg(long, env, default_value = "websocket.events")]
     pub events_topic: String,
 
@@ -117,5 +117,11 @@ impl Config {
              or open connections are cut off",
             self.drain_window
         )))
+    }
+
+    /// The time that a shutdown may still take, `since` it began, with a reserve for exiting.
+    pub fn shutdown_left(&self, since: Duration) -> Duration {
+        const EXIT: Duration = Duration::from_millis(500);
+        self.common.shutdown_grace.saturating_sub(since + EXIT)
     }
 }

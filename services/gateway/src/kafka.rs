@@ -25,7 +25,17 @@ pub const RESERVED: [&str; 9] = [
     "delivery.report.only.error",
 ];
 
+/// Every topic accepts at least this.
+const BATCH_BYTES: &str = "65536";
+
+/// How often the producer is checked for a fatal error.
+const CHECK: Duration = Duration::from_millis(500);
+
 /// Publishes frames.
+///
+/// A frame that is not acknowledged may be in the topic or not, and may still be written later: librdkafka keeps it until Kafka
+/// answers, also after its connection was closed. A client that sends it again has it published at least once. An acknowledged
+/// frame is on all in-sync replicas.
 #[derive(Clone)]
 pub struct Kafka {
     producer: FutureProducer<Context>,
@@ -53,6 +63,9 @@ impl Kafka {
             ("message.timeout.ms", "0"),
             ("queue.buffering.max.kbytes", kbytes.as_str()),
             ("linger.ms", "1"),
+            // Kafka rejects a batch as a whole. A frame that is larger than this is alone in its batch, so that one that is too
+            // large for the topic takes no other one with it.
+            ("batch.size", BATCH_BYTES),
             // The partitioner of the Java and JavaScript clients, so that a session stays in its partition.
             ("partitioner", "murmur2_random"),
             ("allow.auto.create.topics", "false"),
@@ -89,6 +102,29 @@ impl Kafka {
             }
             Err((error, _)) => Err(error),
         }
+    }
+
+    /// Waits until the producer can no longer guarantee the order of frames, and returns why. Only a new process can go on: it
+    /// gets a new id from Kafka.
+    pub async fn failed(self) -> anyhow::Error {
+        loop {
+            if let Some((code, reason)) = self.producer.client().fatal_error() {
+                return anyhow::anyhow!("the Kafka producer failed: {reason} ({code})");
+            }
+            tokio::time::sleep(CHECK).await;
+        }
+    }
+
+    /// Waits until Kafka has acknowledged every frame, for `limit` at most. Returns how many it has not.
+    pub async fn flush(&self, limit: Duration) -> i32 {
+        let producer = self.producer.clone();
+        tokio::task::spawn_blocking(move || {
+            // The remaining number says more than a timeout.
+            _ = producer.flush(limit);
+            producer.in_flight_count()
+        })
+        .await
+        .expect("flushing does not panic")
     }
 
     /// Reports ready once Kafka knows the topic, and afterwards notes when it does not answer.

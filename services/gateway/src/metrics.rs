@@ -11,6 +11,10 @@ pub struct Metrics {
     pub published: IntCounter,
     /// Messages of HTTP clients that Kafka has acknowledged.
     pub messages: IntCounter,
+    /// Bytes of frames that were read and not answered yet.
+    pub unanswered: IntGauge,
+    /// Connections that are not read, because their frames wait for Kafka.
+    pub paused: IntGauge,
     /// Invalid frames, by the rule that they break.
     pub invalid: IntCounterVec,
     /// Connections that were closed, by reason.
@@ -29,6 +33,14 @@ impl Metrics {
             messages: IntCounter::new(
                 "herald_gateway_messages_published_total",
                 "messages published over HTTP and acknowledged by Kafka",
+            )?,
+            unanswered: IntGauge::new(
+                "herald_gateway_unanswered_bytes",
+                "bytes of frames that wait for Kafka, on connections that are open",
+            )?,
+            paused: IntGauge::new(
+                "herald_gateway_sockets_paused",
+                "WebSocket connections that are not read, because their frames wait for Kafka",
             )?,
             invalid: IntCounterVec::new(
                 Opts::new(
@@ -54,6 +66,12 @@ impl Metrics {
         metrics
             .registry
             .register(Box::new(metrics.messages.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.unanswered.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.paused.clone()))?;
         metrics
             .registry
             .register(Box::new(metrics.invalid.clone()))?;

@@ -1,7 +1,5 @@
 //! WebSocket: text frames from the client, each published to Kafka as it is.
 
-use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +12,7 @@ use hyper::header::{
 };
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use rdkafka::producer::DeliveryFuture;
-use rdkafka::producer::future_producer::Delivery;
+use prometheus::IntGauge;
 use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
@@ -27,6 +24,7 @@ use warp::Reply as _;
 use warp::reply::Response;
 
 use crate::App;
+use crate::in_flight::{Answer, InFlight, Rejection};
 use crate::kafka::Origin;
 use crate::rates::{Client, Kind};
 
@@ -91,10 +89,11 @@ pub fn answer(
             client,
             ack,
             socket,
-            in_flight: VecDeque::new(),
-            bytes: 0,
+            in_flight: InFlight::new(app.metrics.unanswered.clone()),
             blocked: None,
             held: None,
+            paused: None,
+            ending: None,
             invalid: 0,
         };
         let reason = reader.run().await;
@@ -110,11 +109,11 @@ pub fn answer(
     response
 }
 
-/// A frame that Kafka has not acknowledged.
-struct InFlight {
-    delivery: Pin<Box<DeliveryFuture>>,
-    bytes: usize,
+/// A frame that librdkafka's full queue did not take.
+struct Blocked {
+    text: Utf8Bytes,
     since: Instant,
+    is_end: bool,
 }
 
 /// A frame that a rate limit delays.
@@ -126,6 +125,22 @@ struct Held {
     until: Instant,
 }
 
+/// Counts a connection that is not read, because Kafka does not keep up.
+struct Paused(IntGauge);
+
+impl Paused {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Why a connection ends: the close code, the text for the client, and the label for metrics.
 struct End(CloseCode, &'static str, &'static str);
 
@@ -135,19 +150,26 @@ const TRY_LATER: End = End(
     "kafka",
 );
 
+/// Reads one connection.
+///
+/// Every frame has at most one answer, and the answers have the order of the frames. A frame that breaks a rule, or that Kafka
+/// rejects for what it is, has an error as its answer and leaves the others alone. If Kafka accepts none, the connection is closed
+/// with code 1013, and nothing after the last answer is known: a frame may be in Kafka, may still be written later, or be lost.
+/// The client sends it again; equal frames of a session count once.
 struct Reader {
     app: Arc<App>,
     origin: Origin,
     client: Client,
     ack: bool,
     socket: Socket,
-    /// In the order in which they were sent.
-    in_flight: VecDeque<InFlight>,
-    bytes: usize,
-    /// A frame that the full queue did not take; nothing more is read before it is taken.
-    blocked: Option<(Utf8Bytes, Instant)>,
-    /// A frame that a rate limit delays; nothing more is read before its time has come.
+    in_flight: InFlight,
+    /// Nothing more is read before it is taken.
+    blocked: Option<Blocked>,
+    /// Nothing more is read before its time has come.
     held: Option<Held>,
+    paused: Option<Paused>,
+    /// How the connection ends once every frame is answered; nothing more is read.
+    ending: Option<End>,
     /// Invalid frames in a row.
     invalid: u32,
 }
@@ -173,54 +195,60 @@ impl Reader {
 
     async fn read(&mut self) -> Result<End, &'static str> {
         let mut drained = std::pin::pin!(self.app.drain.deadline());
-        let mut ending: Option<End> = None;
         let mut next_ping = Instant::now() + PING;
         let mut unanswered = 0;
         loop {
             if self.in_flight.is_empty()
                 && self.blocked.is_none()
-                && let Some(end) = ending.take()
+                && let Some(end) = self.ending.take()
             {
                 return Ok(end);
             }
             let config = &self.app.config;
-            let room = self.bytes < config.session_buffer_bytes as usize
-                && self.blocked.is_none()
-                && self.held.is_none();
+            let buffer = config.session_buffer_bytes as usize;
+            let room = self.in_flight.bytes() < buffer && self.blocked.is_none();
+            if room {
+                self.paused = None;
+            } else if self.paused.is_none() {
+                self.paused = Some(Paused::new(&self.app.metrics.paused));
+            }
+            let room = room && self.held.is_none();
             let held_until = self.held.as_ref().map(|held| held.until);
-            let oldest = self.in_flight.front().map(|frame| frame.since);
-            let oldest = oldest.or(self.blocked.as_ref().map(|(_, since)| *since));
+            let oldest = self.in_flight.since();
+            let oldest = oldest.or(self.blocked.as_ref().map(|frame| frame.since));
             let expiry = oldest.map(|since| since + config.publish_timeout);
             tokio::select! {
-                () = &mut drained, if ending.is_none() => {
-                    ending = Some(End(CloseCode::Away, "this replica is shutting down", "drain"));
+                () = &mut drained, if self.ending.is_none() => {
+                    self.ending = Some(End(CloseCode::Away, "this replica is shutting down", "drain"));
                 }
-                acknowledged = first(&mut self.in_flight) => {
-                    if let Some(end) = self.acknowledged(acknowledged).await? {
+                answer = self.in_flight.next() => {
+                    if let Some(end) = self.answer(answer).await? {
                         return Ok(end);
                     }
                 }
                 () = sleep_until(expiry.unwrap_or(next_ping)), if expiry.is_some() => return Ok(TRY_LATER),
                 () = sleep(FULL), if self.blocked.is_some() => {
-                    if let Some((text, since)) = self.blocked.take() {
-                        self.publish(text, since)?;
+                    if let Some(frame) = self.blocked.take() {
+                        self.publish(frame);
                     }
                 }
-                () = sleep_until(held_until.unwrap_or(next_ping)), if held_until.is_some() && ending.is_none() => {
+                () = sleep_until(held_until.unwrap_or(next_ping)), if held_until.is_some() && self.ending.is_none() => {
                     if let Some(held) = self.held.take() {
-                        ending = self.admit(held).await?;
+                        self.admit(held);
                     }
                 }
-                incoming = self.socket.next(), if room && ending.is_none() => {
+                incoming = self.socket.next(), if room && self.ending.is_none() => {
                     unanswered = 0;
                     match incoming {
                         Some(Ok(Message::Text(text))) => {
                             let now = Instant::now();
-                            ending = self.admit(Held { text, passed: 0, since: now, until: now }).await?;
+                            self.admit(Held { text, passed: 0, since: now, until: now });
                         }
-                        Some(Ok(Message::Binary(_))) => {
-                            ending = self.reject(None, "binary", "a frame must be text, not binary").await?;
-                        }
+                        Some(Ok(Message::Binary(_))) => self.reject(Rejection {
+                            element: None,
+                            label: "binary",
+                            sentence: "a frame must be text, not binary".to_owned(),
+                        }),
                         Some(Ok(Message::Close(_))) => {
                             _ = timeout(CLOSING, async { while let Some(Ok(_)) = self.socket.next().await {} }).await;
                             return Err("client");
@@ -228,11 +256,11 @@ impl Reader {
                         Some(Ok(_)) => self.flush().await?,
                         Some(Err(Error::Capacity(_))) => {
                             self.app.metrics.invalid.with_label_values(&["too-large"]).inc();
-                            ending = Some(End(CloseCode::Size, "the frame is too large", "too-large"));
+                            self.ending = Some(End(CloseCode::Size, "the frame is too large", "too-large"));
                         }
                         Some(Err(Error::Utf8(_))) => {
                             self.app.metrics.invalid.with_label_values(&["not-utf8"]).inc();
-                            ending = Some(End(CloseCode::Invalid, "the frame is not UTF-8", "not-utf8"));
+                            self.ending = Some(End(CloseCode::Invalid, "the frame is not UTF-8", "not-utf8"));
                         }
                         Some(Err(_)) | None => return Err("client"),
                     }
@@ -251,11 +279,11 @@ impl Reader {
     }
 
     /// Handles a frame as soon as the rate limits allow it.
-    async fn admit(&mut self, mut held: Held) -> Result<Option<End>, &'static str> {
+    fn admit(&mut self, mut held: Held) {
         let costs = [(Kind::Frames, 1), (Kind::Bytes, held.text.len())];
         let rates = self.app.rates.clone();
         let Err(exceeded) = rates.check(&self.client, &costs, &mut held.passed) else {
-            return self.frame(held.text).await;
+            return self.frame(held.text);
         };
         if held.until == held.since {
             rates.count(&exceeded);
@@ -263,16 +291,20 @@ impl Reader {
         held.until = Instant::now() + exceeded.wait;
         if held.until <= held.since + MAX_HELD {
             self.held = Some(held);
-            return Ok(None);
+            return;
         }
-        let error = json!({"type": "error", "element": null, "error": exceeded.sentence()});
-        self.send(Message::text(error.to_string())).await?;
+        let rejection = Rejection {
+            element: None,
+            label: "rate-limit",
+            sentence: exceeded.sentence(),
+        };
+        self.in_flight.rejected(rejection, false);
         let text = "too many frames or bytes per second";
-        Ok(Some(End(CloseCode::Policy, text, "rate-limit")))
+        self.ending = Some(End(CloseCode::Policy, text, "rate-limit"));
     }
 
-    /// Checks and publishes a frame. Returns how the connection ends, if it does.
-    async fn frame(&mut self, text: Utf8Bytes) -> Result<Option<End>, &'static str> {
+    /// Checks and publishes a frame.
+    fn frame(&mut self, text: Utf8Bytes) {
         let limits = Limits {
             events: self.app.config.max_frame_events as usize,
         };
@@ -283,55 +315,56 @@ impl Reader {
                 .is_some_and(|event| event.kind == EventKind::End)
         });
         match checked {
-            Err(FrameError { element, rule }) => {
-                self.reject(element, rule.label(), &rule.to_string()).await
-            }
+            Err(FrameError { element, rule }) => self.reject(Rejection {
+                element,
+                label: rule.label(),
+                sentence: rule.to_string(),
+            }),
             Ok(is_end) => {
                 self.invalid = 0;
-                self.publish(text, Instant::now())?;
-                Ok(is_end.then_some(End(
-                    CloseCode::Normal,
-                    "the session has ended",
-                    "session-end",
-                )))
-            }
-        }
-    }
-
-    fn publish(&mut self, text: Utf8Bytes, since: Instant) -> Result<(), &'static str> {
-        match self.app.kafka.publish(&self.origin, &text) {
-            Ok(Some(delivery)) => {
-                let bytes = text.len();
-                self.bytes += bytes;
-                let delivery = Box::pin(delivery);
-                self.in_flight.push_back(InFlight {
-                    delivery,
-                    bytes,
+                if is_end {
+                    self.ending = Some(End(
+                        CloseCode::Normal,
+                        "the session has ended",
+                        "session-end",
+                    ));
+                }
+                let since = Instant::now();
+                self.publish(Blocked {
+                    text,
                     since,
+                    is_end,
                 });
-                Ok(())
-            }
-            Ok(None) => {
-                self.blocked = Some((text, since));
-                Ok(())
-            }
-            Err(error) => {
-                self.log(&error.to_string());
-                Err("kafka")
             }
         }
     }
 
-    async fn acknowledged(
-        &mut self,
-        result: Option<Result<Delivery, String>>,
-    ) -> Result<Option<End>, &'static str> {
-        let Some(frame) = self.in_flight.pop_front() else {
-            return Ok(None);
-        };
-        self.bytes -= frame.bytes;
-        match result.unwrap_or_else(|| Err("the producer has ended".to_owned())) {
-            Ok(delivery) => {
+    fn publish(&mut self, frame: Blocked) {
+        let (bytes, since, is_end) = (frame.text.len(), frame.since, frame.is_end);
+        match self.app.kafka.publish(&self.origin, &frame.text) {
+            Ok(Some(delivery)) => self.in_flight.sent(delivery, bytes, since, is_end),
+            Ok(None) => self.blocked = Some(frame),
+            Err(error) => match Rejection::of(&error) {
+                Some(rejection) => self.in_flight.rejected(rejection, is_end),
+                None => self.in_flight.failed(error.to_string()),
+            },
+        }
+    }
+
+    /// Rejects an invalid frame, in its turn.
+    fn reject(&mut self, rejection: Rejection) {
+        self.in_flight.rejected(rejection, false);
+        self.invalid += 1;
+        if self.invalid >= self.app.config.max_invalid_frames {
+            let text = "too many invalid frames in a row";
+            self.ending = Some(End(CloseCode::Policy, text, "invalid"));
+        }
+    }
+
+    /// Answers the first frame in flight. Returns how the connection ends, if it does at once.
+    async fn answer(&mut self, answer: Answer) -> Result<Option<End>, &'static str> {
+        match answer {
+            Answer::Acknowledged(delivery) => {
                 self.app.metrics.published.inc();
                 if self.ack {
                     let (partition, offset) = (delivery.partition, delivery.offset);
@@ -341,30 +374,26 @@ impl Reader {
                 }
                 Ok(None)
             }
-            Err(error) => {
+            Answer::Rejected { rejection, is_end } => {
+                let Rejection {
+                    element,
+                    label,
+                    sentence,
+                } = rejection;
+                self.app.metrics.invalid.with_label_values(&[label]).inc();
+                let error = json!({"type": "error", "element": element, "error": sentence});
+                self.send(Message::text(error.to_string())).await?;
+                if is_end {
+                    // The end is not in Kafka, so the session goes on.
+                    self.ending = None;
+                }
+                Ok(None)
+            }
+            Answer::Failed(error) => {
                 self.log(&error);
                 Ok(Some(TRY_LATER))
             }
         }
-    }
-
-    /// Reports an invalid frame to the client.
-    async fn reject(
-        &mut self,
-        element: Option<usize>,
-        label: &str,
-        sentence: &str,
-    ) -> Result<Option<End>, &'static str> {
-        self.app.metrics.invalid.with_label_values(&[label]).inc();
-        let error = json!({"type": "error", "element": element, "error": sentence});
-        self.send(Message::text(error.to_string())).await?;
-        self.invalid += 1;
-        let repeated = self.invalid >= self.app.config.max_invalid_frames;
-        Ok(repeated.then_some(End(
-            CloseCode::Policy,
-            "too many invalid frames in a row",
-            "invalid",
-        )))
     }
 
     fn log(&self, error: &str) {
@@ -387,16 +416,5 @@ impl Reader {
             Ok(Err(_)) => Err("client"),
             Err(_) => Err("slow"),
         }
-    }
-}
-
-/// Kafka's result for the first frame, `None` if the producer has ended; pending if no frame is in flight.
-async fn first(in_flight: &mut VecDeque<InFlight>) -> Option<Result<Delivery, String>> {
-    match in_flight.front_mut() {
-        Some(frame) => match frame.delivery.as_mut().await {
-            Ok(result) => Some(result.map_err(|(error, _)| error.to_string())),
-            Err(_) => None,
-        },
-        None => std::future::pending().await,
     }
 }

@@ -1,7 +1,9 @@
 //! The gateway as a client sees it, with real Kafka.
 
+mod guarantees;
 mod http;
 mod page;
+mod process;
 mod publish;
 mod rates;
 
@@ -25,6 +27,7 @@ struct Gateway {
     kafka: String,
     topic: String,
     address: String,
+    run: tokio::task::JoinHandle<anyhow::Result<()>>,
     _stop: tokio_util::sync::DropGuard,
 }
 
@@ -50,11 +53,12 @@ async fn start(kafka: &str, topic: &str, options: &[&str]) -> Gateway {
     let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let shutdown = CancellationToken::new();
     let listeners = Listeners { public, admin };
-    tokio::spawn(gateway::run(config, listeners, shutdown.clone()));
+    let run = tokio::spawn(gateway::run(config, listeners, shutdown.clone()));
     Gateway {
         kafka: kafka.to_owned(),
         topic: topic.to_owned(),
         address,
+        run,
         _stop: shutdown.drop_guard(),
     }
 }
