@@ -15,6 +15,8 @@ pub struct Metrics {
     pub unanswered: IntGauge,
     /// Connections that are not read, because their frames wait for Kafka.
     pub paused: IntGauge,
+    /// Messages of HTTP clients that Kafka has not acknowledged, by reason.
+    pub messages_failed: IntCounterVec,
     /// Invalid frames, by the rule that they break.
     pub invalid: IntCounterVec,
     /// Connections that were closed, by reason.
@@ -41,6 +43,13 @@ impl Metrics {
             paused: IntGauge::new(
                 "herald_gateway_sockets_paused",
                 "WebSocket connections that are not read, because their frames wait for Kafka",
+            )?,
+            messages_failed: IntCounterVec::new(
+                Opts::new(
+                    "herald_gateway_messages_failed_total",
+                    "messages sent over HTTP that Kafka has not acknowledged, by reason",
+                ),
+                &["reason"],
             )?,
             invalid: IntCounterVec::new(
                 Opts::new(
@@ -72,6 +81,9 @@ impl Metrics {
         metrics
             .registry
             .register(Box::new(metrics.paused.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.messages_failed.clone()))?;
         metrics
             .registry
             .register(Box::new(metrics.invalid.clone()))?;

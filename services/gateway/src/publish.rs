@@ -7,10 +7,11 @@ use std::time::Duration;
 use herald_runtime::http::{Action, RequestId, authorize, failure, unavailable};
 use herald_runtime::kafka::{Context, create};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::future_producer::Delivery;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -23,7 +24,7 @@ use crate::rates::{Client, Kind};
 use crate::{App, Config};
 
 /// The time within which a client must have sent the body.
-const BODY: Duration = Duration::from_secs(30);
+const BODY: Duration = Duration::from_secs(10);
 
 /// After how many seconds a client should try again.
 const RETRY_AFTER: u32 = 5;
@@ -148,18 +149,9 @@ async fn publish(
     }
     let kbytes = bytes.div_ceil(1 << 10).max(1) as u32;
     let Ok(_room) = publisher.room.try_acquire_many(kbytes) else {
-        let sentence = "too many messages are waiting for kafka; try again in a moment";
-        return Err(unavailable(sentence, RETRY_AFTER));
+        return Err(failed(app, topic, id, RDKafkaErrorCode::QueueFull));
     };
-    let value = match timeout(BODY, Limited::new(body, max).collect()).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large(max)),
-        Ok(Err(_)) => return Err(failure(StatusCode::BAD_REQUEST, "the body is incomplete")),
-        Err(_) => {
-            let sentence = format!("the body did not arrive within {BODY:?}");
-            return Err(failure(StatusCode::REQUEST_TIMEOUT, &sentence));
-        }
-    };
+    let value = read(body, max).await?;
     if let Some(response) = app.rates.reject(client, Kind::Bytes, value.len()) {
         return Err(response);
     }
@@ -175,25 +167,46 @@ async fn publish(
     if let Some(key) = &key {
         record = record.key(key);
     }
+    let delivery = deliver(producer, record, app.config.message_timeout)
+        .await
+        .map_err(|code| failed(app, topic, id, code))?;
+    app.metrics.messages.inc();
+    let (partition, offset) = (delivery.partition, delivery.offset);
+    let body = json!({"topic": topic, "partition": partition, "offset": offset});
+    let response = warp::reply::json(&body);
+    Ok(warp::reply::with_header(response, CACHE_CONTROL, "no-store").into_response())
+}
+
+/// The whole body.
+async fn read(body: Incoming, max: usize) -> Result<Bytes, Response> {
+    match timeout(BODY, Limited::new(body, max).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(max)),
+        Ok(Err(_)) => Err(failure(StatusCode::BAD_REQUEST, "the body is incomplete")),
+        Err(_) => {
+            let sentence = format!("the body did not arrive within {BODY:?}");
+            Err(failure(StatusCode::REQUEST_TIMEOUT, &sentence))
+        }
+    }
+}
+
+/// Waits until Kafka has acknowledged the record.
+async fn deliver(
+    producer: &FutureProducer<Context>,
+    record: FutureRecord<'_, String, [u8]>,
+    wait: Duration,
+) -> Result<Delivery, RDKafkaErrorCode> {
+    let code = |error: &KafkaError| {
+        let code = error.rdkafka_error_code();
+        code.unwrap_or(RDKafkaErrorCode::Fail)
+    };
     let delivery = producer
         .send_result(record)
-        .map_err(|(error, _)| failed(topic, id, &error))?;
+        .map_err(|(error, _)| code(&error))?;
     // librdkafka expires messages once a second, and waits for a request that is under way.
-    let wait = app.config.message_timeout;
     match timeout(wait + Duration::from_secs(2), delivery).await {
-        Ok(Ok(Ok(delivery))) => {
-            app.metrics.messages.inc();
-            let (partition, offset) = (delivery.partition, delivery.offset);
-            let body = json!({"topic": topic, "partition": partition, "offset": offset});
-            let response = warp::reply::json(&body);
-            Ok(warp::reply::with_header(response, CACHE_CONTROL, "no-store").into_response())
-        }
-        Ok(Ok(Err((error, _)))) => Err(failed(topic, id, &error)),
-        Ok(Err(_)) | Err(_) => Err(failed(
-            topic,
-            id,
-            &KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut),
-        )),
+        Ok(Ok(result)) => result.map_err(|(error, _)| code(&error)),
+        Ok(Err(_)) | Err(_) => Err(RDKafkaErrorCode::MessageTimedOut),
     }
 }
 
@@ -219,34 +232,40 @@ fn too_large(max: usize) -> Response {
 }
 
 /// The response to a message that Kafka has not acknowledged.
-fn failed(topic: &str, id: &RequestId, error: &KafkaError) -> Response {
-    let request_id = id.as_str();
-    tracing::warn!(request_id, topic, %error, "cannot publish a message");
-    match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
-            let sentence = "the message is larger than kafka accepts for this topic";
-            failure(StatusCode::PAYLOAD_TOO_LARGE, sentence)
-        }
-        Some(
-            RDKafkaErrorCode::UnknownTopic
-            | RDKafkaErrorCode::UnknownTopicOrPartition
-            | RDKafkaErrorCode::UnknownPartition,
-        ) => {
-            let sentence = format!("topic {topic:?} does not exist in kafka");
-            unavailable(&sentence, RETRY_AFTER)
-        }
-        Some(RDKafkaErrorCode::QueueFull) => {
-            let sentence = "too many messages are waiting for kafka; try again in a moment";
-            unavailable(sentence, RETRY_AFTER)
-        }
-        Some(RDKafkaErrorCode::MessageTimedOut) => {
-            let sentence = "kafka did not acknowledge the message in time; it may have been published all the same";
-            unavailable(sentence, RETRY_AFTER)
-        }
-        _ => unavailable(
-            &format!("kafka did not accept the message: {error}"),
-            RETRY_AFTER,
+fn failed(app: &App, topic: &str, id: &RequestId, code: RDKafkaErrorCode) -> Response {
+    let (reason, sentence) = match code {
+        RDKafkaErrorCode::MessageSizeTooLarge => (
+            "too-large",
+            "the message is larger than kafka accepts for this topic".to_owned(),
         ),
+        RDKafkaErrorCode::UnknownTopic
+        | RDKafkaErrorCode::UnknownTopicOrPartition
+        | RDKafkaErrorCode::UnknownPartition => (
+            "unknown-topic",
+            format!("topic {topic:?} does not exist in kafka"),
+        ),
+        RDKafkaErrorCode::QueueFull => (
+            "full",
+            "too many messages are waiting for kafka; try again in a moment".to_owned(),
+        ),
+        RDKafkaErrorCode::MessageTimedOut => (
+            "timeout",
+            "kafka did not acknowledge the message in time; it may have been published all the same".to_owned(),
+        ),
+        _ => (
+            "kafka",
+            format!("kafka did not accept the message: {code}"),
+        ),
+    };
+    app.metrics
+        .messages_failed
+        .with_label_values(&[reason])
+        .inc();
+    let request_id = id.as_str();
+    tracing::warn!(request_id, topic, error = %code, "cannot publish a message");
+    match code {
+        RDKafkaErrorCode::MessageSizeTooLarge => failure(StatusCode::PAYLOAD_TOO_LARGE, &sentence),
+        _ => unavailable(&sentence, RETRY_AFTER),
     }
 }
 

@@ -185,18 +185,24 @@ impl Rates {
                 limiter,
             })
         });
+        let limits: Vec<Limit> = limits.collect();
+        let limited = IntCounterVec::new(
+            Opts::new(
+                "herald_gateway_rate_limited_total",
+                "connections and requests rejected and frames delayed by a rate limit, by what is limited and for whom",
+            ),
+            &["kind", "by"],
+        )?;
+        // So that each is there, with 0, before the first is exceeded.
+        for limit in &limits {
+            limited.with_label_values(&[limit.kind.label(), limit.by]);
+        }
         Ok(Self {
-            limits: limits.collect(),
+            limits,
             proxies: trusted_proxies.clone(),
             hasher: RandomState::new(),
             clock: DefaultClock::default(),
-            limited: IntCounterVec::new(
-                Opts::new(
-                    "herald_gateway_rate_limited_total",
-                    "connections and requests rejected and frames delayed by a rate limit, by what is limited and for whom",
-                ),
-                &["kind", "by"],
-            )?,
+            limited,
         })
     }
 
