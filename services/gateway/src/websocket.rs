@@ -118,7 +118,7 @@ struct Blocked {
 
 /// A frame that a rate limit delays.
 struct Held {
-    text: Utf8Bytes,
+    message: Message,
     /// See [`crate::rates::Rates::check`].
     passed: usize,
     since: Instant,
@@ -234,26 +234,20 @@ impl Reader {
                 }
                 () = sleep_until(held_until.unwrap_or(next_ping)), if held_until.is_some() && self.ending.is_none() => {
                     if let Some(held) = self.held.take() {
-                        self.admit(held);
+                        self.admit(held).await?;
                     }
                 }
                 incoming = self.socket.next(), if room && self.ending.is_none() => {
                     unanswered = 0;
                     match incoming {
-                        Some(Ok(Message::Text(text))) => {
-                            let now = Instant::now();
-                            self.admit(Held { text, passed: 0, since: now, until: now });
-                        }
-                        Some(Ok(Message::Binary(_))) => self.reject(Rejection {
-                            element: None,
-                            label: "binary",
-                            sentence: "a frame must be text, not binary".to_owned(),
-                        }),
                         Some(Ok(Message::Close(_))) => {
                             _ = timeout(CLOSING, async { while let Some(Ok(_)) = self.socket.next().await {} }).await;
                             return Err("client");
                         }
-                        Some(Ok(_)) => self.flush().await?,
+                        Some(Ok(message)) => {
+                            let now = Instant::now();
+                            self.admit(Held { message, passed: 0, since: now, until: now }).await?;
+                        }
                         Some(Err(Error::Capacity(_))) => {
                             self.app.metrics.invalid.with_label_values(&["too-large"]).inc();
                             self.ending = Some(End(CloseCode::Size, "the frame is too large", "too-large"));
@@ -278,12 +272,21 @@ impl Reader {
         }
     }
 
-    /// Handles a frame as soon as the rate limits allow it.
-    fn admit(&mut self, mut held: Held) {
-        let costs = [(Kind::Frames, 1), (Kind::Bytes, held.text.len())];
+    /// Handles a frame as soon as the rate limits allow it. A ping counts like any frame: it costs an answer.
+    async fn admit(&mut self, mut held: Held) -> Result<(), &'static str> {
+        let costs = [(Kind::Frames, 1), (Kind::Bytes, held.message.len())];
         let rates = self.app.rates.clone();
         let Err(exceeded) = rates.check(&self.client, &costs, &mut held.passed) else {
-            return self.frame(held.text);
+            match held.message {
+                Message::Text(text) => self.frame(text),
+                Message::Binary(_) => self.reject(Rejection {
+                    element: None,
+                    label: "binary",
+                    sentence: "a frame must be text, not binary".to_owned(),
+                }),
+                _ => self.flush().await?,
+            }
+            return Ok(());
         };
         if held.until == held.since {
             rates.count(&exceeded);
@@ -291,7 +294,7 @@ impl Reader {
         held.until = Instant::now() + exceeded.wait;
         if held.until <= held.since + MAX_HELD {
             self.held = Some(held);
-            return;
+            return Ok(());
         }
         let rejection = Rejection {
             element: None,
@@ -301,6 +304,7 @@ impl Reader {
         self.in_flight.rejected(rejection, false);
         let text = "too many frames or bytes per second";
         self.ending = Some(End(CloseCode::Policy, text, "rate-limit"));
+        Ok(())
     }
 
     /// Checks and publishes a frame.

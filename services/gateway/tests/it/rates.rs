@@ -79,6 +79,23 @@ async fn a_session_that_sends_too_fast_is_slowed_down_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn pings_count_like_other_frames() {
+    let options = ["--session-frames-per-second", "20"];
+    let Some(gateway) = gateway("pings", &options).await else {
+        return;
+    };
+    let mut socket = gateway.open("?session_id=a&ack=1").await.unwrap();
+    let began = Instant::now();
+    for _ in 0..40 {
+        socket.send(Message::Ping("".into())).await.unwrap();
+    }
+    socket.send(Message::text(GOOD)).await.unwrap();
+    while !next(&mut socket).await.is_text() {}
+    let took = began.elapsed();
+    assert!(took > Duration::from_millis(900), "{took:?}");
+}
+
+#[tokio::test]
 async fn a_frame_that_would_wait_too_long_is_answered_and_closes_the_socket() {
     let options = ["--session-bytes-per-second", "1000"];
     let Some(gateway) = gateway("too-long", &options).await else {
