@@ -6,9 +6,10 @@ use std::time::Duration;
 use clap::Parser;
 use herald_events::KeyFormat;
 use herald_runtime::CommonArgs;
-use herald_runtime::config::{duration, invalid};
+use herald_runtime::config::{duration, invalid, secret};
 use herald_runtime::http::{Hosts, Origins};
 use herald_runtime::kafka::KafkaArgs;
+use store::{DatabaseUrl, Name};
 
 use crate::publish::PublishTopics;
 use crate::rates::RateArgs;
@@ -88,6 +89,19 @@ pub struct Config {
     /// How long a message that is published over HTTP may wait for Kafka before its client receives status 503.
     #[arg(long, env, default_value = "10s", value_parser = duration)]
     pub message_timeout: Duration,
+
+    /// Database that the projector writes to, for `GET /data`: sqlite:///path/to/file.db or
+    /// postgres://user:password@host:5432/database, with a role that may only read. If not set, there is no `GET /data`.
+    #[arg(long, env, hide_env_values = true, value_parser = secret::<DatabaseUrl>())]
+    pub database_url: Option<DatabaseUrl>,
+
+    /// Schema of PostgreSQL that the projector's tables are in.
+    #[arg(long, env, default_value_t)]
+    pub database_schema: Name,
+
+    /// Longest time that a client may wait, with `after` and `wait`, until its frame is in the document.
+    #[arg(long, env, default_value = "30s", value_parser = duration)]
+    pub max_wait: Duration,
 
     #[command(flatten)]
     pub rates: RateArgs,

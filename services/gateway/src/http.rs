@@ -19,7 +19,7 @@ use warp::reply::Response;
 use crate::App;
 use crate::kafka::{Origin, traceparent};
 use crate::rates::{Client, Kind};
-use crate::{page, publish, websocket};
+use crate::{data, page, publish, websocket};
 
 /// Answers one request, with its id.
 pub async fn answer(app: Arc<App>, mut request: Request<Incoming>) -> Result<Response, Infallible> {
@@ -36,7 +36,7 @@ pub async fn answer(app: Arc<App>, mut request: Request<Incoming>) -> Result<Res
         Some(response) => response,
         None => match publish::topic(&path) {
             Some(topic) => publish::answer(&app, topic, request, &client, &id).await,
-            None => route(&app, &mut request, client, &id),
+            None => route(&app, &mut request, client, &id).await,
         },
     };
     let headers = response.headers_mut();
@@ -80,7 +80,7 @@ fn reject(app: &App, request: &Request<Incoming>) -> Option<Response> {
     None
 }
 
-fn route(
+async fn route(
     app: &Arc<App>,
     request: &mut Request<Incoming>,
     client: Client,
@@ -88,6 +88,11 @@ fn route(
 ) -> Response {
     if let Some(response) = page::file(request.method(), request.uri().path()) {
         return response;
+    }
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    if request.uri().path() == "/data" {
+        let (method, headers) = (request.method(), request.headers());
+        return data::answer(app, method, &query, headers).await;
     }
     if request.uri().path() != "/websocket" {
         return failure(
@@ -98,25 +103,11 @@ fn route(
     if request.method() != Method::GET {
         return failure(StatusCode::METHOD_NOT_ALLOWED, "connect with GET");
     }
-    let query = request.uri().query().unwrap_or_default();
-    let query: Vec<(String, String)> = serde_urlencoded::from_str(query).unwrap_or_default();
-    let find = |name: &str| {
-        query
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value)
-    };
-    let Some(session) = find("session_id").filter(|id| !id.is_empty()) else {
-        return text(
-            StatusCode::BAD_REQUEST,
-            "query is missing session_id".to_owned(),
-        );
-    };
-    let session = match SessionId::new(session.clone()) {
+    let session = match query.session() {
         Ok(session) => session,
-        Err(error) => return text(StatusCode::BAD_REQUEST, error.to_string()),
+        Err(sentence) => return text(StatusCode::BAD_REQUEST, sentence),
     };
-    let ack = find("ack").is_some_and(|value| value == "1");
+    let ack = query.get("ack").is_some_and(|value| value == "1");
     let headers = request.headers();
     let key = headers.get(SEC_WEBSOCKET_KEY).cloned().filter(|_| {
         headers
@@ -133,6 +124,31 @@ fn route(
     };
     let upgrade = request.extensions_mut().remove();
     websocket::answer(app, origin, client, ack, key, upgrade)
+}
+
+/// The parameters of a request.
+pub struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn parse(text: &str) -> Self {
+        Self(serde_urlencoded::from_str(text).unwrap_or_default())
+    }
+
+    /// The first value of this name.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let mut named = self.0.iter().filter(|(key, _)| key == name);
+        named.next().map(|(_, value)| value.as_str())
+    }
+
+    /// # Errors
+    ///
+    /// If there is no valid `session_id`; the error is for the client.
+    pub fn session(&self) -> Result<SessionId, String> {
+        match self.get("session_id") {
+            None | Some("") => Err("query is missing session_id".to_owned()),
+            Some(id) => SessionId::new(id).map_err(|error| error.to_string()),
+        }
+    }
 }
 
 /// Lets a page of a listed origin read the response.
@@ -166,7 +182,7 @@ fn preflight(request: &HeaderMap) -> Response {
 }
 
 /// A text response, as the contract has it.
-fn text(status: StatusCode, sentence: String) -> Response {
+pub fn text(status: StatusCode, sentence: String) -> Response {
     let mut response = warp::reply::with_status(sentence, status).into_response();
     response
         .headers_mut()

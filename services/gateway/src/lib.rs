@@ -1,7 +1,10 @@
-//! Session events from clients to Kafka: each valid frame of a WebSocket becomes one record, in the order of its session.
+//! Session events from clients to Kafka: each valid frame of a WebSocket becomes one record, in the order of its session. The
+//! documents that the projector computes from them are read back with `GET /data`.
 
 mod address;
 mod config;
+mod cursor;
+mod data;
 mod http;
 mod in_flight;
 mod kafka;
@@ -18,6 +21,7 @@ use anyhow::Context as _;
 use herald_runtime::http::server::{self, Limits, ServerMetrics, Stop};
 use herald_runtime::http::{Connections, Drain};
 use herald_runtime::{Readiness, admin};
+use store::Reader;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -43,6 +47,8 @@ struct App {
     config: Config,
     kafka: Kafka,
     publisher: Publisher,
+    /// `None` without a database.
+    reader: Option<Reader>,
     rates: Arc<Rates>,
     drain: Drain,
     metrics: Metrics,
@@ -76,6 +82,7 @@ struct Gateway {
     readiness: Readiness,
     producer: JoinHandle<anyhow::Error>,
     watching: JoinHandle<()>,
+    checking: JoinHandle<()>,
     pruning: JoinHandle<()>,
     admin: JoinHandle<()>,
     accept: JoinHandle<()>,
@@ -111,10 +118,14 @@ impl Gateway {
         ));
         let producer = tokio::spawn(kafka.clone().failed());
         let watching = tokio::spawn(kafka.clone().watch(readiness.clone()));
+        let url = config.database_url.as_ref();
+        let reader = url.map(|url| Reader::new(url, &config.database_schema));
+        let checking = tokio::spawn(data::watch(reader.clone(), readiness.clone()));
         let pruning = tokio::spawn(rates.clone().prune());
         let app = Arc::new(App {
             kafka,
             publisher,
+            reader,
             rates,
             drain: Drain::new(config.drain_window),
             metrics,
@@ -141,6 +152,7 @@ impl Gateway {
             readiness,
             producer,
             watching,
+            checking,
             pruning,
             admin,
             accept,
@@ -158,6 +170,7 @@ impl Gateway {
                 Err(panicked) => ("the Kafka producer", Some(panicked)),
             },
             ended = &mut self.watching => ("the topic watcher", ended.err()),
+            ended = &mut self.checking => ("the database watcher", ended.err()),
             ended = &mut self.pruning => ("the rate limits", ended.err()),
             ended = &mut self.admin => ("the admin server", ended.err()),
             ended = &mut self.accept => ("the accept loop", ended.err()),
@@ -174,6 +187,7 @@ impl Gateway {
         let begun = Instant::now();
         // Load balancers notice the shutdown with a delay; until then this replica still answers.
         self.watching.abort();
+        self.checking.abort();
         self.pruning.abort();
         self.readiness.drain();
         app.drain.reject();
@@ -214,12 +228,15 @@ mod tests {
     #[tokio::test]
     async fn the_service_ends_with_a_reason_when_a_task_that_it_needs_ends() {
         type Task = fn(&Gateway) -> tokio::task::AbortHandle;
-        let tasks: [(&str, Task); 5] = [
+        let tasks: [(&str, Task); 6] = [
             ("the Kafka producer", |gateway| {
                 gateway.producer.abort_handle()
             }),
             ("the topic watcher", |gateway| {
                 gateway.watching.abort_handle()
+            }),
+            ("the database watcher", |gateway| {
+                gateway.checking.abort_handle()
             }),
             ("the rate limits", |gateway| gateway.pruning.abort_handle()),
             ("the admin server", |gateway| gateway.admin.abort_handle()),

@@ -24,6 +24,7 @@ use warp::Reply as _;
 use warp::reply::Response;
 
 use crate::App;
+use crate::cursor::Cursor;
 use crate::in_flight::{Answer, InFlight, Rejection};
 use crate::kafka::Origin;
 use crate::rates::{Client, Kind};
@@ -372,7 +373,8 @@ impl Reader {
                 self.app.metrics.published.inc();
                 if self.ack {
                     let (partition, offset) = (delivery.partition, delivery.offset);
-                    let cursor = format!("{partition}-{offset}");
+                    let topic = &self.app.config.events_topic;
+                    let cursor = Cursor::new(topic, partition, offset).to_string();
                     let ack = json!({"type": "ack", "partition": partition, "offset": offset, "cursor": cursor});
                     self.send(Message::text(ack.to_string())).await?;
                 }

@@ -1,5 +1,7 @@
 //! The gateway as a client sees it, with real Kafka.
 
+mod data;
+mod database;
 mod guarantees;
 mod http;
 mod page;
@@ -27,6 +29,7 @@ struct Gateway {
     kafka: String,
     topic: String,
     address: String,
+    admin: String,
     run: tokio::task::JoinHandle<anyhow::Result<()>>,
     _stop: tokio_util::sync::DropGuard,
 }
@@ -51,6 +54,7 @@ async fn start(kafka: &str, topic: &str, options: &[&str]) -> Gateway {
     let public = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = public.local_addr().unwrap().to_string();
     let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let admin_address = admin.local_addr().unwrap().to_string();
     let shutdown = CancellationToken::new();
     let listeners = Listeners { public, admin };
     let run = tokio::spawn(gateway::run(config, listeners, shutdown.clone()));
@@ -58,6 +62,7 @@ async fn start(kafka: &str, topic: &str, options: &[&str]) -> Gateway {
         kafka: kafka.to_owned(),
         topic: topic.to_owned(),
         address,
+        admin: admin_address,
         run,
         _stop: shutdown.drop_guard(),
     }
