@@ -12,6 +12,7 @@ use hyper::{HeaderMap, Method, StatusCode};
 use store::{Reader, SESSIONS};
 use sync_wrapper::SyncStream;
 use tokio::time::{Instant, sleep_until};
+use tracing::Span;
 use warp::Reply as _;
 use warp::reply::Response;
 
@@ -86,8 +87,10 @@ async fn document(
     let mut response = if is_known(headers, &etag) {
         warp::reply::with_status(warp::reply(), StatusCode::NOT_MODIFIED).into_response()
     } else {
-        let document = session.into_document().inspect_err(|error| {
-            tracing::warn!(error = format!("{error:#}"), "a document is incomplete");
+        let span = Span::current();
+        let document = session.into_document().inspect_err(move |error| {
+            let error = format!("{error:#}");
+            span.in_scope(|| tracing::warn!(error, "a document is incomplete"));
         });
         let mut response = warp::reply::stream(SyncStream::new(document)).into_response();
         let json = HeaderValue::from_static("application/json");

@@ -13,6 +13,7 @@ use hyper::header::{
     X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{HeaderMap, Method, Request, StatusCode};
+use tracing::Instrument as _;
 use warp::Reply as _;
 use warp::reply::Response;
 
@@ -21,9 +22,33 @@ use crate::kafka::{Origin, traceparent};
 use crate::rates::{Client, Kind};
 use crate::{data, page, publish, websocket};
 
-/// Answers one request, with its id.
-pub async fn answer(app: Arc<App>, mut request: Request<Incoming>) -> Result<Response, Infallible> {
+/// Answers one request, with its id. Every log line of it has the id, and that of its session.
+pub async fn answer(app: Arc<App>, request: Request<Incoming>) -> Result<Response, Infallible> {
     let id = RequestId::of(request.headers());
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let session = query.session().ok();
+    // At the level of errors, so that it is there whichever lines are logged.
+    let span = tracing::error_span!(
+        "request",
+        request_id = id.as_str(),
+        session_id = session.as_ref().map(SessionId::as_str),
+    );
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let answered = async {
+        let response = respond(app, request, query, id).await;
+        let status = response.status().as_u16();
+        tracing::debug!(%method, path, status, "request");
+        response
+    };
+    Ok(answered.instrument(span).await)
+}
+
+async fn respond(
+    app: Arc<App>,
+    mut request: Request<Incoming>,
+    query: Query,
+    id: RequestId,
+) -> Response {
     let path = request.uri().path().to_owned();
     let allow = app.config.allowed_origins.allow_header(request.headers());
     let client = app.rates.client(&request);
@@ -36,14 +61,14 @@ pub async fn answer(app: Arc<App>, mut request: Request<Incoming>) -> Result<Res
         Some(response) => response,
         None => match publish::topic(&path) {
             Some(topic) => publish::answer(&app, topic, request, &client, &id).await,
-            None => route(&app, &mut request, client, &id).await,
+            None => route(&app, &mut request, &query, client, &id).await,
         },
     };
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id.0);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     cors(headers, allow);
-    Ok(response)
+    response
 }
 
 /// The response to a request that must not reach an endpoint.
@@ -83,16 +108,16 @@ fn reject(app: &App, request: &Request<Incoming>) -> Option<Response> {
 async fn route(
     app: &Arc<App>,
     request: &mut Request<Incoming>,
+    query: &Query,
     client: Client,
     id: &RequestId,
 ) -> Response {
     if let Some(response) = page::file(request.method(), request.uri().path()) {
         return response;
     }
-    let query = Query::parse(request.uri().query().unwrap_or_default());
     if request.uri().path() == "/data" {
         let (method, headers) = (request.method(), request.headers());
-        return data::answer(app, method, &query, headers).await;
+        return data::answer(app, method, query, headers).await;
     }
     if request.uri().path() != "/websocket" {
         return failure(

@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
+use tracing::{Instrument as _, Span};
 use warp::Reply as _;
 use warp::reply::Response;
 
@@ -70,7 +71,8 @@ pub fn answer(
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
 
     let app = app.clone();
-    app.tasks.clone().spawn(async move {
+    let tasks = app.tasks.clone();
+    let serve = async move {
         let Ok(upgraded) = upgrade.await else { return };
         let max = app.config.max_frame_bytes as usize;
         let config = WebSocketConfig::default()
@@ -83,7 +85,6 @@ pub fn answer(
             WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config))
                 .await;
         app.metrics.sockets.inc();
-        let (session_id, request_id) = (origin.session.clone(), origin.request_id.clone());
         let reader = Reader {
             app: app.clone(),
             origin,
@@ -100,13 +101,9 @@ pub fn answer(
         let reason = reader.run().await;
         app.metrics.sockets.dec();
         app.metrics.closed.with_label_values(&[reason]).inc();
-        tracing::debug!(
-            session_id = session_id.as_str(),
-            request_id,
-            reason,
-            "socket closed"
-        );
-    });
+        tracing::debug!(reason, "socket closed");
+    };
+    tasks.spawn(serve.instrument(Span::current()));
     response
 }
 
@@ -396,15 +393,10 @@ impl Reader {
                 Ok(None)
             }
             Answer::Failed(error) => {
-                self.log(&error);
+                tracing::warn!(error, "cannot publish a frame");
                 Ok(Some(TRY_LATER))
             }
         }
-    }
-
-    fn log(&self, error: &str) {
-        let (session_id, request_id) = (self.origin.session.as_str(), &self.origin.request_id);
-        tracing::warn!(session_id, request_id, error, "cannot publish a frame");
     }
 
     async fn send(&mut self, message: Message) -> Result<(), &'static str> {

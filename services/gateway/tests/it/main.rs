@@ -4,6 +4,7 @@ mod data;
 mod database;
 mod guarantees;
 mod http;
+mod log;
 mod page;
 mod process;
 mod publish;
