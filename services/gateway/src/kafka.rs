@@ -38,7 +38,7 @@ const CHECK: Duration = Duration::from_millis(500);
 /// frame is on all in-sync replicas.
 #[derive(Clone)]
 pub struct Kafka {
-    producer: FutureProducer<Context>,
+    pub producer: FutureProducer<Context>,
     topic: String,
     key: herald_events::KeyFormat,
 }
@@ -104,17 +104,6 @@ impl Kafka {
         }
     }
 
-    /// Waits until the producer can no longer guarantee the order of frames, and returns why. Only a new process can go on: it
-    /// gets a new id from Kafka.
-    pub async fn failed(self) -> anyhow::Error {
-        loop {
-            if let Some((code, reason)) = self.producer.client().fatal_error() {
-                return anyhow::anyhow!("the Kafka producer failed: {reason} ({code})");
-            }
-            tokio::time::sleep(CHECK).await;
-        }
-    }
-
     /// Waits until Kafka has acknowledged every frame, for `limit` at most. Returns how many it has not.
     pub async fn flush(&self, limit: Duration) -> i32 {
         let producer = self.producer.clone();
@@ -158,6 +147,18 @@ impl Kafka {
             .iter()
             .any(|topic| topic.name() == self.topic && !topic.partitions().is_empty());
         (!found).then(|| format!("topic {:?} does not exist", self.topic))
+    }
+}
+
+/// Waits until one of the producers can no longer guarantee the order of its records, and returns why. Only a new process can go
+/// on: it gets a new id from Kafka.
+pub async fn failed(producers: Vec<FutureProducer<Context>>) -> anyhow::Error {
+    loop {
+        let mut fatal = producers.iter().map(|producer| producer.client());
+        if let Some((code, reason)) = fatal.find_map(|client| client.fatal_error()) {
+            return anyhow::anyhow!("the Kafka producer failed: {reason} ({code})");
+        }
+        tokio::time::sleep(CHECK).await;
     }
 }
 

@@ -116,7 +116,10 @@ impl Gateway {
             metrics.registry.clone(),
             observing.clone(),
         ));
-        let producer = tokio::spawn(kafka.clone().failed());
+        let frames = Some(kafka.producer.clone());
+        let producers = frames.into_iter().chain(publisher.producer.clone());
+        let producers = producers.collect();
+        let producer = tokio::spawn(kafka::failed(producers));
         let watching = tokio::spawn(kafka.clone().watch(readiness.clone()));
         let url = config.database_url.as_ref();
         let reader = url.map(|url| Reader::new(url, &config.database_schema));

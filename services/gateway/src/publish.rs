@@ -57,7 +57,7 @@ impl FromStr for PublishTopics {
 /// client was told is not acknowledged must not be published minutes later.
 pub struct Publisher {
     /// `None` if no topic may be published to.
-    producer: Option<FutureProducer<Context>>,
+    pub producer: Option<FutureProducer<Context>>,
     topics: PublishTopics,
     /// Kilobytes of bodies that may be in memory.
     room: Semaphore,

@@ -137,6 +137,25 @@ async fn a_producer_that_cannot_keep_the_order_ends_the_gateway_with_its_reason(
 }
 
 #[tokio::test]
+async fn a_producer_of_http_messages_that_cannot_keep_the_order_ends_the_gateway_too() {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic("fatal", 1, 1).unwrap();
+    let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+    cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
+    let options = ["--publish-topics", "fatal"];
+    let mut gateway = start(&cluster.bootstrap_servers(), "fatal", &options).await;
+    let path = "/topics/fatal/messages";
+    let answer = crate::http::send(&gateway.address, "POST", path, &[], "a").await;
+    assert_eq!(answer.status, 503);
+    let ended = timeout(DEADLINE, &mut gateway.run).await.unwrap().unwrap();
+    let reason = format!("{:#}", ended.unwrap_err());
+    assert!(
+        reason.starts_with("the Kafka producer failed: "),
+        "{reason}"
+    );
+}
+
+#[tokio::test]
 async fn a_shutdown_publishes_the_frames_of_clients_that_are_gone() {
     let Some(kafka) = herald_testing::kafka() else {
         return;
