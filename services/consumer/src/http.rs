@@ -4,17 +4,14 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use herald_runtime::http::{Connection, REQUEST_ID, RequestId, failure};
+use herald_runtime::http::{Connection, RequestId, cors, failure};
 use http_body_util::Either;
 use hyper::body::{Body, Incoming};
 use hyper::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, ALLOW,
-    CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue, VARY,
-    X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue,
 };
 use hyper::upgrade::OnUpgrade;
-use hyper::{HeaderMap, Method, Request, Response as HttpResponse, StatusCode};
+use hyper::{HeaderMap, Request, Response as HttpResponse, StatusCode};
 use serde_json::json;
 use tower::{BoxError, Layer as _, Service, ServiceExt as _};
 use warp::reply::Response;
@@ -242,29 +239,15 @@ where
     if app.drain.is_rejecting() && !keeps_open {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    headers.insert(REQUEST_ID, id.0);
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.append(VARY, HeaderValue::from_static("origin"));
-    if let Some(allow) = allow {
-        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allow);
-        let exposed = HeaderValue::from_static("date, retry-after, x-request-id");
-        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
-    }
+    cors::add_headers(headers, id, allow, "date, retry-after, x-request-id");
     Ok(response)
 }
 
 /// The response to a request that must not reach an endpoint. An `EventSource` and a WebSocket are rejected by their own
 /// transport.
 fn reject(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
-    if !app.hosts.contain(request.headers().get(HOST)) {
-        let sentence = "this server does not answer to this host name; add it to --allowed-hosts";
-        return Some(failure(StatusCode::MISDIRECTED_REQUEST, sentence));
-    }
-    if let Err(sentence) = app.origins.check(request.headers()) {
-        return Some(failure(StatusCode::FORBIDDEN, &sentence));
-    }
-    if request.method() == Method::OPTIONS {
-        return Some(preflight(request.headers()));
+    if let Some(response) = cors::reject(&app.hosts, &app.origins, request) {
+        return Some(response);
     }
     let connection = request.extensions().get::<Arc<Connection>>();
     let overload = connection.is_some_and(|connection| connection.overload);
@@ -294,24 +277,4 @@ fn reject(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
         _ if end == End::Drain => None,
         _ => Some(app.rejection(&end)),
     }
-}
-
-/// The response to a CORS preflight: a page of a listed origin may send any header.
-fn preflight(request: &HeaderMap) -> Response {
-    let mut response =
-        warp::reply::with_status(warp::reply(), StatusCode::NO_CONTENT).into_response();
-    let headers = response.headers_mut();
-    headers.insert(
-        ACCESS_CONTROL_ALLOW_METHODS,
-        HeaderValue::from_static("GET, HEAD, POST"),
-    );
-    if let Some(requested) = request.get(ACCESS_CONTROL_REQUEST_HEADERS) {
-        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, requested.clone());
-    }
-    headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("3600"));
-    headers.append(
-        VARY,
-        HeaderValue::from_static("access-control-request-headers"),
-    );
-    response
 }

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use herald_runtime::http::server::{self, Limits, ServerMetrics, Stop};
 use herald_runtime::http::{Connections, Drain};
-use herald_runtime::{Readiness, admin};
+use herald_runtime::{Readiness, admin, task_ended};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -155,10 +155,7 @@ impl Consumer {
             ended = &mut self.admin => ("the admin server", ended.err()),
             ended = &mut self.accept => ("the accept loop", ended.err()),
         };
-        match reason {
-            Some(reason) => anyhow::Error::new(reason).context(format!("{task} failed")),
-            None => anyhow::anyhow!("{task} ended"),
-        }
+        task_ended(task, reason)
     }
 
     async fn drain(self) -> anyhow::Result<()> {

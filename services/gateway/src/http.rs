@@ -4,15 +4,10 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use herald_events::SessionId;
-use herald_runtime::http::{Connection, REQUEST_ID, RequestId, failure, unavailable};
+use herald_runtime::http::{Connection, RequestId, cors, failure, unavailable};
 use hyper::body::Incoming;
-use hyper::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
-    CACHE_CONTROL, HOST, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, VARY,
-    X_CONTENT_TYPE_OPTIONS,
-};
-use hyper::{HeaderMap, Method, Request, StatusCode};
+use hyper::header::{CACHE_CONTROL, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION};
+use hyper::{Method, Request, StatusCode};
 use tracing::Instrument as _;
 use warp::Reply as _;
 use warp::reply::Response;
@@ -64,28 +59,19 @@ async fn respond(
             None => route(&app, &mut request, &query, client, &id).await,
         },
     };
-    let headers = response.headers_mut();
-    headers.insert(REQUEST_ID, id.0);
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    cors(headers, allow);
+    let exposed = "date, etag, retry-after, x-request-id";
+    cors::add_headers(response.headers_mut(), id, allow, exposed);
     response
 }
 
 /// The response to a request that must not reach an endpoint.
 fn reject(app: &App, request: &Request<Incoming>) -> Option<Response> {
-    if !app
-        .config
-        .allowed_hosts
-        .contain(request.headers().get(HOST))
-    {
-        let sentence = "this server does not answer to this host name; add it to --allowed-hosts";
-        return Some(failure(StatusCode::MISDIRECTED_REQUEST, sentence));
-    }
-    if let Err(sentence) = app.config.allowed_origins.check(request.headers()) {
-        return Some(failure(StatusCode::FORBIDDEN, &sentence));
-    }
-    if request.method() == Method::OPTIONS {
-        return Some(preflight(request.headers()));
+    if let Some(response) = cors::reject(
+        &app.config.allowed_hosts,
+        &app.config.allowed_origins,
+        request,
+    ) {
+        return Some(response);
     }
     let connection = request.extensions().get::<Arc<Connection>>();
     if connection.is_some_and(|connection| connection.overload) {
@@ -174,36 +160,6 @@ impl Query {
             Some(id) => SessionId::new(id).map_err(|error| error.to_string()),
         }
     }
-}
-
-/// Lets a page of a listed origin read the response.
-fn cors(headers: &mut HeaderMap, allow: Option<HeaderValue>) {
-    headers.append(VARY, HeaderValue::from_static("origin"));
-    if let Some(allow) = allow {
-        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allow);
-        let exposed = HeaderValue::from_static("date, etag, retry-after, x-request-id");
-        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
-    }
-}
-
-/// The response to a CORS preflight: a page of a listed origin may send any header.
-fn preflight(request: &HeaderMap) -> Response {
-    let mut response =
-        warp::reply::with_status(warp::reply(), StatusCode::NO_CONTENT).into_response();
-    let headers = response.headers_mut();
-    headers.insert(
-        ACCESS_CONTROL_ALLOW_METHODS,
-        HeaderValue::from_static("GET, HEAD, POST"),
-    );
-    if let Some(requested) = request.get(ACCESS_CONTROL_REQUEST_HEADERS) {
-        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, requested.clone());
-    }
-    headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("3600"));
-    headers.append(
-        VARY,
-        HeaderValue::from_static("access-control-request-headers"),
-    );
-    response
 }
 
 /// A text response, as the contract has it.

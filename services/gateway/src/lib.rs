@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use herald_runtime::http::server::{self, Limits, ServerMetrics, Stop};
 use herald_runtime::http::{Connections, Drain};
-use herald_runtime::{Readiness, admin};
+use herald_runtime::{Readiness, admin, task_ended};
 use store::Reader;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -178,10 +178,7 @@ impl Gateway {
             ended = &mut self.admin => ("the admin server", ended.err()),
             ended = &mut self.accept => ("the accept loop", ended.err()),
         };
-        match reason {
-            Some(reason) => anyhow::Error::new(reason).context(format!("{task} failed")),
-            None => anyhow::anyhow!("{task} ended"),
-        }
+        task_ended(task, reason)
     }
 
     async fn drain(self) -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! HTTP for browsers, for every service that has a public port.
 
+pub mod cors;
 pub mod drain;
 mod failure;
 mod origin;

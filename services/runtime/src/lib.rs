@@ -14,4 +14,4 @@ pub mod telemetry;
 pub use admin::Readiness;
 pub use config::CommonArgs;
 pub use environment::environment_name;
-pub use process::launch;
+pub use process::{launch, task_ended};

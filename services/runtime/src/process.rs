@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
 use crate::{CommonArgs, config, shutdown, telemetry};
@@ -31,5 +32,13 @@ where
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => config::fail(&error),
+    }
+}
+
+/// The error of a service when a task that should run until the shutdown has ended; `panicked` if that is why.
+pub fn task_ended(task: &str, panicked: Option<JoinError>) -> anyhow::Error {
+    match panicked {
+        Some(reason) => anyhow::Error::new(reason).context(format!("{task} failed")),
+        None => anyhow::anyhow!("{task} ended"),
     }
 }
