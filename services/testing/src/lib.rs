@@ -20,6 +20,8 @@ mod broker;
 #[cfg(feature = "clients")]
 mod client;
 #[cfg(feature = "clients")]
+mod database;
+#[cfg(feature = "clients")]
 mod embedded;
 #[cfg(feature = "clients")]
 mod postgres;
@@ -34,6 +36,8 @@ pub use kafka_process::KafkaProcess;
 
 #[cfg(feature = "clients")]
 pub use broker::Broker;
+#[cfg(feature = "clients")]
+pub use database::Database;
 #[cfg(feature = "clients")]
 pub use postgres::{Postgres, postgres};
 #[cfg(feature = "clients")]

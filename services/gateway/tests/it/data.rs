@@ -3,13 +3,12 @@
 use std::time::{Duration, Instant};
 
 use futures_util::SinkExt as _;
-use herald_testing::{create_topic, eventually, random_topic};
+use herald_testing::{Database, create_topic, eventually, random_topic};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::database::Database;
 use crate::http::{Answer, send};
 use crate::{DEADLINE, GOOD, Gateway, Socket, close_code, next, start};
 
@@ -157,7 +156,7 @@ async fn a_frame_that_is_not_projected_in_time_and_a_wrong_cursor_are_told_apart
     create_topic(&kafka, &topic, 1, &[]).await;
     // The tables exist, but nothing is projected any more.
     let url = database.address.parse().unwrap();
-    store::Writer::open(&url, &database.schema, None)
+    store::Writer::open(&url, &database.schema.parse().unwrap(), None)
         .await
         .unwrap();
     let options = ["--database-url", &database.address, "--max-wait", "2s"];

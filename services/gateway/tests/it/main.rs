@@ -1,7 +1,6 @@
 //! The gateway as a client sees it, with real Kafka.
 
 mod data;
-mod database;
 mod guarantees;
 mod http;
 mod log;

@@ -1,9 +1,8 @@
 //! The case of the original, and large sessions.
 
-use herald_testing::{create_topic, produce, random_topic};
+use herald_testing::{Database, create_topic, produce, random_topic};
 
-use crate::database::Database;
-use crate::{Running, document, frame, projected};
+use crate::{Running, document, frame, projected, reader_of};
 
 const SESSION: &str = "e6fa79ca-d142-4046-a134-5134f16a0b5e";
 
@@ -40,7 +39,7 @@ async fn the_document_of_the_original_comes_out() {
         let projector = Running::start(&kafka, &topic, &database, &[]);
         projector.becomes_ready().await;
         produce(&kafka, &topic, &frames(&|id| format!("\"{id}\""))).await;
-        let reader = database.reader();
+        let reader = reader_of(&database);
         projected(&kafka, &topic, 1, &reader).await;
         assert_eq!(document(&reader, SESSION).await, Some(expected()));
         assert_eq!(
@@ -65,7 +64,7 @@ async fn a_key_without_quotes_is_an_option() {
     let projector = Running::start(&kafka, &topic, &database, &["--session-key", "raw"]);
     projector.becomes_ready().await;
     assert_eq!(
-        document(&database.reader(), SESSION).await,
+        document(&reader_of(&database), SESSION).await,
         Some(expected())
     );
     projector.end().await;
@@ -93,7 +92,7 @@ async fn a_session_of_100_000_events_is_projected_and_read() {
         produce(&kafka, &topic, &records.collect::<Vec<_>>()).await;
         let projector = Running::start(&kafka, &topic, &database, &[]);
         projector.becomes_ready().await;
-        let document = document(&database.reader(), "large").await.unwrap();
+        let document = document(&reader_of(&database), "large").await.unwrap();
         let document: serde_json::Value = serde_json::from_str(&document).unwrap();
         let children = document["children"].as_array().unwrap();
         let timestamps = children

@@ -2,18 +2,17 @@
 
 use std::time::Duration;
 
-use herald_testing::{Broker, create_topic, eventually, produce, random_topic};
+use herald_testing::{Broker, Database, create_topic, eventually, produce, random_topic};
 use rand::RngExt as _;
 
-use crate::database::Database;
 use crate::model::Script;
 use crate::process::Process;
-use crate::{DEADLINE, Running, document, projected};
+use crate::{DEADLINE, Running, document, projected, reader_of};
 
 const PARTITIONS: usize = 3;
 
 async fn check(script: &Script, database: &Database) {
-    let reader = database.reader();
+    let reader = reader_of(database);
     for session in &script.sessions {
         let expected = script.document(session);
         assert_eq!(document(&reader, session).await, Some(expected));
@@ -52,7 +51,7 @@ async fn kill(database: &Database, times: usize) {
         process.kill();
     }
     let _process = Process::start(&kafka, &topic, database, "a");
-    projected(&kafka, &topic, PARTITIONS as i32, &database.reader()).await;
+    projected(&kafka, &topic, PARTITIONS as i32, &reader_of(database)).await;
     check(&script, database).await;
 }
 
@@ -79,14 +78,14 @@ async fn documents_are_exact_while_projectors_come_and_go_and_after_a_rebuild() 
             }
             two.end().await;
         }
-        projected(&kafka, &topic, PARTITIONS as i32, &database.reader()).await;
+        projected(&kafka, &topic, PARTITIONS as i32, &reader_of(&database)).await;
         check(&script, &database).await;
         one.end().await;
 
         // An empty database, and other batches.
         let rebuilt = Database::sqlite();
         let projector = Running::start(&kafka, &topic, &rebuilt, &["--batch-records", "3"]);
-        projected(&kafka, &topic, PARTITIONS as i32, &rebuilt.reader()).await;
+        projected(&kafka, &topic, PARTITIONS as i32, &reader_of(&rebuilt)).await;
         check(&script, &rebuilt).await;
         projector.end().await;
     }
@@ -110,7 +109,7 @@ async fn documents_are_exact_when_the_broker_is_killed() {
     broker.kill().await;
     broker.start_again().await;
     produce(&kafka, "events", second).await;
-    projected(&kafka, "events", PARTITIONS as i32, &database.reader()).await;
+    projected(&kafka, "events", PARTITIONS as i32, &reader_of(&database)).await;
     check(&script, &database).await;
     projector.end().await;
 }

@@ -1,11 +1,11 @@
 //! Topics that are recreated, cleared or cut off.
 
 use herald_testing::{
-    Broker, create_topic, delete_records_before, delete_topic, eventually, produce, random_topic,
+    Broker, Database, create_topic, delete_records_before, delete_topic, eventually, produce,
+    random_topic,
 };
 
-use crate::database::Database;
-use crate::{DEADLINE, Running, document, frame, projected};
+use crate::{DEADLINE, Running, document, frame, projected, reader_of};
 
 fn event(time: usize) -> String {
     format!(r#"[{{"timestamp":{time},"type":"EVENT"}}]"#)
@@ -31,7 +31,7 @@ async fn a_topic_that_was_recreated_meanwhile_is_read_from_its_start() {
         let topic = random_topic("recreated");
         create_topic(&kafka, &topic, 1, &[]).await;
         produce(&kafka, &topic, &events(0..10)).await;
-        let reader = database.reader();
+        let reader = reader_of(&database);
         let projector = Running::start(&kafka, &topic, &database, &[]);
         projected(&kafka, &topic, 1, &reader).await;
         projector.end().await;
@@ -62,7 +62,7 @@ async fn a_topic_that_is_recreated_under_a_running_projector_is_read_from_its_st
     let topic = random_topic("recreated-live");
     create_topic(&kafka, &topic, 1, &[]).await;
     produce(&kafka, &topic, &events(0..10)).await;
-    let reader = database.reader();
+    let reader = reader_of(&database);
     let projector = Running::start(&kafka, &topic, &database, &[]);
     projected(&kafka, &topic, 1, &reader).await;
     let mut expected = 10;
@@ -92,7 +92,7 @@ async fn records_that_were_deleted_before_they_were_read_are_counted() {
     let topic = random_topic("retention");
     create_topic(&kafka, &topic, 1, &[]).await;
     produce(&kafka, &topic, &events(0..5)).await;
-    let reader = database.reader();
+    let reader = reader_of(&database);
     let projector = Running::start(&kafka, &topic, &database, &[]);
     projected(&kafka, &topic, 1, &reader).await;
     projector.end().await;
@@ -129,7 +129,7 @@ async fn a_batch_that_cannot_be_read_is_reported_and_holds_back_its_partition_al
     let reported = async || projector.readiness().await.contains("Bad message");
     eventually(DEADLINE, "the batch to be reported", reported).await;
     produce(&kafka, "events", &[frame(1, "t", &event(1))]).await;
-    let reader = database.reader();
+    let reader = reader_of(&database);
     let other = async || document(&reader, "t").await.is_some();
     eventually(DEADLINE, "the other partition to go on", other).await;
     assert_eq!(children(&reader).await, 1);

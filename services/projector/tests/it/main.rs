@@ -1,7 +1,6 @@
 //! The projector as a whole, against a real Kafka and each database.
 
 mod contract;
-mod database;
 mod exactness;
 mod logs;
 mod malformed;
@@ -15,15 +14,13 @@ use std::time::Duration;
 use herald_events::SessionId;
 use herald_runtime::config::parse_from;
 use herald_runtime::listen;
-use herald_testing::{Record, eventually, watermarks};
+use herald_testing::{Database, Record, eventually, watermarks};
 use projector::Config;
 use store::Reader;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-
-use database::Database;
 
 /// What anything may take on a busy machine before a test gives up.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -82,6 +79,11 @@ impl Running {
         let ended = tokio::time::timeout(DEADLINE, self.run).await;
         ended.expect("the projector ends").unwrap().unwrap();
     }
+}
+
+fn reader_of(database: &Database) -> Reader {
+    let (url, schema) = (&database.address, &database.schema);
+    Reader::new(&url.parse().unwrap(), &schema.parse().unwrap())
 }
 
 /// The options of a projector.

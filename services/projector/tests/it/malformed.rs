@@ -1,9 +1,8 @@
 //! Records that are not frames of a session.
 
-use herald_testing::{Record, create_topic, eventually, produce, random_topic, read_all};
+use herald_testing::{Database, Record, create_topic, eventually, produce, random_topic, read_all};
 
-use crate::database::Database;
-use crate::{DEADLINE, Running, document, frame, projected};
+use crate::{DEADLINE, Running, document, frame, projected, reader_of};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_records_become_dead_letters_and_stop_nothing() {
@@ -43,7 +42,7 @@ async fn malformed_records_become_dead_letters_and_stop_nothing() {
     records.push(frame(0, "s", r#"[{"timestamp":2,"type":"EVENT"}]"#));
     produce(&kafka, &topic, &records).await;
     let projector = Running::start(&kafka, &topic, &database, &[]);
-    let reader = database.reader();
+    let reader = reader_of(&database);
     projected(&kafka, &topic, 1, &reader).await;
     let document = document(&reader, "s").await.unwrap();
     assert!(
@@ -114,7 +113,7 @@ async fn a_dead_letter_that_kafka_does_not_take_is_tried_again() {
         projector.readiness().await.contains("malformed record")
     })
     .await;
-    let reader = database.reader();
+    let reader = reader_of(&database);
     assert_eq!(document(&reader, "s").await, None);
     create_topic(&kafka, &format!("{topic}.dlq"), 1, &[]).await;
     projected(&kafka, &topic, 1, &reader).await;

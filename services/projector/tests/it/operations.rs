@@ -2,10 +2,9 @@
 
 use std::process::Command;
 
-use herald_testing::{Broker, Postgres, create_topic, eventually, produce, random_topic};
+use herald_testing::{Broker, Database, Postgres, create_topic, eventually, produce, random_topic};
 
-use crate::database::Database;
-use crate::{DEADLINE, Running, arguments, document, frame, projected};
+use crate::{DEADLINE, Running, arguments, document, frame, projected, reader_of};
 
 const FRAME: &str = r#"[{"timestamp":1,"type":"EVENT"}]"#;
 
@@ -24,7 +23,7 @@ async fn a_missing_topic_is_reported_until_it_exists() {
     .await;
     create_topic(&kafka, &topic, 1, &[]).await;
     produce(&kafka, &topic, &[frame(0, "s", FRAME)]).await;
-    projected(&kafka, &topic, 1, &database.reader()).await;
+    projected(&kafka, &topic, 1, &reader_of(&database)).await;
     projector.becomes_ready().await;
     projector.end().await;
 }
@@ -52,7 +51,7 @@ async fn a_database_that_is_away_for_a_while_loses_nothing() {
     let away = async || projector.readiness().await.contains("in postgres://");
     eventually(DEADLINE, "the missing database to be reported", away).await;
     postgres.start_again().unwrap();
-    let reader = database.reader();
+    let reader = reader_of(&database);
     projected(&kafka, &topic, 1, &reader).await;
     assert!(document(&reader, "s").await.is_some());
     projector.becomes_ready().await;
@@ -79,7 +78,7 @@ async fn kafka_that_is_away_for_a_while_is_reported() {
     eventually(DEADLINE, "the outage to be reported", away).await;
     broker.start_again().await;
     produce(&kafka, "events", &[frame(0, "s", FRAME)]).await;
-    projected(&kafka, "events", 1, &database.reader()).await;
+    projected(&kafka, "events", 1, &reader_of(&database)).await;
     projector.becomes_ready().await;
     projector.end().await;
 }
@@ -99,7 +98,7 @@ async fn a_session_is_deleted_by_a_command() {
         )
         .await;
         let projector = Running::start(&kafka, &topic, &database, &[]);
-        let reader = database.reader();
+        let reader = reader_of(&database);
         projected(&kafka, &topic, 1, &reader).await;
         let delete = || {
             let mut command = Command::new(env!("CARGO_BIN_EXE_projector"));
@@ -128,7 +127,7 @@ async fn old_sessions_are_deleted() {
     old.timestamp = Some(1_500_000_000_000);
     produce(&kafka, &topic, &[old, frame(0, "new", FRAME)]).await;
     let projector = Running::start(&kafka, &topic, &database, &["--retention", "1h"]);
-    let reader = database.reader();
+    let reader = reader_of(&database);
     projected(&kafka, &topic, 1, &reader).await;
     let gone = async || document(&reader, "old").await.is_none();
     eventually(DEADLINE, "the old session to be deleted", gone).await;
@@ -157,7 +156,7 @@ async fn a_topic_that_may_not_be_read_is_reported_until_it_may() {
     let denied = async || projector.readiness().await.contains("authorization failed");
     eventually(DEADLINE, "the denial to be reported", denied).await;
     broker.deny_read("events", false).await;
-    projected(&kafka, "events", 1, &database.reader()).await;
+    projected(&kafka, "events", 1, &reader_of(&database)).await;
     projector.becomes_ready().await;
     projector.end().await;
 }

@@ -1,9 +1,9 @@
 //! The projector as a process, which can be killed.
 
+use herald_testing::Database;
 use std::process::{Child, Command, Stdio};
 
 use crate::arguments;
-use crate::database::Database;
 
 /// A process that does not outlive its test.
 pub struct Process(Child);

@@ -1,22 +1,22 @@
 //! Who may do what, and what is said if it fails.
 
+use herald_testing::Database;
 use std::process::{Command, Stdio};
 
 use store::{Advance, Applied, Batch, DatabaseUrl, Name, Position, Reader, Writer};
 
-use crate::database::Database;
-use crate::{TOPIC, apply, document, id};
+use crate::{TOPIC, apply, document, id, reader_of, schema_of, url_of, writer_of};
 
 const FRAME: &str = r#"[{"timestamp":1,"type":"EVENT"}]"#;
 
 #[tokio::test]
 async fn a_reader_without_a_database_fails_clearly_and_recovers() {
     for database in Database::all() {
-        let reader = database.reader();
+        let reader = reader_of(&database);
         let error = reader.session(&id("s")).await.unwrap_err().to_string();
         assert!(error.contains("the projector creates"), "{error}");
         assert!(reader.check().await.is_err());
-        let writer = database.writer().await;
+        let writer = writer_of(&database).await;
         apply(&writer, "s", &[FRAME]).await;
         reader.check().await.unwrap();
         assert!(document(&reader, "s").await.is_some());
@@ -26,10 +26,10 @@ async fn a_reader_without_a_database_fails_clearly_and_recovers() {
 #[tokio::test]
 async fn a_reader_of_sqlite_works_after_the_writer_has_closed() {
     let database = Database::sqlite();
-    let writer = database.writer().await;
+    let writer = writer_of(&database).await;
     apply(&writer, "s", &[FRAME]).await;
     writer.close().await;
-    assert!(document(&database.reader(), "s").await.is_some());
+    assert!(document(&reader_of(&database), "s").await.is_some());
 }
 
 #[tokio::test]
@@ -49,7 +49,8 @@ async fn several_writers_may_start_at_the_same_time() {
     let Some(database) = Database::postgres() else {
         return;
     };
-    let open = || Writer::open(&database.url, &database.schema, None);
+    let (url, schema) = (url_of(&database), schema_of(&database));
+    let open = || Writer::open(&url, &schema, None);
     let opened = futures_util::future::join_all((0..4).map(|_| open())).await;
     let working = opened.iter().filter(|writer| writer.is_ok()).count();
     // One may lose the race for the schema; it tries again.
@@ -72,16 +73,16 @@ async fn a_role_that_only_reads_cannot_write_or_see_the_tables() {
     postgres
         .sql(&format!("CREATE ROLE \"{role}\" LOGIN"))
         .unwrap();
-    let writer = Writer::open(&database.url, &database.schema, Some(&role))
+    let writer = Writer::open(&url_of(&database), &schema_of(&database), Some(&role))
         .await
         .unwrap();
     // Again, as at the next start.
-    Writer::open(&database.url, &database.schema, Some(&role))
+    Writer::open(&url_of(&database), &schema_of(&database), Some(&role))
         .await
         .unwrap();
     apply(&writer, "s", &[FRAME]).await;
     let url = postgres.url_as(role.as_str());
-    let reader = Reader::new(&url.parse().unwrap(), &database.schema);
+    let reader = Reader::new(&url.parse().unwrap(), &schema_of(&database));
     assert!(document(&reader, "s").await.is_some());
     let attempt = |statement: &str| {
         let output = Command::new("psql")
@@ -106,10 +107,10 @@ async fn a_role_that_only_reads_cannot_write_or_see_the_tables() {
 #[tokio::test]
 async fn a_position_that_another_projector_has_moved_changes_nothing() {
     for database in Database::all() {
-        let (one, reader) = (database.writer().await, database.reader());
+        let (one, reader) = (writer_of(&database).await, reader_of(&database));
         apply(&one, "s", &[FRAME]).await;
         let late = crate::batch("other", 0, FRAME);
-        let two = database.writer().await;
+        let two = writer_of(&database).await;
         let applied = two.apply(store::SESSIONS, TOPIC, &late).await.unwrap();
         assert_eq!(applied, Applied::Superseded(vec![0]));
         assert_eq!(document(&reader, "other").await, None);

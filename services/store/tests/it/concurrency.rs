@@ -1,9 +1,9 @@
 //! Several projectors that write to the same sessions.
 
+use herald_testing::Database;
 use store::{Applied, Batch, Position, Writer};
 
-use crate::database::Database;
-use crate::{TOPIC, batch, document};
+use crate::{TOPIC, batch, document, reader_of, writer_of};
 
 const SESSIONS: usize = 10;
 const BATCHES: i64 = 20;
@@ -44,7 +44,7 @@ async fn project(writer: Writer, partition: i32) {
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_whose_events_come_from_two_partitions_at_once_are_whole() {
     for database in Database::all() {
-        let (one, two) = (database.writer().await, database.writer().await);
+        let (one, two) = (writer_of(&database).await, writer_of(&database).await);
         let one = tokio::spawn(project(one, 0));
         let two = tokio::spawn(project(two, 1));
         one.await.unwrap();
@@ -53,7 +53,7 @@ async fn sessions_whose_events_come_from_two_partitions_at_once_are_whole() {
             .map(|timestamp| format!(r#"{{"timestamp":{timestamp},"type":"EVENT"}}"#))
             .collect();
         let children = format!(r#""children":[{}]}}"#, children.join(","));
-        let reader = database.reader();
+        let reader = reader_of(&database);
         for session in 0..SESSIONS {
             let document = document(&reader, &format!("s{session}")).await.unwrap();
             assert!(document.ends_with(&children), "{document}");

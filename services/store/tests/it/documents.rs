@@ -1,10 +1,10 @@
 //! Documents of sessions.
 
 use futures_util::StreamExt as _;
+use herald_testing::Database;
 use store::Applied;
 
-use crate::database::Database;
-use crate::{TOPIC, apply, batch, document, id};
+use crate::{TOPIC, apply, batch, document, id, reader_of, writer_of};
 
 const FRAMES: [&str; 2] = [
     r#"[{"timestamp":1569972082,"type":"SESSION_START","session_id":"e6fa"},{"timestamp":1569972085,"type":"EVENT","name":"last_event"}]"#,
@@ -20,9 +20,9 @@ async fn a_document_is_in_order_and_as_sent() {
         r#"{"timestamp":1569972085,"type":"EVENT","name":"last_event"}]}"#,
     );
     for database in Database::all() {
-        let writer = database.writer().await;
+        let writer = writer_of(&database).await;
         apply(&writer, "e6fa", &FRAMES).await;
-        let reader = database.reader();
+        let reader = reader_of(&database);
         assert_eq!(document(&reader, "e6fa").await.as_deref(), Some(expected));
         assert_eq!(document(&reader, "other").await, None);
         assert!(
@@ -49,7 +49,7 @@ async fn a_document_is_in_order_and_as_sent() {
 #[tokio::test]
 async fn a_frame_that_is_sent_again_changes_neither_document_nor_version() {
     for database in Database::all() {
-        let (writer, reader) = (database.writer().await, database.reader());
+        let (writer, reader) = (writer_of(&database).await, reader_of(&database));
         apply(&writer, "s", &FRAMES).await;
         let before = document(&reader, "s").await;
         let version = reader.session(&id("s")).await.unwrap().unwrap().version();
@@ -77,7 +77,7 @@ async fn the_first_start_and_the_last_end_count() {
     let bound =
         |time: u32, kind: &str| format!(r#"[{{"timestamp":{time},"type":"SESSION_{kind}"}}]"#);
     for database in Database::all() {
-        let (writer, reader) = (database.writer().await, database.reader());
+        let (writer, reader) = (writer_of(&database).await, reader_of(&database));
         let frames = [
             bound(7, "END"),
             bound(5, "START"),
@@ -103,7 +103,7 @@ async fn a_document_that_is_read_slowly_does_not_contain_later_events() {
         .collect();
     let frame = format!("[{}]", events.join(","));
     for database in Database::all() {
-        let (writer, reader) = (database.writer().await, database.reader());
+        let (writer, reader) = (writer_of(&database).await, reader_of(&database));
         apply(&writer, "s", &[&frame]).await;
         let expected = document(&reader, "s").await.unwrap();
         let session = reader.session(&id("s")).await.unwrap().unwrap();
@@ -124,7 +124,7 @@ async fn a_document_that_is_read_slowly_does_not_contain_later_events() {
 #[tokio::test]
 async fn a_session_that_is_deleted_while_it_is_read_is_an_error() {
     for database in Database::all() {
-        let (writer, reader) = (database.writer().await, database.reader());
+        let (writer, reader) = (writer_of(&database).await, reader_of(&database));
         apply(&writer, "s", &FRAMES).await;
         let session = reader.session(&id("s")).await.unwrap().unwrap();
         let version = session.version();
@@ -150,7 +150,7 @@ async fn a_session_that_is_deleted_while_it_is_read_is_an_error() {
 #[tokio::test]
 async fn old_sessions_are_deleted_oldest_first() {
     for database in Database::all() {
-        let (writer, reader) = (database.writer().await, database.reader());
+        let (writer, reader) = (writer_of(&database).await, reader_of(&database));
         let frame = r#"[{"timestamp":1,"type":"EVENT"}]"#;
         // Written at 1000, 1001 and 1002.
         for session in ["a", "b", "c"] {
@@ -167,7 +167,7 @@ async fn old_sessions_are_deleted_oldest_first() {
 async fn any_json_text_is_kept() {
     let odd = r#"[{"timestamp":-0.0,"type":"EVENT","name":"\u0000 \ud800 '$1 ä","n":123456789012345678901234567890.0,"id":"\u0000"}]"#;
     for database in Database::all() {
-        let (writer, reader) = (database.writer().await, database.reader());
+        let (writer, reader) = (writer_of(&database).await, reader_of(&database));
         let session = "'; DROP TABLE sessions; -- \"ä\n";
         apply(&writer, session, &[odd]).await;
         let document = document(&reader, session).await.unwrap();

@@ -2,15 +2,36 @@
 
 mod access;
 mod concurrency;
-mod database;
 mod documents;
 
 use std::collections::BTreeMap;
 
 use herald_events::{Frame, Limits, SessionId};
-use store::{Advance, Applied, Arrival, Batch, NewEvent, Position, Reader, SessionChanges, Writer};
+use herald_testing::Database;
+use store::{
+    Advance, Applied, Arrival, Batch, DatabaseUrl, Name, NewEvent, Position, Reader,
+    SessionChanges, Writer,
+};
 
 const TOPIC: &str = "websocket.events";
+
+fn url_of(database: &Database) -> DatabaseUrl {
+    database.address.parse().unwrap()
+}
+
+fn schema_of(database: &Database) -> Name {
+    database.schema.parse().unwrap()
+}
+
+async fn writer_of(database: &Database) -> Writer {
+    Writer::open(&url_of(database), &schema_of(database), None)
+        .await
+        .unwrap()
+}
+
+fn reader_of(database: &Database) -> Reader {
+    Reader::new(&url_of(database), &schema_of(database))
+}
 
 fn id(text: &str) -> SessionId {
     SessionId::new(text).unwrap()

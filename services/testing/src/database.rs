@@ -2,38 +2,40 @@
 
 use std::path::PathBuf;
 
-use herald_testing::random_topic;
-use store::{Name, Reader};
+use crate::{Postgres, postgres, random_topic};
 
 /// A file of SQLite, or a schema of PostgreSQL.
 pub struct Database {
     /// Deleted at the end.
     folder: Option<PathBuf>,
+    /// For `--database-url`.
     pub address: String,
-    pub schema: Name,
+    /// For `--database-schema`.
+    pub schema: String,
 }
 
 impl Database {
     pub fn sqlite() -> Self {
-        let folder = std::env::temp_dir().join(random_topic("herald-projector"));
-        std::fs::create_dir(&folder).unwrap();
+        let folder = std::env::temp_dir().join(random_topic("herald-database"));
+        std::fs::create_dir(&folder).expect("a folder can be created");
         Self {
             address: format!("sqlite://{}/herald.db", folder.display()),
             folder: Some(folder),
-            schema: Name::default(),
+            schema: "herald".to_owned(),
         }
     }
 
+    /// In the PostgreSQL that the tests of this process share; without one, the test is skipped as in [`postgres()`].
     pub fn postgres() -> Option<Self> {
-        Some(Self::of(herald_testing::postgres()?))
+        Some(Self::of(postgres()?))
     }
 
     /// A new schema.
-    pub fn of(postgres: &herald_testing::Postgres) -> Self {
+    pub fn of(postgres: &Postgres) -> Self {
         Self {
             folder: None,
             address: postgres.url(),
-            schema: random_topic("herald").parse().unwrap(),
+            schema: random_topic("herald"),
         }
     }
 
@@ -42,10 +44,6 @@ impl Database {
         [Some(Self::sqlite()), Self::postgres()]
             .into_iter()
             .flatten()
-    }
-
-    pub fn reader(&self) -> Reader {
-        Reader::new(&self.address.parse().unwrap(), &self.schema)
     }
 }
 
