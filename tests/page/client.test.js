@@ -532,8 +532,10 @@ test("a cursor of version 1 joins the others; one of another topic id does not",
   assert.equal(fake.opened, opened, "it shares the connection");
   const bytes = Buffer.from(cursor, "base64url");
   bytes[3] ^= 1;
-  await isLive(await tab({ after: bytes.toString("base64url") }));
+  const other = await tab({ after: bytes.toString("base64url") });
+  await isLive(other);
   assert.equal(fake.opened, opened + 1, "the server has to answer it");
+  assert.deepEqual(await other.evaluate(() => states.map(({ name }) => name)), ["connecting", "live"], "live once it is answered");
 });
 
 /** Ends the worker as a crash would: no tab is notified. */

@@ -38,9 +38,9 @@ class Hub {
   add(tab) {
     const { after, from, last } = tab.start;
     this.tabs.add(tab);
+    if (this.#head) return this.#place(tab);
+    tab.joined = !after && !from && last === this.#start.last;
     tab.tell(this.state);
-    if (this.#head) this.#place(tab);
-    else tab.joined = !after && !from && last === this.#start.last;
   }
 
   remove(tab) {
@@ -108,7 +108,8 @@ class Hub {
       // A request may be rejected because of another tab's start: then the other tabs try their own. Without a start, it is
       // rejected for all of them.
       if (state.name === "ended" && !tab.joined && this.#start.last !== undefined) tab.again();
-      else if (!tab.catching) tab.tell(state);
+      // A tab that is not here yet is not live because this connection is.
+      else if (tab.joined || (!tab.catching && state.name !== "live")) tab.tell(state);
     }
   }
 
@@ -163,7 +164,7 @@ class Tab {
   }
 
   get catching() {
-    return this.#link !== null;
+    return this.#link !== null || Tab.#queue.has(this);
   }
 
   tell(state) {
