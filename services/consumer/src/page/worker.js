@@ -164,7 +164,7 @@ class Tab {
   }
 
   get catching() {
-    return this.#link !== null || Tab.#queue.has(this);
+    return this.#link !== null;
   }
 
   tell(state) {
