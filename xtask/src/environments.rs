@@ -16,6 +16,10 @@ pub struct Environment {
     /// The name of the helm release.
     pub release: String,
     pub topic: String,
+    /// The topic of the session events.
+    pub events_topic: String,
+    /// The schema of PostgreSQL, and the name of the role that owns it.
+    pub database_schema: String,
     /// The ports on localhost by the names of the services.
     pub local_ports: BTreeMap<String, u16>,
 }

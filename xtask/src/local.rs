@@ -21,7 +21,7 @@ const NAME: &str = "";
 /// The pages answer a second after the start; a remote Kafka may take longer.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Run the producer and consumer of every environment in one process, with an embedded broker.
+/// Run all services of every environment in one process, with an embedded broker and SQLite.
 ///
 /// KAFKA_BOOTSTRAP_SERVERS=host:port uses that Kafka instead. All options of `local` can be set by environment variables.
 #[derive(clap::Args)]
@@ -33,31 +33,39 @@ pub struct Args {
     /// Start it in the background, wait until its pages answer, and return. ./kill_port_forward.sh stops it.
     #[arg(long)]
     background: bool,
+
+    /// Delete the sessions of earlier runs first.
+    #[arg(long)]
+    fresh: bool,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let environments = environments::chosen(&args.environments)?;
     if args.background {
         let _lock = crate::lock()?;
-        in_background(&environments)?;
+        in_background(&environments, args.fresh)?;
         return Ok(ExitCode::SUCCESS);
     }
     build()?;
-    let mut local = local(&environments);
+    let mut local = local(&environments, args.fresh);
     show(&local);
     // Replaces this process, so that signals and the exit code are those of `local`.
     Err(local.exec()).context("cannot run local")
 }
 
-fn in_background(environments: &[Environment]) -> anyhow::Result<()> {
+fn in_background(environments: &[Environment], fresh: bool) -> anyhow::Result<()> {
     let mut environments = environments.to_vec();
     if let Some(id) = running() {
-        if environments.iter().all(answers) {
+        if !fresh && environments.iter().all(answers) {
             println!("Herald is running already (process {id}); ./kill_port_forward.sh stops it");
             environments::print_table(&endpoints(&environments));
             return Ok(());
         }
-        println!("Herald is running (process {id}), but not every page answers: restarting it");
+        let why = match fresh {
+            true => "its data is to be deleted",
+            false => "not every page answers",
+        };
+        println!("Herald is running (process {id}), but {why}: restarting it");
         // It keeps serving the environments that it serves now.
         let mut all = environments::chosen(&[])?;
         all.retain(|one| answers(one) || environments.iter().any(|wanted| wanted.name == one.name));
@@ -71,7 +79,7 @@ fn in_background(environments: &[Environment]) -> anyhow::Result<()> {
     }
     build()?;
     let log = crate::target().join("local.log");
-    let mut local = start(&environments, &log)?;
+    let mut local = start(&environments, fresh, &log)?;
     let started = wait(&mut local, &endpoints, &log);
     if started.is_err() {
         let _ = local.kill();
@@ -108,13 +116,15 @@ fn build() -> anyhow::Result<()> {
     ))
 }
 
-fn local(environments: &[Environment]) -> Command {
+fn local(environments: &[Environment], fresh: bool) -> Command {
     let names = environments.iter().map(|environment| &environment.name);
-    command(&program().to_string_lossy(), names)
+    let mut local = command(&program().to_string_lossy(), names);
+    local.args(fresh.then_some("--fresh"));
+    local
 }
 
-fn start(environments: &[Environment], log: &Path) -> anyhow::Result<Child> {
-    let mut local = local(environments);
+fn start(environments: &[Environment], fresh: bool, log: &Path) -> anyhow::Result<Child> {
+    let mut local = local(environments, fresh);
     show(&local);
     let output = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     let local = local

@@ -84,7 +84,7 @@ pub struct Config {
 
     /// Maximum bytes of a message that is published over HTTP.
     #[arg(long, env, default_value_t = 256 << 10, value_parser = clap::value_parser!(u32).range(1..=900 << 10))]
-    pub max_message_bytes: u32,
+    pub max_publish_bytes: u32,
 
     /// How long a message that is published over HTTP may wait for Kafka before its client receives status 503.
     #[arg(long, env, default_value = "10s", value_parser = duration)]

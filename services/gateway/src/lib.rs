@@ -106,7 +106,7 @@ impl Gateway {
         }
         let kafka = Kafka::new(&config)?;
         let publisher = Publisher::new(&config)?;
-        let largest = config.max_frame_bytes.max(config.max_message_bytes);
+        let largest = config.max_frame_bytes.max(config.max_publish_bytes);
         let rates = Arc::new(Rates::new(&config.rates, largest)?);
         metrics.registry.register(Box::new(rates.metric()))?;
         let observing = CancellationToken::new();

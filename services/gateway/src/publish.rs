@@ -141,7 +141,7 @@ async fn publish(
     let key = key(request.uri().query().unwrap_or_default())
         .map_err(|sentence| failure(StatusCode::BAD_REQUEST, &sentence))?;
     let (head, body) = request.into_parts();
-    let max = app.config.max_message_bytes as usize;
+    let max = app.config.max_publish_bytes as usize;
     // Without a `Content-Length`, the body may be as large as any.
     let bytes = body.size_hint().upper().map_or(max, |n| n as usize);
     if bytes > max {
@@ -227,7 +227,7 @@ fn key(query: &str) -> Result<Option<String>, String> {
 }
 
 fn too_large(max: usize) -> Response {
-    let sentence = format!("the message is over {max} bytes (--max-message-bytes)");
+    let sentence = format!("the message is over {max} bytes (--max-publish-bytes)");
     failure(StatusCode::PAYLOAD_TOO_LARGE, &sentence)
 }
 

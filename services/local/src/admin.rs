@@ -16,7 +16,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Service {
     pub environment: String,
-    /// `producer` or `consumer`.
+    /// As in services.toml.
     pub name: &'static str,
     pub admin: SocketAddr,
 }

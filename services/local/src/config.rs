@@ -12,10 +12,10 @@ use herald_runtime::listen::{bind, bind_chosen};
 use crate::Listeners;
 use crate::environments::{self, Environment};
 
-/// Runs the producer and the consumer of every environment in one process, with an embedded Kafka.
+/// Runs all services of every environment in one process, with an embedded Kafka and SQLite.
 ///
-/// Each option is also an environment variable: --log-level is LOG_LEVEL. The options of producer and consumer can be set by
-/// their variables, for all environments: INTERVAL_MAX=2s, RING_MESSAGES=1000.
+/// Each option is also an environment variable: --log-level is LOG_LEVEL. The options of the services can be set by their
+/// variables, for all environments: INTERVAL_MAX=2s, RING_MESSAGES=1000.
 #[derive(Parser, Clone, Debug)]
 #[command(
     name = "local",
@@ -31,13 +31,26 @@ pub struct Config {
     #[arg(value_name = "ENVIRONMENT")]
     pub environments: Vec<String>,
 
-    /// Address on which the pages are served.
+    /// Address of the pages and of the session events.
     #[arg(long, env, default_value = "127.0.0.1")]
     pub listen_address: IpAddr,
 
     /// Ports of the pages, one for each environment, separated by commas; 0 is any free port. By default 8001, 8002, 8003.
     #[arg(long, env, value_delimiter = ',')]
     pub ports: Vec<u16>,
+
+    /// Ports of the session events, one for each environment, separated by commas; 0 is any free port. By default 8080, 8081,
+    /// 8082.
+    #[arg(long, env, value_delimiter = ',')]
+    pub gateway_ports: Vec<u16>,
+
+    /// Folder of the SQLite databases, one for each environment. It is created if it does not exist.
+    #[arg(long, env, default_value = "data")]
+    pub data_dir: PathBuf,
+
+    /// Delete the databases of the chosen environments first.
+    #[arg(long)]
+    pub fresh: bool,
 
     /// Addresses of a Kafka to use instead of the embedded one: `host:port`, separated by commas. Missing topics are created.
     #[arg(long, env, value_parser = addresses)]
@@ -85,25 +98,27 @@ impl Config {
             .collect())
     }
 
-    /// Opens the ports. The error is for the user: a port in use, or another number of `--ports` than of environments.
+    /// Opens the ports. The error is for the user: a port in use, or another number of ports than of environments.
     pub fn bind(&self) -> anyhow::Result<Listeners> {
-        let mut ports: Vec<u16> = self
-            .chosen()?
-            .iter()
-            .map(|environment| environment.local_ports.consumer)
-            .collect();
-        if !self.ports.is_empty() {
-            if self.ports.len() != ports.len() {
-                let (given, needed) = (self.ports.len(), ports.len());
+        let chosen = self.chosen()?;
+        let bind_all = |option: &str, ports: &[u16], default: fn(&Environment) -> u16| {
+            if !ports.is_empty() && ports.len() != chosen.len() {
+                let (given, needed) = (ports.len(), chosen.len());
                 return Err(invalid(format!(
-                    "--ports has {given} ports for {needed} environments"
+                    "{option} has {given} ports for {needed} environments"
                 )));
             }
-            ports.clone_from(&self.ports);
-        }
-        let page = |port| bind_chosen(SocketAddr::new(self.listen_address, port), "--ports");
+            let chosen = chosen.iter().enumerate();
+            let ports =
+                chosen.map(|(index, one)| ports.get(index).copied().unwrap_or(default(one)));
+            let bind = |port| bind_chosen(SocketAddr::new(self.listen_address, port), option);
+            ports.map(bind).collect::<anyhow::Result<Vec<_>>>()
+        };
         Ok(Listeners {
-            pages: ports.into_iter().map(page).collect::<anyhow::Result<_>>()?,
+            pages: bind_all("--ports", &self.ports, |one| one.local_ports.consumer)?,
+            gateways: bind_all("--gateway-ports", &self.gateway_ports, |one| {
+                one.local_ports.gateway
+            })?,
             admin: bind(self.common.admin_listen)?,
         })
     }
@@ -158,9 +173,15 @@ mod tests {
             format!("{error:#}"),
             "--ports has 2 ports for 3 environments"
         );
-        let listeners = config(&["--ports", "0", "dev", "--admin-listen", "127.0.0.1:0"])
-            .bind()
-            .unwrap();
-        assert_eq!(listeners.pages.len(), 1);
+        let error = config(&["--ports", "0", "--gateway-ports", "0,0", "dev"]);
+        let error = error.bind().map(drop).unwrap_err();
+        assert_eq!(
+            format!("{error:#}"),
+            "--gateway-ports has 2 ports for 1 environments"
+        );
+        let ports = ["--ports", "0", "--gateway-ports", "0"];
+        let args = [&ports[..], &["dev", "--admin-listen", "127.0.0.1:0"]].concat();
+        let listeners = config(&args).bind().unwrap();
+        assert_eq!((listeners.pages.len(), listeners.gateways.len()), (1, 1));
     }
 }

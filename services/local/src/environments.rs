@@ -7,8 +7,10 @@ use serde::Deserialize;
 pub struct Environment {
     /// `default`, `dev` or `prod`.
     pub name: String,
-    /// Its Kafka topic.
+    /// The Kafka topic of its messages.
     pub topic: String,
+    /// The Kafka topic of its session events.
+    pub events_topic: String,
     /// The text that its page shows above the messages.
     pub custom_header: String,
     /// The ports of its services on a laptop.
@@ -20,6 +22,18 @@ pub struct Environment {
 pub struct LocalPorts {
     /// The port of its page.
     pub consumer: u16,
+    /// The port of its session events.
+    pub gateway: u16,
+}
+
+impl Environment {
+    /// The projector's consumer group. The default environment has the name that the original had.
+    pub fn sessions_group(&self) -> String {
+        match self.name.as_str() {
+            "default" => "herald-sessions".to_owned(),
+            name => format!("herald-{name}-sessions"),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -44,15 +58,21 @@ mod tests {
     fn the_table_is_the_contracts() {
         let rows: Vec<_> = all()
             .into_iter()
-            .map(|row| (row.name, row.topic, row.local_ports.consumer))
+            .map(|row| {
+                let ports = [row.local_ports.consumer, row.local_ports.gateway];
+                (row.name, row.topic, row.events_topic, ports)
+            })
             .collect();
-        let row = |name: &str, topic: &str, port| (name.to_owned(), topic.to_owned(), port);
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|(name, topic, events, ports)| (name.as_str(), topic.as_str(), events.as_str(), *ports))
+            .collect();
         assert_eq!(
             rows,
             [
-                row("default", "my-topic", 8001),
-                row("dev", "dev-topic", 8002),
-                row("prod", "prod-topic", 8003)
+                ("default", "my-topic", "websocket.events", [8001, 8080]),
+                ("dev", "dev-topic", "dev.websocket.events", [8002, 8081]),
+                ("prod", "prod-topic", "prod.websocket.events", [8003, 8082])
             ]
         );
     }

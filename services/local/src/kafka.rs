@@ -6,6 +6,8 @@ use std::thread::{self, JoinHandle};
 use anyhow::Context;
 use rdkafka::mocking::MockCluster;
 
+use crate::Environment;
+
 /// librdkafka's mock of Kafka, on a free port of 127.0.0.1. It keeps the newest 5 MiB or 100,000 messages of each topic in
 /// memory. Dropping this value stops it.
 pub struct Embedded {
@@ -14,8 +16,17 @@ pub struct Embedded {
     thread: Option<JoinHandle<()>>,
 }
 
-/// For consumers: the mock answers an empty fetch only after this time, even if messages arrive meanwhile.
-pub const CONSUMER_PROPERTIES: &str = "fetch.wait.max.ms=20";
+/// For services that read from it: the mock answers an empty fetch only after this time, even if messages arrive meanwhile.
+pub const READER_PROPERTIES: &str = "fetch.wait.max.ms=20";
+
+/// The topics of the services of these environments.
+pub fn topics(environments: &[Environment]) -> Vec<String> {
+    let of = |environment: &Environment| {
+        let (topic, events) = (&environment.topic, &environment.events_topic);
+        [topic.clone(), events.clone(), format!("{events}.dlq")]
+    };
+    environments.iter().flat_map(of).collect()
+}
 
 impl Embedded {
     /// Starts it, with `topics` of one partition each: it does not support requests that would create them later.

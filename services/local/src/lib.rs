@@ -1,17 +1,17 @@
-//! All environments in one process with an embedded Kafka, for a laptop without a cluster.
+//! All environments in one process with an embedded Kafka and SQLite, for a laptop without a cluster.
 
 mod admin;
 mod config;
+mod data;
 mod environments;
 mod kafka;
+mod services;
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::Context;
-use herald_runtime::config::parse_from;
-use herald_runtime::kafka::KafkaArgs;
 use herald_runtime::{Readiness, listen};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use admin::Service;
+use data::Data;
 use kafka::Embedded;
 
 pub use config::Config;
@@ -28,12 +29,14 @@ pub use environments::{Environment, all as environments};
 pub struct Listeners {
     /// One for each chosen environment, in their order: its page and its transports.
     pub pages: Vec<TcpListener>,
+    /// One for each chosen environment: its session events.
+    pub gateways: Vec<TcpListener>,
     /// Health and metrics of all of them.
     pub admin: TcpListener,
 }
 
-/// Runs the chosen environments until `shutdown` is cancelled; then the producers end first, the consumers drain, and the
-/// embedded Kafka stops last. Prints the URL of each page as soon as it is ready.
+/// Runs the chosen environments until `shutdown` is cancelled; then the services that write to Kafka end first, those that read
+/// from it afterwards, and the embedded Kafka stops last. Prints the URLs of each environment as soon as it is ready.
 ///
 /// If a service ends on its own, all end, with its error.
 pub async fn run(
@@ -42,58 +45,65 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let environments = config.chosen()?;
+    let data = Data::open(&config.data_dir)?;
+    if config.fresh {
+        data.delete(&environments)?;
+    }
     let embedded = match config.kafka_bootstrap_servers {
         Some(_) => None,
-        None => Some(Embedded::start(
-            environments
-                .iter()
-                .map(|chosen| chosen.topic.clone())
-                .collect(),
-        )?),
+        None => Some(Embedded::start(kafka::topics(&environments))?),
     };
     print(&about_kafka(&config, embedded.as_ref()));
-    let kafka = kafka_args(&config, embedded.as_ref());
+    print(&format!(
+        "Sessions are kept in {}; --fresh deletes them.",
+        data.folder().display()
+    ));
+    let build = services::Builder::new(&config, embedded.as_ref(), &data);
 
-    let (mut producers, mut consumers) = (JoinSet::new(), JoinSet::new());
-    let (end_producers, end_consumers) = (shutdown.child_token(), CancellationToken::new());
-    let mut pages = Vec::new();
-    for (environment, public) in environments.into_iter().zip(listeners.pages) {
-        let url = format!("http://{}/", public.local_addr()?);
-        let span = info_span!("environment", name = environment.name);
+    let mut all = Services::new(&shutdown);
+    let mut urls = Vec::new();
+    let listeners_of = listeners.pages.into_iter().zip(listeners.gateways);
+    for (environment, (page, gateway)) in environments.iter().zip(listeners_of) {
+        urls.push(Urls {
+            environment: environment.name.clone(),
+            page: format!("http://{}/", page.local_addr()?),
+            gateway: format!("http://{}/", gateway.local_addr()?),
+            printed: false,
+        });
 
-        let (admin, consumer) = own_admin(&environment, "consumer")?;
-        let config = consumer_config(
-            &environment,
-            &kafka,
-            embedded.is_some(),
-            public.local_addr()?.ip(),
-        )?;
-        let run = consumer::run(
-            config,
-            consumer::Listeners { public, admin },
-            end_consumers.clone(),
-        );
-        consumers.spawn(named(consumer.clone(), run).instrument(span.clone()));
+        let (admin, service) = own_admin(environment, "consumer")?;
+        let config = build.consumer(environment, page.local_addr()?.ip())?;
+        let public = page;
+        let listeners = consumer::Listeners { public, admin };
+        all.reader(service, |end| consumer::run(config, listeners, end));
 
-        let (admin, producer) = own_admin(&environment, "producer")?;
-        let config = producer_config(&environment, &kafka, embedded.is_some())?;
-        let run = producer::run(config, admin, end_producers.clone());
-        producers.spawn(named(producer.clone(), run).instrument(span));
+        let (admin, service) = own_admin(environment, "producer")?;
+        let config = build.producer(environment)?;
+        all.writer(service, |end| producer::run(config, admin, end));
 
-        pages.push(Page {
-            name: environment.name,
-            url,
-            services: [consumer, producer],
+        let (admin, service) = own_admin(environment, "projector")?;
+        let config = build.projector(environment)?;
+        all.reader(service, |end| projector::run(config, admin, end));
+
+        let (admin, service) = own_admin(environment, "gateway")?;
+        let config = build.gateway(environment, gateway.local_addr()?.ip())?;
+        let topic = build.events_topic(environment)?;
+        let public = gateway;
+        let listeners = gateway::Listeners { public, admin };
+        all.writer(service, async move |end| {
+            if let Some(topic) = topic {
+                // It needs no port: it only creates the topic.
+                let admin = listen::bind((Ipv4Addr::LOCALHOST, 0).into())?;
+                producer::run(topic, admin, end.clone()).await?;
+            }
+            gateway::run(config, listeners, end).await
         });
     }
 
     let readiness = Readiness::new();
     let ended = CancellationToken::new();
     let _ended = ended.clone().drop_guard();
-    let services: Vec<Service> = pages
-        .iter()
-        .flat_map(|page| page.services.clone())
-        .collect();
+    let services = all.services.clone();
     let metrics = move || {
         let services = services.clone();
         async move { admin::metrics(&services).await }
@@ -104,40 +114,91 @@ pub async fn run(
         metrics,
         ended.clone(),
     ));
-    tokio::spawn(ended.run_until_cancelled_owned(watch(pages, readiness.clone())));
+    let watch = watch(urls, all.services.clone(), readiness);
+    tokio::spawn(ended.run_until_cancelled_owned(watch));
 
-    let first = tokio::select! {
-        () = shutdown.cancelled() => Ok(()),
-        Some(ended) = producers.join_next() => flatten(ended),
-        Some(ended) = consumers.join_next() => flatten(ended),
-    };
-    end_producers.cancel();
-    let producers = all_ended(&mut producers).await;
-    end_consumers.cancel();
-    let consumers = all_ended(&mut consumers).await;
+    let ended = all.ended(&shutdown).await;
     tokio::task::spawn_blocking(move || drop(embedded)).await?;
-    first.and(producers).and(consumers)
+    ended
 }
 
-/// An environment's page, and the services that must be ready before it is printed.
-struct Page {
-    name: String,
-    url: String,
-    services: [Service; 2],
+/// The services of all environments while they run.
+struct Services {
+    services: Vec<Service>,
+    /// Those that write to Kafka.
+    writers: JoinSet<anyhow::Result<()>>,
+    end_writers: CancellationToken,
+    /// Those that read from Kafka.
+    readers: JoinSet<anyhow::Result<()>>,
+    end_readers: CancellationToken,
 }
 
-/// Prints each page once, when its services are ready, and keeps the overall readiness up to date.
-async fn watch(pages: Vec<Page>, readiness: Readiness) {
-    let mut printed = vec![false; pages.len()];
+impl Services {
+    fn new(shutdown: &CancellationToken) -> Self {
+        Self {
+            services: Vec::new(),
+            writers: JoinSet::new(),
+            end_writers: shutdown.child_token(),
+            readers: JoinSet::new(),
+            end_readers: CancellationToken::new(),
+        }
+    }
+
+    fn writer<F>(&mut self, service: Service, run: impl FnOnce(CancellationToken) -> F)
+    where
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let run = run(self.end_writers.clone());
+        self.writers.spawn(named(service.clone(), run));
+        self.services.push(service);
+    }
+
+    fn reader<F>(&mut self, service: Service, run: impl FnOnce(CancellationToken) -> F)
+    where
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let run = run(self.end_readers.clone());
+        self.readers.spawn(named(service.clone(), run));
+        self.services.push(service);
+    }
+
+    /// Waits for the shutdown or the end of a service, then ends all of them.
+    async fn ended(mut self, shutdown: &CancellationToken) -> anyhow::Result<()> {
+        let first = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            Some(ended) = self.writers.join_next() => flatten(ended),
+            Some(ended) = self.readers.join_next() => flatten(ended),
+        };
+        self.end_writers.cancel();
+        let writers = all_ended(&mut self.writers).await;
+        self.end_readers.cancel();
+        let readers = all_ended(&mut self.readers).await;
+        first.and(writers).and(readers)
+    }
+}
+
+/// What users open, of one environment.
+struct Urls {
+    environment: String,
+    page: String,
+    gateway: String,
+    printed: bool,
+}
+
+/// Prints the URLs of each environment once its services are ready, and keeps the overall readiness up to date.
+async fn watch(mut urls: Vec<Urls>, services: Vec<Service>, readiness: Readiness) {
     loop {
         let mut unready = None;
-        for (page, printed) in pages.iter().zip(&mut printed) {
+        for urls in &mut urls {
             let mut reason = None;
-            for service in &page.services {
-                reason = reason.or(service.unready().await);
+            for service in &services {
+                if service.environment == urls.environment {
+                    reason = reason.or(service.unready().await);
+                }
             }
-            if reason.is_none() && !std::mem::replace(printed, true) {
-                print(&format!("{:<8} {}", page.name, page.url));
+            if reason.is_none() && !std::mem::replace(&mut urls.printed, true) {
+                print(&format!("{:<8} {}", urls.environment, urls.page));
+                print(&format!("{:<8} {} (session events)", "", urls.gateway));
             }
             unready = unready.or(reason);
         }
@@ -145,8 +206,9 @@ async fn watch(pages: Vec<Page>, readiness: Readiness) {
             None => readiness.ready(),
             Some(reason) => readiness.not_ready(reason),
         }
-        let busy = printed.contains(&false);
-        tokio::time::sleep(Duration::from_millis(if busy { 100 } else { 1_000 })).await;
+        let all_printed = urls.iter().all(|urls| urls.printed);
+        let pause = if all_printed { 1_000 } else { 100 };
+        tokio::time::sleep(Duration::from_millis(pause)).await;
     }
 }
 
@@ -165,60 +227,17 @@ fn about_kafka(config: &Config, embedded: Option<&Embedded>) -> String {
     }
 }
 
-/// A service's options for connecting to Kafka.
-fn kafka_args(config: &Config, embedded: Option<&Embedded>) -> KafkaArgs {
-    match embedded {
-        Some(embedded) => KafkaArgs {
-            kafka_bootstrap_servers: embedded.address().to_owned(),
-            kafka_properties: String::new(),
-            kafka_properties_file: None,
-        },
-        None => KafkaArgs {
-            kafka_bootstrap_servers: config.kafka_bootstrap_servers.clone().unwrap_or_default(),
-            kafka_properties: config.kafka_properties.clone(),
-            kafka_properties_file: config.kafka_properties_file.clone(),
-        },
-    }
-}
-
-/// Options not set here come from the environment of the process, or are the defaults. The addresses are not used: the
-/// listeners are bound already.
-fn consumer_config(
-    environment: &Environment,
-    kafka: &KafkaArgs,
-    embedded: bool,
-    address: IpAddr,
-) -> anyhow::Result<consumer::Config> {
-    let topic = format!("--kafka-topic={}", environment.topic);
-    let header = format!("--custom-header={}", environment.custom_header);
-    // There is no load balancer to wait for, and the user who pressed Ctrl-C is waiting.
-    let drain = ["--drain-delay=0s", "--drain-window=1s"];
-    let mut config: consumer::Config =
-        parse_from(&["consumer", &topic, &header, drain[0], drain[1]])?;
-    config.kafka = kafka.clone();
-    if address.is_loopback() {
-        // A page on the internet may rebind its own name to this machine's address (DNS rebinding).
-        config
-            .allowed_hosts
-            .extend(["localhost", "127.0.0.1", "[::1]"]);
-    }
-    if embedded {
-        config.kafka.kafka_properties = kafka::CONSUMER_PROPERTIES.to_owned();
-    }
-    Ok(config)
-}
-
-fn producer_config(
-    environment: &Environment,
-    kafka: &KafkaArgs,
-    embedded: bool,
-) -> anyhow::Result<producer::Config> {
-    let topic = format!("--kafka-topic={}", environment.topic);
-    // The embedded Kafka has its topics from the start.
-    let create_topic = format!("--create-topic={}", !embedded);
-    let mut config: producer::Config = parse_from(&["producer", &topic, &create_topic])?;
-    config.kafka = kafka.clone();
-    Ok(config)
+async fn named(
+    service: Service,
+    run: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let Service {
+        environment, name, ..
+    } = service;
+    let span = info_span!("environment", name = environment);
+    run.instrument(span)
+        .await
+        .with_context(|| format!("the {name} of {environment} ended"))
 }
 
 /// A service's own admin address, which only this process queries.
@@ -228,25 +247,13 @@ fn own_admin(
 ) -> anyhow::Result<(TcpListener, Service)> {
     let listener = listen::bind((Ipv4Addr::LOCALHOST, 0).into())?;
     let admin = listener.local_addr()?;
-    Ok((
-        listener,
-        Service {
-            environment: environment.name.clone(),
-            name,
-            admin,
-        },
-    ))
-}
-
-async fn named(
-    service: Service,
-    run: impl Future<Output = anyhow::Result<()>>,
-) -> anyhow::Result<()> {
-    let Service {
-        environment, name, ..
-    } = service;
-    run.await
-        .with_context(|| format!("the {name} of {environment} ended"))
+    let environment = environment.name.clone();
+    let service = Service {
+        environment,
+        name,
+        admin,
+    };
+    Ok((listener, service))
 }
 
 /// Waits until all services have ended, and returns the first error.

@@ -12,7 +12,7 @@ const TIME_ZONE: &str = "TZ";
 
 #[test]
 fn the_options_that_all_services_share_are_on_the_page() {
-    is_on_the_page("## Both services", &shared());
+    is_on_the_page("## All services", &shared());
 }
 
 #[test]
@@ -23,6 +23,16 @@ fn the_producers_own_options_are_on_the_page() {
 #[test]
 fn the_consumers_own_options_are_on_the_page() {
     is_on_the_page("## Consumer", &own(&consumer::Config::command()));
+}
+
+#[test]
+fn the_gateways_own_options_are_on_the_page() {
+    is_on_the_page("## Gateway", &own(&gateway::Config::command()));
+}
+
+#[test]
+fn the_projectors_own_options_are_on_the_page() {
+    is_on_the_page("## Projector", &own(&projector::Config::command()));
 }
 
 #[test]
@@ -47,15 +57,8 @@ fn the_values_of_the_chart_are_on_the_page_with_their_defaults() {
 #[test]
 fn what_configmap_data_takes_are_options_and_on_the_page() {
     let names = configmap_data();
-    let variables = [producer::Config::command(), consumer::Config::command()]
-        .iter()
-        .flat_map(|command| {
-            command
-                .get_arguments()
-                .filter_map(variable)
-                .collect::<Vec<_>>()
-        })
-        .collect::<Vec<_>>();
+    let commands = services();
+    let variables: Vec<String> = commands.iter().flat_map(|(_, of)| variables(of)).collect();
     for name in &names {
         assert!(
             name == TIME_ZONE || variables.contains(name),
@@ -81,26 +84,17 @@ fn the_chart_knows_which_service_reads_what_configmap_data_takes() {
         let (names, _) = rest.split_once("{{- end }}").expect("an end");
         names.split_whitespace().map(str::to_owned).collect()
     };
-    let [both, of_producer, of_consumer] = ["all", "producer", "consumer"].map(options_of);
-    let [producer, consumer] =
-        [producer::Config::command(), consumer::Config::command()].map(|command| {
-            command
-                .get_arguments()
-                .filter_map(variable)
-                .collect::<Vec<_>>()
-        });
-    for name in configmap_data() {
-        let read_by = |variables: &[String]| variables.contains(&name);
-        let by_producer = read_by(&producer) || name == TIME_ZONE;
-        let wanted = (by_producer, read_by(&consumer));
-        let listed = (
-            both.contains(&name) || of_producer.contains(&name),
-            both.contains(&name) || of_consumer.contains(&name),
-        );
-        assert_eq!(
-            listed, wanted,
-            "helm/templates/_options.tpl, {name}: (listed for producer, for consumer), (read by producer, by consumer)"
-        );
+    let of_all = options_of("all");
+    for (service, command) in services() {
+        let (own, read) = (options_of(service), variables(&command));
+        for name in configmap_data() {
+            let is_read = read.contains(&name) || (service == "producer" && name == TIME_ZONE);
+            let is_listed = of_all.contains(&name) || own.contains(&name);
+            assert_eq!(
+                is_listed, is_read,
+                "helm/templates/_options.tpl, {service}, {name}: (listed, read by the service)"
+            );
+        }
     }
 }
 
@@ -162,11 +156,25 @@ fn is_on_the_page(heading: &str, wanted: &[String]) {
     );
 }
 
-/// What producer and consumer describe with the same words.
+/// The services that the chart installs.
+fn services() -> [(&'static str, Command); 4] {
+    [
+        ("producer", producer::Config::command()),
+        ("consumer", consumer::Config::command()),
+        ("gateway", gateway::Config::command()),
+        ("projector", projector::Config::command()),
+    ]
+}
+
+fn variables(command: &Command) -> Vec<String> {
+    command.get_arguments().filter_map(variable).collect()
+}
+
+/// What all services describe with the same words.
 fn shared() -> Vec<String> {
-    let of_consumer = all(&consumer::Config::command());
-    let mut rows = all(&producer::Config::command());
-    rows.retain(|row| of_consumer.contains(row));
+    let [first, others @ ..] = services().map(|(_, command)| all(&command));
+    let mut rows = first;
+    rows.retain(|row| others.iter().all(|other| other.contains(row)));
     rows
 }
 

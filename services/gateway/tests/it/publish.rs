@@ -56,7 +56,7 @@ async fn a_message_is_answered_with_its_position_in_kafka_and_keeps_its_bytes_an
 
 #[tokio::test]
 async fn a_topic_that_is_not_listed_another_method_and_a_large_body_are_rejected() {
-    let options = ["--max-message-bytes", "10"];
+    let options = ["--max-publish-bytes", "10"];
     let Some(gateway) = gateway("rejected", &options).await else {
         return;
     };

@@ -1,15 +1,20 @@
 //! Everything in one process, from the outside: pages, live messages, an end in time.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::{SinkExt, StreamExt};
 use herald_runtime::config::parse_from;
-use herald_testing::eventually;
+use herald_testing::{eventually, random_topic};
 use local::Config;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_tungstenite::client_async;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
 /// What anything may take on a busy machine before a test gives up.
@@ -18,28 +23,47 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// All environments, inside the test.
 struct Running {
     pages: Vec<SocketAddr>,
+    gateways: Vec<SocketAddr>,
     admin: SocketAddr,
+    data: PathBuf,
     shutdown: CancellationToken,
     run: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Running {
+    /// With a data folder of its own.
     fn start(kafka: Option<String>, options: &[&str]) -> Running {
-        let args = [&["local", "--admin-listen", "127.0.0.1:0"], options].concat();
-        let mut config: Config = parse_from(&args).unwrap();
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("herald-local-{}-{next}", std::process::id());
+        Running::start_in(std::env::temp_dir().join(name), kafka, options)
+    }
+
+    fn start_in(data: PathBuf, kafka: Option<String>, options: &[&str]) -> Running {
+        let data_dir = format!("--data-dir={}", data.display());
+        let args = [
+            &["local", "--admin-listen", "127.0.0.1:0", &data_dir],
+            options,
+        ];
+        let mut config: Config = parse_from(&args.concat()).unwrap();
         config.kafka_bootstrap_servers = kafka;
+        let count = config.chosen().unwrap().len();
+        (config.ports, config.gateway_ports) = (vec![0; count], vec![0; count]);
         let listeners = config.bind().unwrap();
-        let pages = listeners
-            .pages
-            .iter()
-            .map(|page| page.local_addr().unwrap())
-            .collect();
+        let addresses = |listeners: &[TcpListener]| {
+            let all = listeners.iter().map(|one| one.local_addr().unwrap());
+            all.collect()
+        };
+        let pages = addresses(&listeners.pages);
+        let gateways = addresses(&listeners.gateways);
         let admin = listeners.admin.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let run = tokio::spawn(local::run(config, listeners, shutdown.clone()));
         Running {
             pages,
+            gateways,
             admin,
+            data,
             shutdown,
             run,
         }
@@ -53,6 +77,12 @@ impl Running {
     }
 
     async fn end(self) {
+        let data = self.data.clone();
+        self.end_and_keep_data().await;
+        std::fs::remove_dir_all(data).unwrap();
+    }
+
+    async fn end_and_keep_data(self) {
         self.shutdown.cancel();
         timeout(Duration::from_secs(10), self.run)
             .await
@@ -104,8 +134,32 @@ fn services() -> Vec<&'static str> {
     names.collect()
 }
 
+/// Sends a session of one frame, and returns its document once it is there.
+async fn session(gateway: SocketAddr, id: &str) -> String {
+    let url = format!("ws://{gateway}/websocket?session_id={id}");
+    let stream = TcpStream::connect(gateway).await.unwrap();
+    let (mut socket, _) = client_async(url, stream).await.unwrap();
+    let frame = r#"[{"timestamp":1,"type":"SESSION_START"},{"timestamp":2,"type":"SESSION_END"}]"#;
+    socket.send(Message::text(frame)).await.unwrap();
+    let closed = timeout(DEADLINE, socket.next()).await.unwrap();
+    let Some(Ok(Message::Close(Some(close)))) = closed else {
+        panic!("not closed: {closed:?}");
+    };
+    assert_eq!(u16::from(close.code), 1000);
+    eventually(DEADLINE, "the document", async || {
+        document(gateway, id).await.is_some()
+    })
+    .await;
+    document(gateway, id).await.unwrap()
+}
+
+async fn document(gateway: SocketAddr, id: &str) -> Option<String> {
+    let answer = get(gateway, &format!("/data?session_id={id}")).await;
+    answer.starts_with("HTTP/1.1 200").then_some(answer)
+}
+
 async fn shows_three_live_environments(kafka: Option<String>) {
-    let local = Running::start(kafka, &["--ports", "0,0,0"]);
+    let local = Running::start(kafka, &[]);
     local.ready().await;
     for (page, environment) in local.pages.iter().zip(["default", "dev", "prod"]) {
         assert!(get(*page, "/").await.contains("Hello World Broadcasts"));
@@ -114,6 +168,11 @@ async fn shows_three_live_environments(kafka: Option<String>) {
             message.starts_with(&format!("Hello world from {environment} producer - ")),
             "{message}"
         );
+    }
+    let id = random_topic("session");
+    for gateway in &local.gateways {
+        let document = session(*gateway, &id).await;
+        assert!(document.contains(r#""start":1,"end":2"#), "{document}");
     }
     let metrics = get(local.admin, "/metrics").await;
     for environment in ["default", "dev", "prod"] {
@@ -149,7 +208,7 @@ async fn three_environments_are_live_with_a_real_kafka() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_is_not_the_laptops_is_not_answered() {
-    let local = Running::start(None, &["--ports", "0", "dev"]);
+    let local = Running::start(None, &["dev"]);
     local.ready().await;
     for (host, status) in [
         ("evil.example:8002", 421),
@@ -157,25 +216,63 @@ async fn a_name_that_is_not_the_laptops_is_not_answered() {
         ("[::1]:8002", 200),
         ("127.0.0.1:8002", 200),
     ] {
-        let mut stream = TcpStream::connect(local.pages[0]).await.unwrap();
-        let request = format!("GET /config HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        let expected = format!("HTTP/1.1 {status} ");
-        assert!(answer.starts_with(&expected), "{host}: {answer}");
+        for address in [local.pages[0], local.gateways[0]] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            let expected = format!("HTTP/1.1 {status} ");
+            assert!(answer.starts_with(&expected), "{host}: {answer}");
+        }
     }
     local.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_environment_can_run_alone() {
-    let local = Running::start(None, &["--ports", "0", "dev"]);
+    let local = Running::start(None, &["dev"]);
     local.ready().await;
     assert!(
         first_message(local.pages[0])
             .await
             .starts_with("Hello world from dev producer")
     );
+    local.end().await;
+}
+
+/// Every start has a new log, whose offsets begin again at 0.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_of_earlier_starts_stay_readable_until_a_fresh_one() {
+    let local = Running::start(None, &["dev"]);
+    let data = local.data.clone();
+    local.ready().await;
+    session(local.gateways[0], "first").await;
+    session(local.gateways[0], "second").await;
+    local.end_and_keep_data().await;
+
+    let local = Running::start_in(data.clone(), None, &["dev"]);
+    local.ready().await;
+    session(local.gateways[0], "third").await;
+    for id in ["first", "second", "third"] {
+        assert!(document(local.gateways[0], id).await.is_some(), "{id}");
+    }
+    local.end_and_keep_data().await;
+
+    let local = Running::start_in(data, None, &["dev", "--fresh"]);
+    local.ready().await;
+    assert!(document(local.gateways[0], "first").await.is_none());
+    session(local.gateways[0], "fourth").await;
+    local.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_process_with_the_same_folder_ends_with_a_sentence() {
+    let local = Running::start(None, &["dev"]);
+    local.ready().await;
+    let second = Running::start_in(local.data.clone(), None, &["prod"]);
+    let error = timeout(DEADLINE, second.run).await.unwrap().unwrap();
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("another process uses --data-dir"), "{error}");
     local.end().await;
 }
