@@ -47,7 +47,8 @@ export const environments = readFileSync(path("environments.toml"), "utf8")
   .map((text) => {
     const fields = [...text.matchAll(/^([\w.]+) = "?([^"\n]*)"?$/gm)].map(([, name, value]) => [name, value]);
     const environment = Object.fromEntries(fields);
-    return { ...environment, url: `http://localhost:${environment["local_ports.consumer"]}` };
+    const url = (service) => `http://localhost:${environment[`local_ports.${service}`]}`;
+    return { ...environment, url: url("consumer"), gateway: url("gateway") };
   });
 
 /** The names of the services, from the table that xtask and local read. */

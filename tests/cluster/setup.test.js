@@ -5,6 +5,8 @@ import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import { after, before, describe, test } from "node:test";
 import { gunzipSync as gunzip, gzipSync as gzip } from "node:zlib";
 import { launch, texts, until } from "../page/browser.js";
+import { address, ended, ORIGINAL, send } from "../page/session.js";
+import { WebSocket } from "../page/websocket.js";
 import { homedir } from "node:os";
 import { apply, environments, helm, interrupted, json, kubectl, path, pods, releases, run, setup } from "./cluster.js";
 
@@ -57,8 +59,32 @@ describe("./setup.sh", { skip }, () => {
     });
   }
 
+  for (const environment of environments) {
+    const { name, namespace, gateway, database_schema: schema } = environment;
+    test(`in ${name} a session goes through Kafka into PostgreSQL, and its document comes back`, async () => {
+      const data = address(gateway, "/data", ORIGINAL.id);
+      const before = await fetch(data);
+      assert.deepEqual([before.status, await before.text()], [404, `no data found for session_id ${ORIGINAL.id}`]);
+      const { received, code } = await send(WebSocket, gateway, ORIGINAL.id, ORIGINAL.frames);
+      assert.deepEqual([received, code], [[], 1000]);
+      assert.deepEqual(await ended(gateway, ORIGINAL.id), ORIGINAL.document);
+    });
+
+    test(`in ${name} the gateway's role may not write`, () => {
+      const { data } = json("get", "secret", "herald-database", "--namespace", namespace);
+      const psql = (key, statement) => {
+        const url = Buffer.from(data[key], "base64").toString().replace(/@[^/]+/, "@127.0.0.1:5432");
+        const exec = ["--context", "minikube", "exec", "--namespace", "postgres", "herald-postgres-0", "--", "psql", url, "--command", statement];
+        return run("kubectl", exec, { fails: key === "gateway-url" });
+      };
+      const statement = `DELETE FROM ${schema}.sessions WHERE false`;
+      assert.match(psql("projector-url", statement).stdout, /^DELETE 0$/m);
+      assert.match(psql("gateway-url", statement).stderr, /permission denied/);
+    });
+  }
+
   test("every namespace takes restricted pods only, since the cluster is Herald's own", () => {
-    for (const name of ["default", "dev", "prod", "kafka"]) {
+    for (const name of ["default", "dev", "prod", "kafka", "postgres"]) {
       const { labels } = json("get", "namespace", name).metadata;
       assert.equal(labels["pod-security.kubernetes.io/enforce"], "restricted", name);
     }
@@ -213,7 +239,12 @@ describe("./setup.sh", { skip }, () => {
       const left = json("get", "statefulsets,services,persistentvolumeclaims,configmaps,networkpolicies", "--namespace", "kafka").items;
       const names = left.map(({ metadata }) => metadata.name).filter((name) => name !== "kube-root-ca.crt");
       assert.deepEqual(names.sort(), ["data-theirs", "theirs"]);
-      assert.match(run("cargo", ["xtask", "down", "--cluster"]).stdout, /^there is no Kafka of Herald's in namespace kafka$/m);
+      const again = run("cargo", ["xtask", "down", "--cluster"]).stdout;
+      assert.match(again, /^there is no Kafka of Herald's in namespace kafka$/m);
+      assert.match(again, /^there is no PostgreSQL of Herald's in namespace postgres$/m);
+      for (const { namespace } of environments) {
+        assert.deepEqual(json("get", "secrets", "--namespace", namespace, "--selector", "app.kubernetes.io/managed-by=herald-xtask").items, []);
+      }
     });
 
     test("a Kafka of others under our names is refused in one sentence, and left as it is", () => {
@@ -245,7 +276,8 @@ describe("./setup.sh", { skip }, () => {
     });
   });
 
-  test("a stopped minikube is started, and the pages live again with what they had", async () => {
+  const long = process.env.HERALD_TEST_LONG ? false : "it takes minutes (HERALD_TEST_LONG)";
+  test("a stopped minikube is started, and the pages live again with what they had", { skip: long }, async () => {
     run("minikube", ["stop"]);
     const { stderr } = run("cargo", ["xtask", "down", "--cluster"], { fails: true });
     assert.match(stderr, /^error: the cluster "minikube" is stopped, so what else it holds cannot be seen; --yes deletes it all the same$/m);
@@ -258,7 +290,6 @@ describe("./setup.sh", { skip }, () => {
     await live(prod);
   });
 
-  const long = process.env.HERALD_TEST_LONG ? false : "it takes minutes (HERALD_TEST_LONG)";
   test("a cluster whose making was interrupted is Herald's own all the same", { skip: long }, async () => {
     run("minikube", ["stop"]);
     run("cargo", ["xtask", "down", "--cluster", "--yes"]);
@@ -272,7 +303,7 @@ describe("./setup.sh", { skip }, () => {
   });
 
   test("Ctrl-C in any phase ends it at once, and the next run repairs what it left incomplete", { skip: long }, async () => {
-    for (const phase of ["minikube", "images", "load", "kafka", "releases", "pods"]) {
+    for (const phase of ["minikube", "images", "load", "servers", "releases", "pods"]) {
       // So that every phase has something to do.
       run("cargo", ["xtask", "down"]);
       assert.equal(await interrupted(`== ${phase}`), 130, phase);
@@ -283,12 +314,13 @@ describe("./setup.sh", { skip }, () => {
 
   test("status shows every environment, doctor finds nothing wrong, logs shows the messages", () => {
     const status = run("cargo", ["xtask", "status"]).stdout;
-    const images = "herald/consumer:[0-9a-f]{16}, herald/producer:[0-9a-f]{16}";
-    for (const { name, release, topic, url } of environments) {
+    const images = ["consumer", "gateway", "producer", "projector"].map((name) => `herald/${name}:[0-9a-f]{16}`).join(", ");
+    for (const { name, release, topic, url, gateway } of environments) {
       assert.match(status, new RegExp(`^ok {5}release ${release}: revision \\d+$`, "m"));
-      assert.match(status, new RegExp(`^ok {5}pods of ${name}: 2/2 ready, ${images}$`, "m"));
+      assert.match(status, new RegExp(`^ok {5}pods of ${name}: 4/4 ready, ${images}$`, "m"));
       assert.match(status, new RegExp(`^ok {5}topic ${topic}: end offset [1-9]\\d*, connections \\d+$`, "m"));
       assert.match(status, new RegExp(`^ok {5}page ${url}: answers$`, "m"));
+      assert.match(status, new RegExp(`^ok {5}session events ${gateway}: answers$`, "m"));
     }
     assert.match(run("cargo", ["xtask", "doctor"]).stdout, /^nothing is wrong$/m);
     const said = run("cargo", ["xtask", "logs", "dev", "--no-follow"]).stdout;
@@ -310,10 +342,13 @@ describe("./setup.sh", { skip }, () => {
   });
 
   test("down takes one environment away, and setup.sh brings it back with its history", async () => {
+    await send(WebSocket, dev.gateway, ORIGINAL.id, ORIGINAL.frames);
+    await ended(dev.gateway, ORIGINAL.id);
     run("cargo", ["xtask", "down", "dev"]);
     assert.deepEqual(Object.keys(releases()).sort(), [byDefault.release, prod.release].sort());
     assert.deepEqual(Object.keys(pods()).filter((name) => name.startsWith("dev/")), []);
     setup("dev");
     await live(dev);
+    assert.deepEqual(await ended(dev.gateway, ORIGINAL.id), ORIGINAL.document, "and its sessions");
   });
 });

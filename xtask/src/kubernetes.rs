@@ -1,6 +1,7 @@
 //! The commands that need a cluster or make images.
 
 pub mod cluster;
+mod database;
 mod doctor;
 mod down;
 mod forward;
@@ -13,6 +14,7 @@ pub mod minikube;
 mod pods;
 pub mod release;
 pub mod rollout;
+mod servers;
 mod status;
 mod up;
 

@@ -8,26 +8,23 @@ use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
-use crate::command::{output, run as run_command};
+use crate::command::run as run_command;
 use crate::environments;
 use crate::kubernetes::cluster::{Cluster, minikube as run_minikube, wait_for};
-use crate::kubernetes::forward;
 use crate::kubernetes::labels::{MANAGED_BY, XTASK};
 use crate::kubernetes::minikube::{self, State};
 use crate::kubernetes::release;
+use crate::kubernetes::servers;
+use crate::kubernetes::{database, forward};
 
-/// The kinds of resources in k8s/kafka, and its volume.
-const KINDS: &str =
-    "statefulset,service,configmap,serviceaccount,networkpolicy,persistentvolumeclaim";
-
-/// Stop the port-forwards and uninstall the environments; Kafka and its data are kept.
+/// Stop the port-forwards and uninstall the environments; Kafka, PostgreSQL and their data are kept.
 #[derive(clap::Args)]
 pub struct Args {
     /// default, dev, prod; all of them when none is named.
     #[arg(value_name = "ENV", conflicts_with = "cluster")]
     environments: Vec<String>,
 
-    /// Also delete Kafka with its data, and the cluster if `up` created it.
+    /// Also delete Kafka and PostgreSQL with their data, and the cluster if `up` created it.
     #[arg(long)]
     cluster: bool,
 
@@ -63,22 +60,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         run_command(uninstall.args(["--namespace", &environment.namespace]))?;
     }
     if args.cluster {
-        delete_kafka(&cluster)?;
+        for server in &servers::ALL {
+            server.delete(&cluster)?;
+        }
+        for environment in &environments {
+            database::forget(&cluster, environment)?;
+        }
         println!("the cluster was there before Herald: it stays");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Deletes the Kafka that `up` created, and no other.
-fn delete_kafka(cluster: &Cluster) -> anyhow::Result<()> {
-    let selector = format!("{MANAGED_BY}={XTASK}");
-    let ours = ["--namespace", "kafka", "--selector", &selector];
-    let mut get = cluster.kubectl(&["get", KINDS, "--output", "name"]);
-    if output(get.args(ours))?.trim().is_empty() {
-        println!("there is no Kafka of Herald's in namespace kafka");
-        return Ok(());
-    }
-    run_command(cluster.kubectl(&["delete", KINDS]).args(ours))
 }
 
 /// An error if the cluster contains, or may contain, what is not Herald's.
@@ -117,7 +107,8 @@ async fn foreign(client: &Client) -> anyhow::Result<Vec<String>> {
     let others = ListParams::default().labels(&format!(
         "{MANAGED_BY}!={XTASK},app.kubernetes.io/part-of!=herald"
     ));
-    let ours = ["default", "kafka"].into_iter().map(str::to_owned);
+    let servers = servers::ALL.iter().map(|server| server.namespace);
+    let ours = ["default"].into_iter().chain(servers).map(str::to_owned);
     let environments = environments::chosen(&[])?;
     let mut ours: Vec<String> = ours
         .chain(environments.into_iter().map(|one| one.namespace))

@@ -11,6 +11,7 @@ use crate::kubernetes::minikube::{self, State};
 use crate::kubernetes::pods;
 use crate::kubernetes::release::{self, Installed};
 use crate::kubernetes::rollout::{self, Workloads};
+use crate::kubernetes::servers::{KAFKA, POSTGRES};
 use crate::{port, services};
 
 const UP: &str = "cargo xtask up";
@@ -134,8 +135,9 @@ impl Report {
         self.nodes(&client).await?;
         let others = release::other_kafkas(cluster, environments, installed)?;
         if others.len() < environments.len() {
-            self.pods(&client, &Workloads::kafka()).await?;
+            self.pods(&client, &KAFKA.workloads()).await?;
         }
+        self.pods(&client, &POSTGRES.workloads()).await?;
         for (name, kafka) in others {
             let what = format!("{name} uses the Kafka at {kafka}");
             self.add(&what, Ok(String::new()), "");

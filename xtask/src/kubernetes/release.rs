@@ -261,6 +261,9 @@ impl Release<'_> {
             ));
             helm.arg(format!("--set-string={service}.image.tag={}", image.tag));
         }
+        for service in services::all().iter().filter(|service| service.optional) {
+            helm.arg(format!("--set={}.enabled=true", service.name));
+        }
         helm.args(self.kafka.iter().flat_map(|kafka| kafka.values()));
         helm
     }

@@ -87,16 +87,6 @@ impl Workloads {
         }
     }
 
-    /// Those of k8s/kafka.
-    pub fn kafka() -> Self {
-        Self {
-            name: "kafka".to_owned(),
-            namespace: "kafka".to_owned(),
-            selector: "app.kubernetes.io/instance=my-cluster,app.kubernetes.io/component=broker"
-                .to_owned(),
-        }
-    }
-
     /// The names of those that have not rolled out.
     pub async fn unfinished(&self, client: &Client) -> anyhow::Result<Vec<String>> {
         let ours = ListParams::default().labels(&self.selector);

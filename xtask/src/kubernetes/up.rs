@@ -4,24 +4,21 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::Deserialize;
-
-use crate::command::{output, run as run_command, status};
+use crate::command::{output, status};
 use crate::environments::{self, Environment};
 use crate::kubernetes::cluster::{Cluster, wait_for};
+use crate::kubernetes::database;
 use crate::kubernetes::images::{self, Image};
 use crate::kubernetes::kafka_address::Address;
-use crate::kubernetes::labels::{MANAGED_BY, XTASK};
 use crate::kubernetes::minikube;
 use crate::kubernetes::release::{self, Release};
 use crate::kubernetes::rollout::{self, Workloads};
+use crate::kubernetes::servers::{self, KAFKA, POSTGRES};
 
 /// The exit code that makes ./setup.sh continue without a cluster.
 const NO_CLUSTER: u8 = 3;
 
-/// Start minikube, build and load the images, start Kafka, install the environments, and wait until they run.
+/// Start minikube, build and load the images, start Kafka and PostgreSQL, install the environments, and wait until they run.
 ///
 /// Changes only what differs, and repairs a stopped cluster, a deleted pod or topic, and an interrupted upgrade.
 /// Prints the reason and exits with code 3 when no cluster is available.
@@ -50,15 +47,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let images = phases.time("images", images::build)?;
     phases.time("load", || images::load(&images, &cluster))?;
-    phases.time("kafka", || {
-        create_namespaces(&cluster)?;
-        if let Some(address) = &args.kafka {
-            println!("kafka: {address}");
-            return Ok(());
-        }
-        start_kafka(&cluster)
-    })?;
     let kafka = args.kafka.as_ref();
+    phases.time("servers", || start_servers(&cluster, kafka, &environments))?;
     phases.time("releases", || {
         install(&environments, &images, kafka, &cluster)
     })?;
@@ -94,69 +84,32 @@ fn create_namespaces(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Resources with the names of k8s/kafka that are not ours, such as those of Strimzi's quickstart.
-fn foreign_kafka(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
-    let mut get = cluster.kubectl(&["get", "--ignore-not-found", "--output", "json"]);
-    let ours = output(get.args(["--kustomize", "k8s/kafka"]))?;
-    let mut get = cluster.kubectl(&["get", "--ignore-not-found", "--output", "json"]);
-    let volume = ["persistentvolumeclaim", "data-my-cluster-kafka-0"];
-    let volume = output(get.args(volume).args(["--namespace", "kafka"]))?;
-    let mut foreign = Vec::new();
-    for text in [ours, volume] {
-        if text.trim().is_empty() {
-            continue;
+/// Starts the servers, and gives each environment its database.
+fn start_servers(
+    cluster: &Cluster,
+    kafka: Option<&Address>,
+    environments: &[Environment],
+) -> anyhow::Result<()> {
+    create_namespaces(cluster)?;
+    let servers = match kafka {
+        Some(address) => {
+            println!("kafka: {address}");
+            vec![&POSTGRES]
         }
-        let objects: Objects =
-            serde_json::from_str(&text).context("cannot read the output of kubectl get")?;
-        let objects = objects.items.unwrap_or_else(|| vec![objects.only]);
-        foreign.extend(
-            objects
-                .iter()
-                .filter(|one| !one.is_ours())
-                .map(Object::name),
-        );
+        None => vec![&KAFKA, &POSTGRES],
+    };
+    for server in &servers {
+        server.check_foreign(cluster)?;
     }
-    Ok(foreign)
-}
-
-/// The output of `kubectl get`: a list, or a single object.
-#[derive(Deserialize)]
-struct Objects {
-    items: Option<Vec<Object>>,
-    #[serde(flatten)]
-    only: Object,
-}
-
-#[derive(Deserialize)]
-struct Object {
-    kind: String,
-    metadata: ObjectMeta,
-}
-
-impl Object {
-    fn name(&self) -> String {
-        let name = self.metadata.name.as_deref().unwrap_or_default();
-        format!("{} {name}", self.kind)
+    database::create_superuser(cluster)?;
+    for server in &servers {
+        server.apply(cluster)?;
     }
-
-    fn is_ours(&self) -> bool {
-        let labels = self.metadata.labels.as_ref();
-        labels.is_some_and(|labels| labels.get(MANAGED_BY).is_some_and(|by| by == XTASK))
+    servers::wait(cluster, &servers)?;
+    for environment in environments {
+        database::prepare(cluster, environment)?;
     }
-}
-
-/// Starts the Kafka of k8s/kafka, once per cluster.
-fn start_kafka(cluster: &Cluster) -> anyhow::Result<()> {
-    let foreign = foreign_kafka(cluster)?;
-    anyhow::ensure!(
-        foreign.is_empty(),
-        "namespace kafka has a Kafka that is not Herald's ({}): use it with --kafka HOST:PORT, or remove it",
-        foreign.join(", ")
-    );
-    let apply = ["apply", "--server-side", "--force-conflicts"];
-    run_command(cluster.kubectl(&apply).args(["--kustomize", "k8s/kafka"]))?;
-    let all = [Workloads::kafka()];
-    wait_for(async { rollout::wait(&cluster.client().await?, &all).await })
+    Ok(())
 }
 
 /// Installs missing releases and upgrades those that differ.

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, ensure};
 
 use crate::command::{command, output, show};
-use crate::{environments, tools};
+use crate::{environments, services, tools};
 
 /// Files in `target/charts`.
 pub struct Rendered {
@@ -30,11 +31,18 @@ impl Rendered {
         for environment in environments::chosen(&[])? {
             let values = values(&environment.name);
             let text = rendered.release(&environment.release, &environment.namespace, &values)?;
-            let topic = format!("KAFKA_TOPIC: {:?}", environment.topic);
-            ensure!(
-                text.contains(&topic),
-                "{values} and environments.toml must name the same topic, {topic}"
-            );
+            let sessions = output(&mut enabled(&environment.release, &values))?;
+            for (text, option, value) in [
+                (&text, "KAFKA_TOPIC", &environment.topic),
+                (&sessions, "EVENTS_TOPIC", &environment.events_topic),
+                (&sessions, "DATABASE_SCHEMA", &environment.database_schema),
+            ] {
+                let line = format!("{option}: {value:?}");
+                ensure!(
+                    text.contains(&line),
+                    "{values} must agree with environments.toml: {line}"
+                );
+            }
         }
         for values in files("helm/ci/values")? {
             let name = values.file_stem().context("a file has a name")?;
@@ -43,7 +51,7 @@ impl Rendered {
         }
         rendered.release("strimzi-in-k8s", "herald", "k8s/strimzi/values.yaml")?;
         if tools::KUBECTL.find().is_some() {
-            for name in ["kafka", "strimzi"] {
+            for name in ["kafka", "postgres", "strimzi"] {
                 let mut kustomize = command("kubectl", ["kustomize", &format!("k8s/{name}")]);
                 show(&kustomize);
                 let file = rendered.folder.join(format!("{name}.yaml"));
@@ -76,6 +84,17 @@ impl Rendered {
         self.releases.push(file);
         Ok(text)
     }
+}
+
+/// The release with all optional services.
+fn enabled(name: &str, values: &str) -> Command {
+    let mut helm = command("helm", ["template", name, "helm", "--values", values]);
+    // Some values files allow only their own namespace.
+    helm.arg("--set-string=namespace=");
+    for service in services::all().iter().filter(|service| service.optional) {
+        helm.arg(format!("--set={}.enabled=true", service.name));
+    }
+    helm
 }
 
 /// The values file of an environment.
