@@ -267,7 +267,22 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             report.left_out("tests that break Kafka", why);
         }
     }
+    #[cfg(feature = "cluster")]
+    let mut images = chosen
+        .iter()
+        .any(|check| check.name == "images")
+        .then(images::Ahead::default);
     for check in chosen {
+        #[cfg(feature = "cluster")]
+        if let Some(images) = &mut images {
+            // From here on, most tests wait for Kafka.
+            if check.kafka && !report.build_failed {
+                images.start();
+            }
+            if check.name == "images" {
+                images.wait();
+            }
+        }
         if check.after_build && report.build_failed {
             println!("\n{}: not run, since the build failed", check.name);
             continue;

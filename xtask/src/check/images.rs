@@ -3,7 +3,8 @@
 mod content;
 mod elsewhere;
 
-use std::fs;
+use std::fs::{self, File};
+use std::process::Child;
 
 use anyhow::ensure;
 
@@ -18,6 +19,34 @@ use content::Content;
 
 /// The maximum size of an image on disk or in a registry.
 const LIMIT: u64 = 10_000_000;
+
+/// A build of the images at the lowest priority, while other checks wait more than they compute.
+#[derive(Default)]
+pub struct Ahead(Option<Child>);
+
+impl Ahead {
+    /// Does nothing if it was started before.
+    pub fn start(&mut self) {
+        if self.0.is_none() {
+            self.0 = build_ahead().ok();
+        }
+    }
+
+    /// A failure is shown by the check that builds the images.
+    pub fn wait(&mut self) {
+        if let Some(child) = &mut self.0 {
+            _ = child.wait();
+        }
+    }
+}
+
+fn build_ahead() -> anyhow::Result<Child> {
+    let program = std::env::current_exe()?;
+    let mut build = command("nice", ["-n", "19", &program.to_string_lossy(), "images"]);
+    let log = File::create(crate::target().join("images.log"))?;
+    build.stdout(log.try_clone()?).stderr(log);
+    Ok(build.spawn()?)
+}
 
 pub fn images(env: &TestEnv) -> anyhow::Result<Tally> {
     let mut cases = Cases::default();
