@@ -5,10 +5,11 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { describe, test } from "node:test";
 
-import { run, startConsumer } from "./support/consumer.js";
+import { startConsumer } from "./support/consumer.js";
 import { kafkaAddress, without } from "./support/environment.js";
 import { newTopic, publish, randomName } from "./support/kafka.js";
 import { freePort } from "./support/ports.js";
+import { run } from "./support/service.js";
 import { until } from "./support/wait.js";
 
 /** Runs a command for the length of the test; `text` is what it has written so far. */

@@ -6,11 +6,12 @@ import net from "node:net";
 import { describe, test } from "node:test";
 
 import { startBroker } from "./support/broker.js";
-import { Consumer, run } from "./support/consumer.js";
+import { Consumer } from "./support/consumer.js";
 import { without } from "./support/environment.js";
 import { openEvents, request } from "./support/http.js";
 import { randomName } from "./support/kafka.js";
 import { freePort } from "./support/ports.js";
+import { run } from "./support/service.js";
 import { until } from "./support/wait.js";
 
 /** Runs a program until it ends by itself: its exit code, and what it wrote to stderr. */

@@ -47,7 +47,7 @@ export function address(url, path, id, parameters = {}) {
  */
 export function send(WebSocket, url, id, frames, { ack = false, milliseconds = 20_000 } = {}) {
   const last = frames.at(-1);
-  const ends = Array.isArray(last) && last.at(-1).type === "SESSION_END";
+  const ends = Array.isArray(last) && last.at(-1)?.type === "SESSION_END";
   const socket = new WebSocket(address(url, "/websocket", id, ack ? { ack: 1 } : {}));
   const received = [];
   return new Promise((resolve, reject) => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use herald_events::{Frame, FrameError, Kind as EventKind, Limits};
-use herald_runtime::http::failure;
+use herald_runtime::http::{failure, finish};
 use hyper::StatusCode;
 use hyper::header::{
     CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_VERSION, UPGRADE,
@@ -178,17 +178,20 @@ impl Reader {
         match self.read().await {
             Ok(End(code, text, label)) => {
                 let reason = Utf8Bytes::from_static(text);
-                _ = timeout(CLOSING, async {
-                    self.socket.close(Some(CloseFrame { code, reason })).await?;
-                    while let Some(Ok(_)) = self.socket.next().await {}
-                    Ok::<_, Error>(())
-                })
-                .await;
+                _ = timeout(CLOSING, self.close(CloseFrame { code, reason })).await;
                 label
             }
             // What is in flight is still published.
             Err(label) => label,
         }
+    }
+
+    /// Closes the connection, and waits until the client has closed it too.
+    async fn close(&mut self, frame: CloseFrame) -> Result<(), Error> {
+        self.socket.close(Some(frame)).await?;
+        while let Some(Ok(_)) = self.socket.next().await {}
+        // A frame that is too large has not been read to its end.
+        Ok(finish(self.socket.get_mut()).await?)
     }
 
     async fn read(&mut self) -> Result<End, &'static str> {

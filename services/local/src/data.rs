@@ -96,7 +96,10 @@ mod tests {
         let first = Data::open(&folder).unwrap();
         let error = Data::open(&folder).map(drop).unwrap_err();
         assert!(is_invalid(&error), "{error:#}");
-        assert!(error.to_string().contains("another process uses"), "{error}");
+        assert!(
+            error.to_string().contains("another process uses"),
+            "{error}"
+        );
         drop(first);
         Data::open(&folder).unwrap();
         fs::remove_dir_all(&folder).unwrap();
@@ -104,7 +107,9 @@ mod tests {
 
     #[test]
     fn a_folder_that_cannot_be_created_is_reported_in_one_sentence() {
-        let error = Data::open(Path::new("/dev/null/data")).map(drop).unwrap_err();
+        let error = Data::open(Path::new("/dev/null/data"))
+            .map(drop)
+            .unwrap_err();
         assert!(is_invalid(&error), "{error:#}");
         assert!(error.to_string().contains("/dev/null/data"), "{error}");
     }
@@ -130,7 +135,10 @@ mod tests {
         let folder = folder("a b?c#d%20e");
         let data = Data::open(&folder).unwrap();
         let url = data.url(&environments()[0]);
-        assert!(url.ends_with("/default.db") && !url.contains(['?', '#']), "{url}");
+        assert!(
+            url.ends_with("/default.db") && !url.contains(['?', '#']),
+            "{url}"
+        );
         fs::remove_dir_all(&folder).unwrap();
     }
 }

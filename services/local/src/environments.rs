@@ -65,7 +65,9 @@ mod tests {
             .collect();
         let rows: Vec<_> = rows
             .iter()
-            .map(|(name, topic, events, ports)| (name.as_str(), topic.as_str(), events.as_str(), *ports))
+            .map(|(name, topic, events, ports)| {
+                (name.as_str(), topic.as_str(), events.as_str(), *ports)
+            })
             .collect();
         assert_eq!(
             rows,

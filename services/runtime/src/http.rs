@@ -3,6 +3,7 @@
 pub mod cors;
 pub mod drain;
 mod failure;
+mod finish;
 mod origin;
 mod permit;
 mod request_id;
@@ -10,6 +11,7 @@ pub mod server;
 
 pub use drain::Drain;
 pub use failure::{failure, unavailable};
+pub use finish::finish;
 pub use origin::{Hosts, Origins};
 pub use permit::{Action, Permit, authorize};
 pub use request_id::{REQUEST_ID, RequestId};

@@ -1,7 +1,7 @@
 // What the tests need from around them, and what happens when it is not there.
 
 import { spawnSync } from "node:child_process";
-import { existsSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -24,10 +24,15 @@ export function binary(name) {
 /** A python with the modules of requirements.txt, or undefined. */
 export const python = [process.env.HERALD_PYTHON, "python3"]
   .filter(Boolean)
-  .find((name) => runs(name, "-c", "import socketio, requests, websocket, openapi_spec_validator"));
+  .find((name) => runs(name, "-c", "import socketio, requests, websocket, websockets, openapi_spec_validator"));
 
 /** The folder of Kafka's jars, for a broker of our own. */
 export const kafkaJars = process.env.HERALD_KAFKA_JARS;
+
+/** The folder of PostgreSQL's programs, the newest below Debian's folder or one on the PATH, or undefined. */
+export const postgresPrograms = [...debianPostgres(), ...(process.env.PATH ?? "").split(path.delimiter)].find((folder) =>
+  ["initdb", "postgres", "psql"].every((name) => existsSync(path.join(folder, name))),
+);
 
 /**
  * The `skip` option of tests that need something: why they cannot run, or false. In CI they fail instead.
@@ -38,6 +43,7 @@ export function without(...needs) {
     jars: !kafkaJars && "HERALD_KAFKA_JARS does not name the folder of Kafka's jars",
     python: !python && "no python with the modules of requirements.txt; HERALD_PYTHON can name one",
     curl: !runs("curl", "--version") && "curl is not installed",
+    postgres: !postgresPrograms && "PostgreSQL (initdb, postgres, psql) is not installed",
     kcat: !runs("kcat", "-V") && "kcat is not installed",
   };
   const why = needs.map((need) => missing[need]).find(Boolean);
@@ -45,6 +51,12 @@ export function without(...needs) {
     throw new Error(why);
   }
   return why || false;
+}
+
+function debianPostgres() {
+  const folder = "/usr/lib/postgresql";
+  const versions = existsSync(folder) ? readdirSync(folder) : [];
+  return versions.sort((a, b) => b - a).map((version) => path.join(folder, version, "bin"));
 }
 
 function runs(command, ...args) {

@@ -1,3 +1,5 @@
+import { once } from "node:events";
+
 import { WebSocket } from "ws";
 
 import { until } from "./wait.js";
@@ -24,4 +26,18 @@ export function openSocket(t, url, options) {
   /** The newest cursor. */
   opened.cursor = () => opened.frames.findLast((frame) => frame.cursor)?.cursor;
   return opened;
+}
+
+/** The whole response to a handshake that is rejected. */
+export async function rejected(url, options) {
+  const socket = new WebSocket(url, options);
+  const [request, response] = await once(socket, "unexpected-response");
+  socket.on("error", () => {});
+  response.setEncoding("utf8");
+  let text = "";
+  for await (const piece of response) {
+    text += piece;
+  }
+  request.destroy();
+  return { status: response.statusCode, headers: response.headers, text };
 }

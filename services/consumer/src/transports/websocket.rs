@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use herald_runtime::http::{Connection, Drain, Permit, failure};
+use herald_runtime::http::{self, Connection, Drain, Permit, failure};
 use hyper::header::{
     CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
     UPGRADE,
@@ -194,7 +194,12 @@ impl Writer {
             code: CloseCode::Size,
             reason: Utf8Bytes::from_static("frames are at most 4 KiB"),
         };
-        _ = tokio::time::timeout(CLOSING, socket.close(Some(frame))).await;
+        _ = tokio::time::timeout(CLOSING, async {
+            socket.close(Some(frame)).await?;
+            // The frame has not been read to its end.
+            Ok::<_, Error>(http::finish(socket.get_mut()).await?)
+        })
+        .await;
     }
 }
 

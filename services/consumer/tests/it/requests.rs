@@ -359,7 +359,7 @@ async fn a_client_that_sends_too_much_gets_the_code_and_no_reset() {
             .expect("a handshake");
         let (mut sink, mut stream) = socket.split();
         let sending =
-            tokio::spawn(async move { sink.send(Message::text("x".repeat(300_000))).await });
+            tokio::spawn(async move { sink.send(Message::text("x".repeat(10 << 20))).await });
         let code = loop {
             match stream.next().await.expect("a close frame") {
                 Ok(Message::Close(frame)) => break u16::from(frame.expect("a code").code),

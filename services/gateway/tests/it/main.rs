@@ -193,11 +193,11 @@ async fn a_frame_that_is_too_large_or_not_utf8_closes_its_own_socket_only() {
     let Some(gateway) = gateway("closes").await else {
         return;
     };
-    let mut large = gateway.open("?session_id=a").await.unwrap();
-    // The gateway may close before it has read everything.
-    _ = large.send(Message::text(" ".repeat(10 << 20))).await;
-    while let Ok(Some(Ok(message))) = timeout(DEADLINE, large.next()).await {
-        assert_eq!(close_code(message), 1009);
+    for _ in 0..10 {
+        let mut large = gateway.open("?session_id=a").await.unwrap();
+        // The gateway does not read the frame to its end, and must not reset the connection either.
+        _ = large.send(Message::text(" ".repeat(10 << 20))).await;
+        assert_eq!(close_code(next(&mut large).await), 1009);
     }
     let mut raw = gateway.open("?session_id=a").await.unwrap();
     // A masked text frame with the single byte 0xff; the mask is zero.
