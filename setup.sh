@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# setup.sh [--local | --kafka HOST:PORT] [ENV…]: makes this machine ready and starts Herald's environments (default, dev, prod;
+# setup.sh [--local [--fresh] | --kafka HOST:PORT] [ENV…]: makes this machine ready and starts Herald's environments (default, dev, prod;
 # all when none is named) on minikube. Returns when their pages answer, and prints where they are. It can be run again at any time.
-# --local: in one process on this machine, with a broker inside it, as is done where no cluster can be had.
+# --local: in one process on this machine, with a broker inside it, as where no cluster is available. --fresh deletes its sessions first.
 # --kafka: with a Kafka that runs already; HOST:PORT is its address for a pod in the cluster.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"

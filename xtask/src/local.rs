@@ -61,9 +61,10 @@ fn in_background(environments: &[Environment], fresh: bool) -> anyhow::Result<()
             environments::print_table(&endpoints(&environments));
             return Ok(());
         }
-        let why = match fresh {
-            true => "its data is to be deleted",
-            false => "not every page answers",
+        let why = if fresh {
+            "its data is to be deleted"
+        } else {
+            "not every page answers"
         };
         println!("Herald is running (process {id}), but {why}: restarting it");
         // It keeps serving the environments that it serves now.
