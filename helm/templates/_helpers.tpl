@@ -38,6 +38,16 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{ mergeOverwrite $labels .Values.monitoring.labels | toYaml }}
 {{- end }}
 
+{{/* The optional services, and with them the topic of session events: not empty if one of them is enabled. */}}
+{{- define "herald.hasSessions" -}}
+{{- if or .Values.gateway.enabled .Values.projector.enabled }}true{{ end -}}
+{{- end }}
+
+{{/* The enabled services, separated by spaces, in the order of the flow. */}}
+{{- define "herald.services" -}}
+producer{{ if .Values.gateway.enabled }} gateway{{ end }} consumer{{ if .Values.projector.enabled }} projector{{ end }}
+{{- end }}
+
 {{/* The image of a service, from its values. */}}
 {{- define "herald.image" -}}
 {{- $image := (index .root.Values .component).image -}}

@@ -41,6 +41,15 @@ KAFKA_PROPERTIES_FILE: /etc/kafka/properties/properties
 {{- end }}
 {{- end }}
 
+{{/* The topics that the chart creates, as JSON: that of the broadcasts, and that of the session events. "job" names the Job. */}}
+{{- define "herald.topics" -}}
+{{- $topics := list (dict "job" "topic" "name" .Values.kafka.topicName "partitions" .Values.kafka.partitions "config" .Values.kafka.topicConfig) -}}
+{{- if include "herald.hasSessions" . -}}
+{{- $topics = append $topics (dict "job" "events-topic" "name" .Values.sessions.eventsTopic "partitions" .Values.sessions.partitions "config" .Values.sessions.topicConfig) -}}
+{{- end -}}
+{{ toJson $topics }}
+{{- end }}
+
 {{/* The topic's configuration for the Job: one key=value per line. */}}
 {{- define "herald.topicConfig" -}}
 {{- $lines := list }}

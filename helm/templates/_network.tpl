@@ -21,6 +21,21 @@
     {{- end }}
 {{- end }}
 
+{{- define "herald.egressToDatabase" -}}
+- to:
+    {{- with .Values.database.namespace }}
+    - namespaceSelector:
+        matchLabels:
+          kubernetes.io/metadata.name: {{ . | quote }}
+    {{- end }}
+    {{- range .Values.database.cidrs }}
+    - ipBlock:
+        cidr: {{ . | quote }}
+    {{- end }}
+  ports:
+    - port: {{ .Values.database.port }}
+{{- end }}
+
 {{- define "herald.egressToNames" -}}
 # To any address: the cluster's DNS, or a cache on the node.
 - ports:

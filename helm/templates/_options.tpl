@@ -2,6 +2,9 @@
 
 {{- define "herald.options" -}}
 {{ include "herald.kafkaOptions" . }}
+{{- with include "herald.sessionsOptions" . }}
+{{ . }}
+{{- end }}
 {{- with omit .Values.configmap.data "KAFKA_PROPERTIES" }}
 {{ toYaml . }}
 {{- end }}
@@ -9,15 +12,23 @@
 
 {{/* The options that a service reads, in addition to those that all services read. */}}
 {{- define "herald.optionsOf.producer" -}}
-INTERVAL_MIN INTERVAL_MAX TZ
+KAFKA_TOPIC INTERVAL_MIN INTERVAL_MAX TZ
+{{- end }}
+
+{{- define "herald.optionsOf.gateway" -}}
+EVENTS_TOPIC DATABASE_SCHEMA SESSION_KEY ALLOWED_ORIGINS ALLOWED_HOSTS KEEP_ALIVE MAX_CONNECTIONS MAX_FRAME_BYTES MAX_FRAME_EVENTS MAX_INVALID_FRAMES SESSION_BUFFER_BYTES TOTAL_BUFFER_KBYTES PUBLISH_TIMEOUT PUBLISH_TOPICS MAX_PUBLISH_BYTES MESSAGE_TIMEOUT MAX_WAIT TRUSTED_PROXIES SESSION_CONNECTIONS_PER_SECOND SESSION_FRAMES_PER_SECOND SESSION_BYTES_PER_SECOND SESSION_REQUESTS_PER_SECOND ADDRESS_CONNECTIONS_PER_SECOND ADDRESS_FRAMES_PER_SECOND ADDRESS_BYTES_PER_SECOND ADDRESS_REQUESTS_PER_SECOND DRAIN_DELAY DRAIN_WINDOW
 {{- end }}
 
 {{- define "herald.optionsOf.consumer" -}}
-CUSTOM_HEADER ALLOWED_ORIGINS ALLOWED_HOSTS KEEP_ALIVE MAX_CONNECTIONS MAX_MESSAGE_BYTES RING_MESSAGES RING_TIME RING_BYTES REPLAY_READERS DRAIN_DELAY DRAIN_WINDOW
+KAFKA_TOPIC CUSTOM_HEADER ALLOWED_ORIGINS ALLOWED_HOSTS KEEP_ALIVE MAX_CONNECTIONS MAX_MESSAGE_BYTES RING_MESSAGES RING_TIME RING_BYTES REPLAY_READERS DRAIN_DELAY DRAIN_WINDOW
+{{- end }}
+
+{{- define "herald.optionsOf.projector" -}}
+EVENTS_TOPIC KAFKA_GROUP DATABASE_SCHEMA DATABASE_READER_ROLE SESSION_KEY BATCH_RECORDS BATCH_INTERVAL RETENTION
 {{- end }}
 
 {{- define "herald.optionsOf.all" -}}
-KAFKA_BOOTSTRAP_SERVERS KAFKA_TOPIC KAFKA_PROPERTIES KAFKA_PROPERTIES_FILE LOG_FORMAT LOG_LEVEL SHUTDOWN_GRACE
+KAFKA_BOOTSTRAP_SERVERS KAFKA_PROPERTIES KAFKA_PROPERTIES_FILE LOG_FORMAT LOG_LEVEL SHUTDOWN_GRACE
 {{- end }}
 
 {{/* Changes when an option that the component reads changes. */}}
@@ -39,6 +50,7 @@ INTERVAL_MIN: 1s
 INTERVAL_MAX: 10s
 MAX_CONNECTIONS: "10000"
 RING_BYTES: "67108864"
+TOTAL_BUFFER_KBYTES: "65536"
 {{- end }}
 
 {{/* The effective value of an option, whether set in the values or not; takes a dict with "root" and "option". */}}
@@ -59,7 +71,7 @@ RING_BYTES: "67108864"
 {{ div (add (include "herald.milliseconds" . | int64) 999) 1000 }}
 {{- end }}
 
-{{/* The maximum memory of a consumer connection: 20 KiB, and a full send buffer in the kernel. */}}
+{{/* The maximum memory of a connection to a consumer or a gateway: 20 KiB, and a full send buffer in the kernel. */}}
 {{- define "herald.bytesPerConnection" -}}
 {{ mul 84 1024 }}
 {{- end }}

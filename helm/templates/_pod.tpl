@@ -20,6 +20,38 @@ securityContext:
     drop: [ALL]
 {{- end }}
 
+{{/* A service's container, but for its own variables and ports. */}}
+{{- define "herald.serviceContainer" -}}
+{{- $values := index .root.Values .component -}}
+name: {{ .component }}
+image: {{ include "herald.image" . }}
+imagePullPolicy: {{ $values.image.pullPolicy }}
+{{ include "herald.container" .root }}
+envFrom:
+  - configMapRef:
+      name: {{ include "herald.fullname" .root | quote }}
+{{ include "herald.probes" .root }}
+resources:
+  {{- toYaml $values.resources | nindent 2 }}
+{{- with include "herald.kafkaVolumeMounts" .root }}
+volumeMounts:
+  {{- . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Spreads the pods of a component over the nodes. */}}
+{{- define "herald.topologySpread" -}}
+# Preferred, not required: on a single node all of them start too.
+- topologyKey: kubernetes.io/hostname
+  maxSkew: 1
+  whenUnsatisfiable: ScheduleAnyway
+  labelSelector:
+    matchLabels:
+      {{- include "herald.selector" . | nindent 6 }}
+  # Pods of the old revision do not count.
+  matchLabelKeys: [pod-template-hash]
+{{- end }}
+
 {{/* A text as an environment variable's value, escaped: Kubernetes expands $(NAME), and turns "$$" into "$". */}}
 {{- define "herald.envValue" -}}
 {{ . | replace "$" "$$" | quote }}

@@ -3,10 +3,15 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
+import { WebSocket } from "ws";
 
 import { without } from "../clients/support/environment.js";
 import { until } from "../clients/support/wait.js";
+import { ended, ORIGINAL, send } from "../page/session.js";
 import { startSecuredBroker } from "./support/broker.js";
 import { acls, options, users } from "./support/manifests.js";
 import { startService } from "./support/services.js";
@@ -21,7 +26,8 @@ describe("the users of k8s/strimzi", { skip: without("jars") || withoutHelm() },
     broker = await startSecuredBroker();
     admin = broker.client().admin();
     await admin.connect();
-    await admin.createTopics({ topics: Object.values(TOPICS).map((topic) => ({ topic })) });
+    const events = ["", "dev.", "prod."].flatMap((name) => [`${name}websocket.events`, `${name}websocket.events.dlq`]);
+    await admin.createTopics({ topics: [...Object.values(TOPICS), ...events].map((topic) => ({ topic })) });
     await admin.createAcls({ acl: users.flatMap(acls) });
     for (const { metadata } of users) {
       certificates[metadata.name] = broker.user(metadata.name);
@@ -54,6 +60,29 @@ describe("the users of k8s/strimzi", { skip: without("jars") || withoutHelm() },
         async () => (await (await fetch(`${consumer.url}/messages`)).json()).messages.length > 0,
       );
       assert.doesNotMatch(consumer.said, /"level":"(WARN|ERROR)"/);
+    });
+  }
+
+  for (const user of Object.keys(TOPICS)) {
+    const environment = user.replace("herald-", "");
+
+    test(`${user}: sessions and malformed records flow through the release of ${environment}`, async (t) => {
+      const folder = mkdtempSync(join(tmpdir(), "herald-sessions-"));
+      t.after(() => rmSync(folder, { recursive: true }));
+      const release = { ...options(environment), DATABASE_URL: `sqlite://${folder}/sessions.db`, CREATE_DEAD_LETTER_TOPIC: "false" };
+      const projector = await startService(t, "projector", broker, release, certificates[user]);
+      const gateway = await startService(t, "gateway", broker, release, certificates[user]);
+      await until(() => `the projector is ready; it says:\n${projector.said}`, async () => (await projector.readiness()).status === 200, 40_000);
+      await until(() => `the gateway is ready; it says:\n${gateway.said}`, async () => (await gateway.readiness()).status === 200, 40_000);
+      await send(WebSocket, gateway.url, ORIGINAL.id, ORIGINAL.frames);
+      assert.deepEqual(await ended(gateway.url, ORIGINAL.id), ORIGINAL.document);
+
+      const producer = broker.client().producer();
+      await producer.connect();
+      t.after(() => producer.disconnect());
+      await producer.send({ topic: release.EVENTS_TOPIC, messages: [{ key: '"a"', value: "not JSON" }] });
+      const dead = async () => (await admin.fetchTopicOffsets(`${release.EVENTS_TOPIC}.dlq`)).some(({ offset }) => offset !== "0");
+      await until(() => `the dead letter; the projector says:\n${projector.said}`, dead);
     });
   }
 

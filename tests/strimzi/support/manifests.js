@@ -11,6 +11,8 @@ import { parseAllDocuments } from "yaml";
 const { AclOperationTypes, AclPermissionTypes, AclResourceTypes, ResourcePatternTypes } = kafkajs;
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../../..");
 
+const ALL = ["--set", "gateway.enabled=true,projector.enabled=true"];
+
 /** The KafkaUsers. */
 export const users = documents(readFileSync(path.join(root, "k8s/strimzi/users.yaml"), "utf8"));
 
@@ -34,12 +36,12 @@ function constant(name) {
   return name.replace(/(?<=[a-z])(?=[A-Z])/g, "_").toUpperCase();
 }
 
-/** The options of a release in an environment, as the chart writes them into its ConfigMap. */
+/** The options of a release with all services in an environment, as the chart writes them into its ConfigMap. */
 export function options(environment) {
   const release = environment === "default" ? "hello-world" : `hello-world-${environment}`;
   const own = environment === "default" ? [] : ["-f", path.join(root, `helm/values-${environment}.yaml`)];
   const ours = ["-f", path.join(root, "k8s/strimzi/values.yaml")];
-  const rendered = execFileSync("helm", ["template", release, path.join(root, "helm"), "-n", environment, ...own, ...ours], { encoding: "utf8" });
+  const rendered = execFileSync("helm", ["template", release, path.join(root, "helm"), "-n", environment, ...own, ...ours, ...ALL], { encoding: "utf8" });
   return documents(rendered).find(({ kind, data }) => kind === "ConfigMap" && data.KAFKA_TOPIC).data;
 }
 

@@ -10,8 +10,8 @@ import { freePort } from "../../clients/support/ports.js";
 const [CA, CERTIFICATE, KEY] = ["/etc/kafka/ca/ca.crt", "/etc/kafka/user/user.crt", "/etc/kafka/user/user.key"];
 
 /**
- * Starts `name` with the certificate of a user. It ends with the test. `said` is what it has logged, `ready` whether it is,
- * `url` a consumer's transports.
+ * Starts `name` with the certificate of a user. It ends with the test. `said` is what it has logged, `url` the public address
+ * of a consumer or a gateway.
  */
 export async function startService(t, name, broker, options, user) {
   const [port, admin] = [await freePort(), await freePort()];
@@ -25,7 +25,7 @@ export async function startService(t, name, broker, options, user) {
       KAFKA_BOOTSTRAP_SERVERS: broker.address,
       KAFKA_PROPERTIES: properties,
       ADMIN_LISTEN: `127.0.0.1:${admin}`,
-      ...(name === "consumer" && { LISTEN: `127.0.0.1:${port}` }),
+      ...(["consumer", "gateway"].includes(name) && { LISTEN: `127.0.0.1:${port}` }),
       ...(name === "producer" && { INTERVAL_MAX: "1s" }),
     },
     stdio: ["ignore", "pipe", "pipe"],

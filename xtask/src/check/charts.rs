@@ -133,7 +133,7 @@ fn schemas(rendered: &Rendered) -> anyhow::Result<Tally> {
 
 /// The alerting rules are valid, and fire as `helm/ci/alerts_test.yaml` expects.
 fn alerts(rendered: &Rendered) -> anyhow::Result<Tally> {
-    const ON: &str = "monitoring.alerts=true,monitoring.podMonitor=true";
+    const ON: &str = "monitoring.alerts=true,monitoring.podMonitor=true,gateway.enabled=true,projector.enabled=true";
     const RULES: &str = "templates/prometheusrule.yaml";
     let text = output(&mut command(
         "helm",
@@ -365,12 +365,13 @@ mod tests {
             let (_, attribute) = before.rsplit_once("#[arg(").unwrap();
             let attribute = attribute.replace('_', "");
             let default = default.trim_matches('"');
-            // The services write it as `64 << 20`.
-            let megabytes = default.parse().map_or(0, |bytes: u64| bytes >> 20);
+            // The services write some as `64 << 20`.
+            let number: u64 = default.parse().unwrap_or(0);
+            let shifted = |bits: u32| format!("= {} << {bits},", number >> bits);
             assert!(
                 attribute.contains(&format!("\"{default}\""))
                     || attribute.contains(&format!("= {default},"))
-                    || attribute.contains(&format!("= {megabytes} << 20,")),
+                    || [10, 20].iter().any(|&bits| attribute.contains(&shifted(bits))),
                 "{option}: {default} is not what its #[arg({attribute} says"
             );
         }
