@@ -21,6 +21,11 @@ pub fn command<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = A>
 
 /// Shows the command as typed in a shell.
 pub fn show(command: &Command) {
+    println!("$ {}", typed(command));
+}
+
+/// The command as typed in a shell.
+pub fn typed(command: &Command) -> String {
     let mut line = command.get_program().to_string_lossy().into_owned();
     for arg in command.get_args() {
         let arg = arg.to_string_lossy();
@@ -30,7 +35,7 @@ pub fn show(command: &Command) {
             line += &format!(" {arg}");
         }
     }
-    println!("$ {line}");
+    line
 }
 
 /// Shows and runs it; it inherits our output.
@@ -66,6 +71,17 @@ pub fn output(command: &mut Command) -> anyhow::Result<String> {
 /// Shows and runs it, prints each line of its output and passes it to `on_line`.
 pub fn stream(command: &mut Command, mut on_line: impl FnMut(&str)) -> anyhow::Result<ExitStatus> {
     show(command);
+    read_lines(command, |line| {
+        println!("{line}");
+        on_line(line);
+    })
+}
+
+/// Runs it without showing it, and passes each line of its output to `on_line`.
+pub fn read_lines(
+    command: &mut Command,
+    mut on_line: impl FnMut(&str),
+) -> anyhow::Result<ExitStatus> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -79,7 +95,6 @@ pub fn stream(command: &mut Command, mut on_line: impl FnMut(&str)) -> anyhow::R
     thread::spawn(move || send_lines(stdout, &reader));
     thread::spawn(move || send_lines(stderr, &sender));
     for line in lines {
-        println!("{line}");
         on_line(&line);
     }
     child.wait().with_context(|| cannot_run(command))

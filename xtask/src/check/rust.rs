@@ -1,11 +1,14 @@
 //! The checks that run cargo.
 
+mod programs;
+
+use std::process::Command;
+
 use anyhow::Context;
-use serde::Deserialize;
 
 use super::TestEnv;
 use super::tally::Tally;
-use crate::command::{command, output, status, stream};
+use crate::command::{command, status, stream};
 
 pub fn fmt(_: &TestEnv) -> anyhow::Result<Tally> {
     cargo(&["fmt", "--all", "--check"])
@@ -51,62 +54,32 @@ pub fn clippy(_: &TestEnv) -> anyhow::Result<Tally> {
 }
 
 pub fn test(env: &TestEnv) -> anyhow::Result<Tally> {
-    let mut tests = command(
-        "cargo",
-        ["test", "--workspace", "--locked", "--no-fail-fast"],
-    );
-    if env.long {
-        tests.args(["--", "--include-ignored"]);
-    }
-    tests.envs(env.variables());
-    let mut tally = Tally::default();
-    let status = stream(&mut tests, |line| tally.read_cargo(line))?;
-    Ok(tally.ended(status))
+    let long: &[&str] = if env.long {
+        &["--include-ignored"]
+    } else {
+        &[]
+    };
+    let mut tally = programs::run(&programs::build()?, |tests| {
+        tests.args(long).envs(env.variables());
+    });
+    let args = ["test", "--workspace", "--doc", "--locked", "--no-fail-fast"];
+    let mut examples = command("cargo", args);
+    examples.arg("--").args(long).envs(env.variables());
+    tally += count(&mut examples)?;
+    Ok(tally)
 }
 
 pub fn embedded(_: &TestEnv) -> anyhow::Result<Tally> {
-    let program = test_program("consumer", "it")?;
-    let mut tests = command(&program, [""; 0]);
-    tests.current_dir(crate::root().join("services/consumer"));
-    tests.env("HERALD_TEST_KAFKA", "embedded");
-    let mut tally = Tally::default();
-    let status = stream(&mut tests, |line| tally.read_cargo(line))?;
-    Ok(tally.ended(status))
+    let programs = programs::build()?;
+    let program = programs.iter().find(|program| program.is("consumer", "it"));
+    let program = program.context("cargo has not built the consumer's end-to-end tests")?;
+    count(program.command().env("HERALD_TEST_KAFKA", "embedded"))
 }
 
-/// The program of a package's test. Builds the whole workspace, since for one package cargo would select other features
-/// of the dependencies and rebuild them.
-fn test_program(package: &str, test: &str) -> anyhow::Result<String> {
-    #[derive(Deserialize)]
-    struct Built {
-        executable: Option<String>,
-        manifest_path: Option<String>,
-    }
-    let args = [
-        "test",
-        "--workspace",
-        "--test",
-        test,
-        "--locked",
-        "--no-run",
-    ];
-    let mut build = command("cargo", args);
-    let messages = output(build.arg("--message-format=json"))?;
-    let ours = format!("/{package}/Cargo.toml");
-    let mut built = messages.lines().filter_map(|line| {
-        let built: Built = serde_json::from_str(line).ok()?;
-        let is_ours = built.manifest_path?.ends_with(&ours);
-        built.executable.filter(|_| is_ours)
-    });
-    // The package's own program is built as well.
-    let named = |program: &String| {
-        program
-            .rsplit('/')
-            .next()
-            .is_some_and(|name| name.starts_with(&format!("{test}-")))
-    };
-    let program = built.find(named);
-    program.with_context(|| format!("cargo has not built the test {test} of {package}"))
+fn count(tests: &mut Command) -> anyhow::Result<Tally> {
+    let mut tally = Tally::default();
+    let status = stream(tests, |line| tally.read_cargo(line))?;
+    Ok(tally.ended(status))
 }
 
 fn cargo(args: &[&str]) -> anyhow::Result<Tally> {

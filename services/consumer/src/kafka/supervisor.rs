@@ -249,7 +249,7 @@ impl Supervisor {
         } = &*self.topic;
         // This also fetches the topic's id.
         let partitions = log.partitions(Purpose::Audit).await?;
-        if partitions <= partition || self.health.id_differs() {
+        if partitions <= partition || self.is_recreated() {
             return self.recreated().await;
         }
         let (low, high) = log.end(partition).await?;
@@ -289,6 +289,13 @@ impl Supervisor {
         }
         self.command(events, None, None, [partition]);
         Ok(())
+    }
+
+    /// Whether a client has received another id than that of the log in the ring. The live reader may have done so, but not have
+    /// reported it yet.
+    fn is_recreated(&self) -> bool {
+        let read = self.topic.feed.head().topic_id;
+        self.health.id_differs() || read.differs(self.health.newest_id())
     }
 
     async fn unreadable(&self, partition: usize) -> anyhow::Result<()> {
@@ -357,7 +364,7 @@ impl Supervisor {
             self.health.fail(Scope::Topic, TOO_MANY_PARTITIONS);
         } else {
             self.health.resolve(Scope::Topic);
-            if partitions < read || self.health.id_differs() {
+            if partitions < read || self.is_recreated() {
                 return self.recreated().await;
             }
             if partitions > read {
