@@ -107,7 +107,7 @@ describe("setup.sh", () => {
 
   test("--help prints what it does, and does nothing else", () => {
     const { stdout } = setup({}, ["--help"]);
-    assert.match(stdout, /^setup\.sh \[--local \| --kafka HOST:PORT\] \[ENV…\]: [^#]*--local: [^#]*--kafka: .*\n$/);
+    assert.match(stdout, /^setup\.sh \[--local \[--fresh\] \| --kafka HOST:PORT\] \[ENV…\]: [^#]*--local: [^#]*--kafka: .*\n$/);
   });
 });
 

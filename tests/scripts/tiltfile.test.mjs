@@ -72,13 +72,13 @@ describe("the Tiltfile", { skip: !which("python3") && "needs python3" }, () => {
     assert.doesNotMatch(stdout, /^kind: (Job|Pod)$/m);
   });
 
-  test("the forward goes where its link points, after the one of setup.sh has ended", () => {
+  test("the forward goes where its links point, after the one of setup.sh has ended", () => {
     const [{ args, options }] = of("local_resource");
     assert.equal(args[0], "forward");
     const fake = machine({ cargo: "" });
     assert.equal(sh(fake, options.serve_cmd).status, 0);
     assert.deepEqual(fake.calls(), ["cargo xtask forward --stop default", "cargo xtask forward default"]);
-    const port = readFileSync(join(top, "environments.toml"), "utf8").match(/local_ports\.consumer = (\d+)/)[1];
-    assert.deepEqual(options.links, [`http://localhost:${port}`]);
+    const ports = readFileSync(join(top, "environments.toml"), "utf8").matchAll(/^local_ports\.\w+ = (\d+)/gm);
+    assert.deepEqual(options.links, [...ports].slice(0, 2).map(([, port]) => `http://localhost:${port}`));
   });
 });

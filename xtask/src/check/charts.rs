@@ -371,7 +371,9 @@ mod tests {
             assert!(
                 attribute.contains(&format!("\"{default}\""))
                     || attribute.contains(&format!("= {default},"))
-                    || [10, 20].iter().any(|&bits| attribute.contains(&shifted(bits))),
+                    || [10, 20]
+                        .iter()
+                        .any(|&bits| attribute.contains(&shifted(bits))),
                 "{option}: {default} is not what its #[arg({attribute} says"
             );
         }
