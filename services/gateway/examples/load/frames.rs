@@ -17,7 +17,7 @@ impl Frames {
     pub fn new(events: usize) -> Self {
         let event = |index| {
             format!(
-                r#"{{"timestamp":1{index:012},"type":"EVENT","name":"button-clicked","x":{index:03},"y":200}}"#
+                r#"{{"timestamp":1{index:012},"type":"EVENT","name":"button-clicked","x":1{index:02},"y":200}}"#
             )
         };
         let events: Vec<String> = (0..events).map(event).collect();

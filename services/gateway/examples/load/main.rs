@@ -1,5 +1,5 @@
 //! What an event costs on its way into Kafka, beside a gateway of Node.js in the same run, and how long it takes until its document
-//! contains it: `cargo run --release -p gateway --example load`.
+//! contains it: `cargo run --release -p gateway --example load-events`.
 //!
 //! The servers run on one core; this client, and a Kafka that it starts, on the other. `docs/performance.md` has the numbers.
 
