@@ -1,6 +1,7 @@
 //! The routes, and the checks that every request passes first.
 
 use std::convert::Infallible;
+use std::str::Utf8Error;
 use std::sync::Arc;
 
 use herald_events::SessionId;
@@ -8,6 +9,7 @@ use herald_runtime::http::{Connection, RequestId, cors, failure, unavailable};
 use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION};
 use hyper::{Method, Request, StatusCode};
+use percent_encoding::percent_decode_str;
 use tracing::Instrument as _;
 use warp::Reply as _;
 use warp::reply::Response;
@@ -21,7 +23,7 @@ use crate::{data, page, publish, websocket};
 pub async fn answer(app: Arc<App>, request: Request<Incoming>) -> Result<Response, Infallible> {
     let id = RequestId::of(request.headers());
     let query = Query::parse(request.uri().query().unwrap_or_default());
-    let session = query.session().ok();
+    let session = query.as_ref().ok().and_then(|query| query.session().ok());
     // At the level of errors, so that it is there whichever lines are logged.
     let span = tracing::error_span!(
         "request",
@@ -41,7 +43,7 @@ pub async fn answer(app: Arc<App>, request: Request<Incoming>) -> Result<Respons
 async fn respond(
     app: Arc<App>,
     mut request: Request<Incoming>,
-    query: Query,
+    query: Result<Query, Utf8Error>,
     id: RequestId,
 ) -> Response {
     let path = request.uri().path().to_owned();
@@ -52,9 +54,10 @@ async fn respond(
         _ => Kind::Requests,
     };
     let rejected = reject(&app, &request).or_else(|| app.rates.reject(&client, kind, 1));
-    let mut response = match rejected {
-        Some(response) => response,
-        None => match publish::topic(&path) {
+    let mut response = match (rejected, query) {
+        (Some(response), _) => response,
+        (None, Err(_)) => text(StatusCode::BAD_REQUEST, "the query is not UTF-8".to_owned()),
+        (None, Ok(query)) => match publish::topic(&path) {
             Some(topic) => publish::answer(&app, topic, request, &client, &id).await,
             None => route(&app, &mut request, &query, client, &id).await,
         },
@@ -141,8 +144,12 @@ async fn route(
 pub struct Query(Vec<(String, String)>);
 
 impl Query {
-    fn parse(text: &str) -> Self {
-        Self(serde_urlencoded::from_str(text).unwrap_or_default())
+    /// # Errors
+    ///
+    /// If the query is not UTF-8: two different texts could then become the same.
+    fn parse(text: &str) -> Result<Self, Utf8Error> {
+        percent_decode_str(text).decode_utf8()?;
+        Ok(Self(serde_urlencoded::from_str(text).unwrap_or_default()))
     }
 
     /// The first value of this name.

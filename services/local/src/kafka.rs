@@ -2,8 +2,11 @@
 
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::Context;
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::mocking::MockCluster;
 
 use crate::Environment;
@@ -63,6 +66,19 @@ impl Embedded {
             stop: Some(stop),
             thread: Some(thread),
         })
+    }
+
+    /// The offset after the last record of a topic's only partition.
+    pub async fn end(&self, topic: &str) -> anyhow::Result<i64> {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.address);
+        let topic = topic.to_owned();
+        let end = tokio::task::spawn_blocking(move || {
+            let client: BaseConsumer = config.create()?;
+            client.fetch_watermarks(&topic, 0, Duration::from_secs(5))
+        });
+        let (_, end) = end.await?.context("cannot look up the end of a topic")?;
+        Ok(end)
     }
 
     /// `host:port`.

@@ -5,6 +5,7 @@ mod config;
 mod data;
 mod environments;
 mod kafka;
+mod last;
 mod services;
 
 use std::io::Write;
@@ -46,24 +47,33 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let environments = config.chosen()?;
     let data = Data::open(&config.data_dir)?;
-    if config.fresh {
-        data.delete(&environments)?;
-    }
     let embedded = match config.kafka_bootstrap_servers {
         Some(_) => None,
         None => Some(Embedded::start(kafka::topics(&environments))?),
     };
+    let build = services::Builder::new(&config, embedded.as_ref(), &data);
+    // Nothing is started or deleted before all options are known to be valid.
+    let mut configs = Vec::new();
+    let addresses = listeners.pages.iter().zip(&listeners.gateways);
+    for (environment, (page, gateway)) in environments.iter().zip(addresses) {
+        let [page, gateway] = [page.local_addr()?.ip(), gateway.local_addr()?.ip()];
+        configs.push(build.all(environment, page, gateway)?);
+    }
+    if config.fresh {
+        data.delete(&environments)?;
+    }
     print(&about_kafka(&config, embedded.as_ref()));
     print(&format!(
         "Sessions are kept in {}; --fresh deletes them.",
         data.folder().display()
     ));
-    let build = services::Builder::new(&config, embedded.as_ref(), &data);
 
     let mut all = Services::new(&shutdown);
     let mut urls = Vec::new();
     let listeners_of = listeners.pages.into_iter().zip(listeners.gateways);
-    for (environment, (page, gateway)) in environments.iter().zip(listeners_of) {
+    for ((environment, configs), (page, gateway)) in
+        environments.iter().zip(configs).zip(listeners_of)
+    {
         urls.push(Urls {
             environment: environment.name.clone(),
             page: format!("http://{}/", page.local_addr()?),
@@ -72,31 +82,28 @@ pub async fn run(
         });
 
         let (admin, service) = own_admin(environment, "consumer")?;
-        let config = build.consumer(environment, page.local_addr()?.ip())?;
         let public = page;
         let listeners = consumer::Listeners { public, admin };
-        all.reader(service, |end| consumer::run(config, listeners, end));
+        all.reader(service, |end| {
+            consumer::run(configs.consumer, listeners, end)
+        });
 
         let (admin, service) = own_admin(environment, "producer")?;
-        let config = build.producer(environment)?;
-        all.writer(service, |end| producer::run(config, admin, end));
+        all.writer(service, |end| producer::run(configs.producer, admin, end));
 
         let (admin, service) = own_admin(environment, "projector")?;
-        let config = build.projector(environment)?;
-        all.reader(service, |end| projector::run(config, admin, end));
+        all.reader(service, |end| projector::run(configs.projector, admin, end));
 
         let (admin, service) = own_admin(environment, "gateway")?;
-        let config = build.gateway(environment, gateway.local_addr()?.ip())?;
-        let topic = build.events_topic(environment)?;
         let public = gateway;
         let listeners = gateway::Listeners { public, admin };
         all.writer(service, async move |end| {
-            if let Some(topic) = topic {
+            if let Some(topic) = configs.events_topic {
                 // It needs no port: it only creates the topic.
                 let admin = listen::bind((Ipv4Addr::LOCALHOST, 0).into())?;
                 producer::run(topic, admin, end.clone()).await?;
             }
-            gateway::run(config, listeners, end).await
+            gateway::run(configs.gateway, listeners, end).await
         });
     }
 
@@ -117,7 +124,14 @@ pub async fn run(
     let watch = watch(urls, all.services.clone(), readiness);
     tokio::spawn(ended.run_until_cancelled_owned(watch));
 
-    let ended = all.ended(&shutdown).await;
+    let written = async {
+        if let Some(embedded) = &embedded
+            && let Err(error) = last::projected(embedded, &environments, &data).await
+        {
+            tracing::warn!("{error:#}");
+        }
+    };
+    let ended = all.ended(&shutdown, written).await;
     tokio::task::spawn_blocking(move || drop(embedded)).await?;
     ended
 }
@@ -162,8 +176,13 @@ impl Services {
         self.services.push(service);
     }
 
-    /// Waits for the shutdown or the end of a service, then ends all of them.
-    async fn ended(mut self, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    /// Waits for the shutdown or the end of a service, then ends all of them. Between the writers and the readers, after a shutdown,
+    /// it waits for `written`.
+    async fn ended(
+        mut self,
+        shutdown: &CancellationToken,
+        written: impl Future<Output = ()>,
+    ) -> anyhow::Result<()> {
         let first = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             Some(ended) = self.writers.join_next() => flatten(ended),
@@ -171,6 +190,9 @@ impl Services {
         };
         self.end_writers.cancel();
         let writers = all_ended(&mut self.writers).await;
+        if first.is_ok() {
+            written.await;
+        }
         self.end_readers.cancel();
         let readers = all_ended(&mut self.readers).await;
         first.and(writers).and(readers)

@@ -13,6 +13,16 @@ use crate::{Config, Environment};
 /// There is no load balancer to wait for, and the user who pressed Ctrl-C is waiting.
 const DRAIN: [&str; 2] = ["--drain-delay=0s", "--drain-window=1s"];
 
+/// The configurations of one environment.
+pub struct Configs {
+    pub consumer: consumer::Config,
+    pub producer: producer::Config,
+    pub projector: projector::Config,
+    pub gateway: gateway::Config,
+    /// For creating the topic of the session events; `None` with the embedded Kafka, which has it.
+    pub events_topic: Option<producer::Config>,
+}
+
 /// Builds the configurations. Options that it does not set come from the environment of the process, or are the defaults. The
 /// addresses are not used: the listeners are bound already.
 pub struct Builder<'a> {
@@ -42,7 +52,23 @@ impl<'a> Builder<'a> {
         }
     }
 
-    pub fn consumer(
+    /// The configurations of an environment's services, whose pages and session events are at these addresses.
+    pub fn all(
+        &self,
+        environment: &Environment,
+        page: IpAddr,
+        gateway: IpAddr,
+    ) -> anyhow::Result<Configs> {
+        Ok(Configs {
+            consumer: self.consumer(environment, page)?,
+            producer: self.producer(environment)?,
+            projector: self.projector(environment)?,
+            gateway: self.gateway(environment, gateway)?,
+            events_topic: self.events_topic(environment)?,
+        })
+    }
+
+    fn consumer(
         &self,
         environment: &Environment,
         address: IpAddr,
@@ -56,7 +82,7 @@ impl<'a> Builder<'a> {
         Ok(config)
     }
 
-    pub fn producer(&self, environment: &Environment) -> anyhow::Result<producer::Config> {
+    fn producer(&self, environment: &Environment) -> anyhow::Result<producer::Config> {
         let topic = format!("--kafka-topic={}", environment.topic);
         // The embedded Kafka has its topics from the start.
         let create_topic = format!("--create-topic={}", !self.embedded);
@@ -65,11 +91,7 @@ impl<'a> Builder<'a> {
         Ok(config)
     }
 
-    /// For creating the topic of the session events; `None` with the embedded Kafka, which has it.
-    pub fn events_topic(
-        &self,
-        environment: &Environment,
-    ) -> anyhow::Result<Option<producer::Config>> {
+    fn events_topic(&self, environment: &Environment) -> anyhow::Result<Option<producer::Config>> {
         if self.embedded {
             return Ok(None);
         }
@@ -82,7 +104,7 @@ impl<'a> Builder<'a> {
         Ok(Some(config))
     }
 
-    pub fn projector(&self, environment: &Environment) -> anyhow::Result<projector::Config> {
+    fn projector(&self, environment: &Environment) -> anyhow::Result<projector::Config> {
         let topic = format!("--events-topic={}", environment.events_topic);
         let group = format!("--kafka-group={}", environment.sessions_group());
         let create_topic = format!("--create-dead-letter-topic={}", !self.embedded);
@@ -93,7 +115,7 @@ impl<'a> Builder<'a> {
         Ok(config)
     }
 
-    pub fn gateway(
+    fn gateway(
         &self,
         environment: &Environment,
         address: IpAddr,

@@ -57,7 +57,7 @@ pub struct Config {
     pub batch_interval: Duration,
 
     /// Age at which sessions are deleted, counted from their latest record, such as 720h. By default they are kept.
-    #[arg(long, env, value_parser = duration)]
+    #[arg(long, env, value_parser = retention)]
     pub retention: Option<Duration>,
 
     #[command(subcommand)]
@@ -76,6 +76,14 @@ impl Config {
 pub enum Command {
     /// Delete one session, and exit. Its records stay in Kafka: a rebuild brings it back.
     DeleteSession { id: SessionId },
+}
+
+fn retention(text: &str) -> Result<Duration, String> {
+    let age = duration(text)?;
+    if age.is_zero() {
+        return Err("0 would delete every session at once; leave it out to keep them".to_owned());
+    }
+    Ok(age)
 }
 
 /// Kafka's rule, with room for `.dlq`.
@@ -103,6 +111,15 @@ mod tests {
         assert_eq!(config.session_key, KeyFormat::Json);
         assert_eq!(config.database_schema.as_str(), "herald");
         assert_eq!(config.retention, None);
+    }
+
+    #[test]
+    fn a_retention_of_nothing_is_rejected() {
+        let args = ["projector", "--database-url", "sqlite:///a.db"];
+        let retention = |age| parse_from::<Config>(&[&args[..], &["--retention", age]].concat());
+        assert!(retention("0s").is_err());
+        let config = retention("720h").unwrap();
+        assert_eq!(config.retention, Some(Duration::from_secs(720 * 3600)));
     }
 
     #[test]

@@ -201,7 +201,10 @@ impl Projector {
         );
         let (offset, request_id) = (record.offset, record.request_id());
         match added {
-            Ok(session_id) => debug!(%session_id, request_id, partition, offset, "record read"),
+            Ok(session_id) => debug!(
+                session_id = session_id.as_str(),
+                request_id, partition, offset, "record read"
+            ),
             Err(reason) => {
                 // One line per batch: there may be many.
                 if pending.dead_letters.is_empty() {

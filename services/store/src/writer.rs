@@ -5,7 +5,7 @@ mod events;
 use anyhow::Context as _;
 use herald_events::SessionId;
 use sqlx::any::AnyRow;
-use sqlx::{AnyConnection, AnyPool, Row as _};
+use sqlx::{AnyConnection, AnyPool, Connection as _, Row as _};
 
 use crate::connect::{Access, Name, explain, pool};
 use crate::{Advance, Batch, DatabaseUrl, Position, migrations};
@@ -114,20 +114,14 @@ impl Writer {
         batch: &Batch,
     ) -> anyhow::Result<Applied> {
         let applied = async {
-            let mut transaction = self.pool.begin().await?;
-            let mut superseded = Vec::new();
-            for step in &batch.advances {
-                if !advance(&mut transaction, projection, topic, step).await? {
-                    superseded.push(step.partition);
-                }
+            let mut connection = self.pool.acquire().await?;
+            let applied = apply(&mut connection, projection, topic, batch).await;
+            if applied.is_err() {
+                // After some errors, such as a full disk, SQLite has ended the transaction by itself. The driver does not notice, and
+                // would take the next transaction for a part of this one, which nothing commits.
+                _ = connection.close().await;
             }
-            if !superseded.is_empty() {
-                transaction.rollback().await?;
-                return Ok(Applied::Superseded(superseded));
-            }
-            let summary = events::add(&mut transaction, &batch.sessions).await?;
-            transaction.commit().await?;
-            Ok(Applied::Committed(summary))
+            applied
         };
         applied
             .await
@@ -170,6 +164,28 @@ impl Writer {
     }
 }
 
+async fn apply(
+    connection: &mut AnyConnection,
+    projection: &str,
+    topic: &str,
+    batch: &Batch,
+) -> sqlx::Result<Applied> {
+    let mut transaction = connection.begin().await?;
+    let mut superseded = Vec::new();
+    for step in &batch.advances {
+        if !advance(&mut transaction, projection, topic, step).await? {
+            superseded.push(step.partition);
+        }
+    }
+    if !superseded.is_empty() {
+        transaction.rollback().await?;
+        return Ok(Applied::Superseded(superseded));
+    }
+    let summary = events::add(&mut transaction, &batch.sessions).await?;
+    transaction.commit().await?;
+    Ok(Applied::Committed(summary))
+}
+
 fn position(row: &AnyRow) -> anyhow::Result<Position> {
     let fingerprint: Option<i64> = row.try_get("fingerprint")?;
     Ok(Position {
@@ -203,4 +219,73 @@ async fn advance(
     .execute(connection)
     .await?;
     Ok(moved.rows_affected() > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_testing::Database;
+    use sqlx::Executor as _;
+
+    use super::*;
+    use crate::{Arrival, NewEvent, Reader, SESSIONS, SessionChanges};
+
+    #[tokio::test]
+    async fn after_a_full_disk_a_batch_is_committed_as_soon_as_there_is_room() {
+        let database = Database::sqlite();
+        let url: DatabaseUrl = database.address.parse().unwrap();
+        let writer = Writer::open(&url, &Name::default(), None).await.unwrap();
+        let from = Position::default();
+        writer.begin(SESSIONS, "topic", 0, from).await.unwrap();
+        let to = Position { next: 1, ..from };
+        let (arrival, json) = (
+            Arrival {
+                record_time: 0,
+                epoch: 0,
+                partition: 0,
+                offset: 0,
+                index: 0,
+            },
+            format!("{{\"x\":\"{}\"}}", "x".repeat(100_000)),
+        );
+        let (kind, timestamp) = (herald_events::Kind::Event, 1.0);
+        let event = NewEvent {
+            kind,
+            timestamp,
+            arrival,
+            json,
+        };
+        let changes = SessionChanges {
+            touched: 0,
+            events: [([0; 16], event)].into(),
+        };
+        let batch = Batch {
+            advances: vec![Advance {
+                partition: 0,
+                from,
+                to,
+            }],
+            sessions: [(SessionId::new("a").unwrap(), changes)].into(),
+        };
+        // The pool has one connection. A limit below the present size means that no page may be added.
+        writer
+            .pool
+            .execute("PRAGMA max_page_count = 1")
+            .await
+            .unwrap();
+        for _ in 0..2 {
+            let error = writer.apply(SESSIONS, "topic", &batch).await;
+            if let Err(error) = error {
+                assert!(format!("{error:#}").contains("full"), "{error:#}");
+            }
+        }
+        writer
+            .pool
+            .execute("PRAGMA max_page_count = 1073741823")
+            .await
+            .unwrap();
+        _ = writer.apply(SESSIONS, "topic", &batch).await.unwrap();
+        let reader = Reader::new(&url, &Name::default());
+        let passed = reader.has_passed(SESSIONS, "topic", 0, 0).await.unwrap();
+        assert!(passed, "the batch is committed");
+    }
 }

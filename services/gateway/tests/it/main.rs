@@ -186,6 +186,11 @@ async fn a_handshake_without_a_valid_session_id_is_rejected() {
     for query in ["?session_id=a%00b", &long] {
         assert_eq!(gateway.open(query).await.unwrap_err().0, 400, "{query:.40}");
     }
+    let not_utf8 = (400, "the query is not UTF-8".to_owned());
+    assert_eq!(
+        gateway.open("?session_id=caf%E9").await.unwrap_err(),
+        not_utf8
+    );
 }
 
 #[tokio::test]

@@ -276,3 +276,70 @@ async fn a_second_process_with_the_same_folder_ends_with_a_sentence() {
     assert!(error.contains("another process uses --data-dir"), "{error}");
     local.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_acknowledged_event_is_kept_when_it_is_shut_down_under_load() {
+    const SESSIONS: usize = 10;
+    const FRAMES: usize = 500;
+    let local = Running::start(None, &["dev"]);
+    local.ready().await;
+    let gateway = local.gateways[0];
+    let clients: Vec<_> = (0..SESSIONS)
+        .map(|session| tokio::spawn(acknowledged(gateway, session, FRAMES)))
+        .collect();
+    for client in clients {
+        timeout(DEADLINE, client).await.unwrap().unwrap();
+    }
+    let data = local.data.clone();
+    local.end_and_keep_data().await;
+
+    let local = Running::start_in(data, None, &["dev"]);
+    local.ready().await;
+    for session in 0..SESSIONS {
+        let document = document(local.gateways[0], &session.to_string()).await;
+        let children = document.unwrap().matches("\"EVENT\"").count();
+        assert_eq!(children, FRAMES, "session {session}");
+    }
+    local.end().await;
+}
+
+/// Sends frames of one event, and returns when all are acknowledged.
+async fn acknowledged(gateway: SocketAddr, session: usize, frames: usize) {
+    let url = format!("ws://{gateway}/websocket?session_id={session}&ack=1");
+    let stream = TcpStream::connect(gateway).await.unwrap();
+    let (socket, _) = client_async(url, stream).await.unwrap();
+    let (mut sink, mut answers) = socket.split();
+    tokio::spawn(async move {
+        for number in 0..frames {
+            let frame = format!(r#"[{{"timestamp":{number},"type":"EVENT"}}]"#);
+            sink.send(Message::text(frame)).await.unwrap();
+        }
+        // Keeps the connection open.
+        std::future::pending::<()>().await;
+    });
+    for _ in 0..frames {
+        let answer = answers.next().await.unwrap().unwrap();
+        assert!(answer.to_text().unwrap().contains("\"ack\""), "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_deleted_if_an_option_is_invalid() {
+    let folder = std::env::temp_dir().join(format!("herald-local-invalid-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("dev.db"), "kept").unwrap();
+    let program = env!("CARGO_BIN_EXE_local");
+    let mut local = std::process::Command::new(program);
+    local.args(["dev", "--fresh", "--ports=0", "--gateway-ports=0"]);
+    local.args(["--admin-listen=127.0.0.1:0", "--data-dir"]);
+    local.arg(&folder).env("BATCH_RECORDS", "0");
+    let ended = local.output().unwrap();
+    assert_eq!(ended.status.code(), Some(2));
+    let error = String::from_utf8(ended.stderr).unwrap();
+    assert!(
+        error.contains("--batch-records") && error.lines().count() == 1,
+        "{error}"
+    );
+    assert_eq!(std::fs::read(folder.join("dev.db")).unwrap(), b"kept");
+    std::fs::remove_dir_all(folder).unwrap();
+}
