@@ -22,8 +22,9 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
   && cargo build --profile "$PROFILE" --locked --bins --target "$target" \
     --package producer --package consumer --package gateway --package projector \
   && if [ "$PROFILE" = dev ]; then folder=debug; else folder=$PROFILE; fi \
-  && cd "target/$target/$folder" \
-  && install -D --target-directory=/programs producer consumer gateway projector \
+  && for program in producer consumer gateway projector; do \
+    install -D --target-directory=/programs "target/$target/$folder/$program" || exit 1; \
+  done \
   && touch --date=@0 /programs/*
 
 # An image contains only the program.

@@ -201,8 +201,9 @@ mod tests {
             .map(|name| format!("--package {name}"))
             .collect();
         let programs: Vec<&str> = services::names().collect();
-        for list in [packages.join(" "), programs.join(" ")] {
-            assert!(text.contains(&format!(" {list} \\\n")), "{list}");
+        let installed = format!(" for program in {}; do \\\n", programs.join(" "));
+        for list in [format!(" {} \\\n", packages.join(" ")), installed] {
+            assert!(text.contains(&list), "{list}");
         }
         let stages = text.matches("\nFROM scratch AS ").count();
         assert_eq!(stages, services::all().len());
