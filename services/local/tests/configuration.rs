@@ -243,11 +243,11 @@ fn described(arg: &Arg) -> String {
         .expect("every option has a doc comment");
     let mut words = sentence(help.to_string());
     for value in arg.get_possible_values() {
-        let help = value
-            .get_help()
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        words += &format!(" `{}`: {}", value.get_name(), sentence(help));
+        // `true` and `false` need no words.
+        if let Some(help) = value.get_help() {
+            let help = sentence(help.to_string());
+            words += &format!(" `{}`: {help}", value.get_name());
+        }
     }
     words
 }
