@@ -1,8 +1,8 @@
 //! Running commands, with their command line shown first.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Command, ExitStatus, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
@@ -66,6 +66,21 @@ pub fn output(command: &mut Command) -> anyhow::Result<String> {
         bail!("{program} ended with {}: {}", output.status, stderr.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs it without showing it, with a text as its stdin. What it prints to stdout is discarded.
+pub fn with_input(command: &mut Command, input: &str) -> anyhow::Result<Output> {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| cannot_run(command))?;
+    let mut stdin = child.stdin.take().expect("stdin is a pipe");
+    stdin.write_all(input.as_bytes())?;
+    drop(stdin);
+    child
+        .wait_with_output()
+        .with_context(|| cannot_run(command))
 }
 
 /// Shows and runs it, prints each line of its output and passes it to `on_line`.

@@ -68,7 +68,10 @@ pub async fn run(
         data.folder().display()
     ));
 
-    let mut all = Services::new(&shutdown);
+    // Those that write to Kafka, and those that read from it.
+    let mut writers = Group::new(shutdown.child_token());
+    let mut readers = Group::new(CancellationToken::new());
+    let mut services = Vec::new();
     let mut urls = Vec::new();
     let listeners_of = listeners.pages.into_iter().zip(listeners.gateways);
     for ((environment, configs), (page, gateway)) in
@@ -81,23 +84,23 @@ pub async fn run(
             printed: false,
         });
 
-        let (admin, service) = own_admin(environment, "consumer")?;
+        let (admin, service) = own_admin(environment, "consumer", &mut services)?;
         let public = page;
         let listeners = consumer::Listeners { public, admin };
-        all.reader(service, |end| {
+        readers.start(service, |end| {
             consumer::run(configs.consumer, listeners, end)
         });
 
-        let (admin, service) = own_admin(environment, "producer")?;
-        all.writer(service, |end| producer::run(configs.producer, admin, end));
+        let (admin, service) = own_admin(environment, "producer", &mut services)?;
+        writers.start(service, |end| producer::run(configs.producer, admin, end));
 
-        let (admin, service) = own_admin(environment, "projector")?;
-        all.reader(service, |end| projector::run(configs.projector, admin, end));
+        let (admin, service) = own_admin(environment, "projector", &mut services)?;
+        readers.start(service, |end| projector::run(configs.projector, admin, end));
 
-        let (admin, service) = own_admin(environment, "gateway")?;
+        let (admin, service) = own_admin(environment, "gateway", &mut services)?;
         let public = gateway;
         let listeners = gateway::Listeners { public, admin };
-        all.writer(service, async move |end| {
+        writers.start(service, async move |end| {
             if let Some(topic) = configs.events_topic {
                 // It needs no port: it only creates the topic.
                 let admin = listen::bind((Ipv4Addr::LOCALHOST, 0).into())?;
@@ -110,92 +113,66 @@ pub async fn run(
     let readiness = Readiness::new();
     let ended = CancellationToken::new();
     let _ended = ended.clone().drop_guard();
-    let services = all.services.clone();
+    let watch = watch(urls, services.clone(), readiness.clone());
+    tokio::spawn(ended.clone().run_until_cancelled_owned(watch));
     let metrics = move || {
         let services = services.clone();
         async move { admin::metrics(&services).await }
     };
     tokio::spawn(herald_runtime::admin::serve_metrics(
         listeners.admin,
-        readiness.clone(),
+        readiness,
         metrics,
-        ended.clone(),
+        ended,
     ));
-    let watch = watch(urls, all.services.clone(), readiness);
-    tokio::spawn(ended.run_until_cancelled_owned(watch));
 
-    let written = async {
-        if let Some(embedded) = &embedded
-            && let Err(error) = last::projected(embedded, &environments, &data).await
-        {
-            tracing::warn!("{error:#}");
-        }
+    let first = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        Some(ended) = writers.running.join_next() => flatten(ended),
+        Some(ended) = readers.running.join_next() => flatten(ended),
     };
-    let ended = all.ended(&shutdown, written).await;
+    let writers = writers.end().await;
+    if first.is_ok()
+        && let Some(embedded) = &embedded
+        && let Err(error) = last::projected(embedded, &environments, &data).await
+    {
+        tracing::warn!("{error:#}");
+    }
+    let readers = readers.end().await;
     tokio::task::spawn_blocking(move || drop(embedded)).await?;
-    ended
+    first.and(writers).and(readers)
 }
 
-/// The services of all environments while they run.
-struct Services {
-    services: Vec<Service>,
-    /// Those that write to Kafka.
-    writers: JoinSet<anyhow::Result<()>>,
-    end_writers: CancellationToken,
-    /// Those that read from Kafka.
-    readers: JoinSet<anyhow::Result<()>>,
-    end_readers: CancellationToken,
+/// Services that end together.
+struct Group {
+    running: JoinSet<anyhow::Result<()>>,
+    end: CancellationToken,
 }
 
-impl Services {
-    fn new(shutdown: &CancellationToken) -> Self {
+impl Group {
+    fn new(end: CancellationToken) -> Self {
         Self {
-            services: Vec::new(),
-            writers: JoinSet::new(),
-            end_writers: shutdown.child_token(),
-            readers: JoinSet::new(),
-            end_readers: CancellationToken::new(),
+            running: JoinSet::new(),
+            end,
         }
     }
 
-    fn writer<F>(&mut self, service: Service, run: impl FnOnce(CancellationToken) -> F)
+    fn start<F>(&mut self, service: Service, run: impl FnOnce(CancellationToken) -> F)
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
-        let run = run(self.end_writers.clone());
-        self.writers.spawn(named(service.clone(), run));
-        self.services.push(service);
+        let run = run(self.end.clone());
+        self.running.spawn(named(service, run));
     }
 
-    fn reader<F>(&mut self, service: Service, run: impl FnOnce(CancellationToken) -> F)
-    where
-        F: Future<Output = anyhow::Result<()>> + Send + 'static,
-    {
-        let run = run(self.end_readers.clone());
-        self.readers.spawn(named(service.clone(), run));
-        self.services.push(service);
-    }
-
-    /// Waits for the shutdown or the end of a service, then ends all of them. Between the writers and the readers, after a shutdown,
-    /// it waits for `written`.
-    async fn ended(
-        mut self,
-        shutdown: &CancellationToken,
-        written: impl Future<Output = ()>,
-    ) -> anyhow::Result<()> {
-        let first = tokio::select! {
-            () = shutdown.cancelled() => Ok(()),
-            Some(ended) = self.writers.join_next() => flatten(ended),
-            Some(ended) = self.readers.join_next() => flatten(ended),
-        };
-        self.end_writers.cancel();
-        let writers = all_ended(&mut self.writers).await;
-        if first.is_ok() {
-            written.await;
+    /// Ends all services, and returns their first error.
+    async fn end(mut self) -> anyhow::Result<()> {
+        self.end.cancel();
+        let mut result = Ok(());
+        while let Some(ended) = self.running.join_next().await {
+            result = result.and(flatten(ended));
         }
-        self.end_readers.cancel();
-        let readers = all_ended(&mut self.readers).await;
-        first.and(writers).and(readers)
+        result
     }
 }
 
@@ -262,10 +239,11 @@ async fn named(
         .with_context(|| format!("the {name} of {environment} ended"))
 }
 
-/// A service's own admin address, which only this process queries.
+/// A service's own admin address, which only this process queries; adds the service to `services`.
 fn own_admin(
     environment: &Environment,
     name: &'static str,
+    services: &mut Vec<Service>,
 ) -> anyhow::Result<(TcpListener, Service)> {
     let listener = listen::bind((Ipv4Addr::LOCALHOST, 0).into())?;
     let admin = listener.local_addr()?;
@@ -275,16 +253,8 @@ fn own_admin(
         name,
         admin,
     };
+    services.push(service.clone());
     Ok((listener, service))
-}
-
-/// Waits until all services have ended, and returns the first error.
-async fn all_ended(services: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
-    let mut result = Ok(());
-    while let Some(ended) = services.join_next().await {
-        result = result.and(flatten(ended));
-    }
-    result
 }
 
 fn flatten(ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> anyhow::Result<()> {

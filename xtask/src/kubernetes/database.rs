@@ -5,17 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::process::Stdio;
+use std::io::Read;
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Secret;
 use serde_json::json;
 
-use crate::command::output;
+use crate::command::{output, with_input};
 use crate::environments::Environment;
 use crate::kubernetes::cluster::Cluster;
-use crate::kubernetes::labels::{MANAGED_BY, XTASK, selector};
+use crate::kubernetes::labels::{MANAGED_BY, XTASK, is_ours, selector};
 use crate::kubernetes::servers::POSTGRES;
 
 /// The Secret of an environment that the chart reads by default, and its keys.
@@ -61,7 +60,10 @@ pub fn prepare(cluster: &Cluster, environment: &Environment) -> anyhow::Result<(
     let namespace = &environment.namespace;
     let schema = &environment.database_schema;
     let found = secret(cluster, namespace, SECRET)?;
-    if found.as_ref().is_some_and(|found| !is_ours(found)) {
+    if found
+        .as_ref()
+        .is_some_and(|found| !is_ours(&found.metadata))
+    {
         println!(
             "{}: uses the database of its Secret {SECRET}",
             environment.name
@@ -105,11 +107,6 @@ pub fn forget(cluster: &Cluster, environment: &Environment) -> anyhow::Result<()
     output(&mut delete).map(drop)
 }
 
-fn is_ours(secret: &Secret) -> bool {
-    let labels = secret.metadata.labels.as_ref();
-    labels.is_some_and(|labels| labels.get(MANAGED_BY).is_some_and(|by| by == XTASK))
-}
-
 /// The password in the address under a key.
 fn password_in(secret: &Secret, key: &str) -> anyhow::Result<String> {
     let read = || {
@@ -144,15 +141,8 @@ fn statements(schema: &str, writer: &Role, reader: &Role) -> String {
 fn execute(cluster: &Cluster, sql: &str) -> anyhow::Result<()> {
     let exec = ["exec", "--stdin", "--namespace", POSTGRES.namespace];
     let mut psql = cluster.kubectl(&exec);
-    psql.args(["herald-postgres-0", "--", "sh", "-c", PSQL])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    let mut psql = psql.spawn().context("cannot run kubectl")?;
-    let mut stdin = psql.stdin.take().expect("stdin is a pipe");
-    stdin.write_all(sql.as_bytes())?;
-    drop(stdin);
-    let ended = psql.wait_with_output()?;
+    psql.args(["herald-postgres-0", "--", "sh", "-c", PSQL]);
+    let ended = with_input(&mut psql, sql)?;
     let error = String::from_utf8_lossy(&ended.stderr);
     ensure!(ended.status.success(), "psql: {}", error.trim());
     Ok(())
@@ -181,19 +171,15 @@ fn create(
         "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "stringData": data,
         "metadata": {"name": name, "namespace": namespace, "labels": {MANAGED_BY: XTASK}},
     });
-    let mut kubectl = cluster.kubectl(&["create", "--filename", "-"]);
-    let mut kubectl = kubectl
-        .stdin(Stdio::piped())
-        .spawn()
-        .context("cannot run kubectl")?;
-    let mut stdin = kubectl.stdin.take().expect("stdin is a pipe");
-    stdin.write_all(secret.to_string().as_bytes())?;
-    drop(stdin);
-    let status = kubectl.wait()?;
+    let mut create = cluster.kubectl(&["create", "--filename", "-"]);
+    let created = with_input(&mut create, &secret.to_string())?;
+    let error = String::from_utf8_lossy(&created.stderr);
     ensure!(
-        status.success(),
-        "cannot create Secret {name} in namespace {namespace}"
+        created.status.success(),
+        "cannot create Secret {name} in namespace {namespace}: {}",
+        error.trim()
     );
+    println!("secret/{name} created");
     Ok(())
 }
 

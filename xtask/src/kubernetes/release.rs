@@ -1,14 +1,12 @@
 //! A release of the chart: what is installed, and how it differs from what is wanted.
 
 use std::fmt;
-use std::io::Write;
-use std::process::Stdio;
 
 use anyhow::{Context, bail};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::command::{output, run, show};
+use crate::command::{output, run, show, with_input};
 use crate::environments::Environment;
 use crate::kubernetes::cluster::{Cluster, wait_for};
 use crate::kubernetes::images::Image;
@@ -166,16 +164,9 @@ fn has_drifted(
     let mut diff = cluster.kubectl(&["diff", "--server-side", "--force-conflicts"]);
     // Not as field manager `helm`, or fields that helm writes beside the manifest would count as deleted by us.
     diff.args(["--namespace", &environment.namespace, "--filename", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
         // The user's own diff program may be interactive.
         .env_remove("KUBECTL_EXTERNAL_DIFF");
-    let mut diff = diff.spawn().context("cannot run kubectl")?;
-    let mut stdin = diff.stdin.take().expect("stdin is a pipe");
-    stdin.write_all(manifest.as_bytes())?;
-    drop(stdin);
-    let output = diff.wait_with_output()?;
+    let output = with_input(&mut diff, manifest)?;
     match output.status.code() {
         Some(0) => Ok(false),
         Some(1) => Ok(true),

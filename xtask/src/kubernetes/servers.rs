@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::command::{output, run};
 use crate::kubernetes::cluster::{Cluster, wait_for};
-use crate::kubernetes::labels::{MANAGED_BY, XTASK};
+use crate::kubernetes::labels::{MANAGED_BY, XTASK, is_ours};
 use crate::kubernetes::rollout::{self, Workloads};
 
 /// The kinds of resources that a server consists of, with its volume and its password.
@@ -110,7 +110,7 @@ impl Server {
             let objects: Objects =
                 serde_json::from_str(&text).context("cannot read the output of kubectl get")?;
             let objects = objects.items.unwrap_or_else(|| vec![objects.only]);
-            let not_ours = objects.iter().filter(|one| !one.is_ours());
+            let not_ours = objects.iter().filter(|one| !is_ours(&one.metadata));
             foreign.extend(not_ours.map(Object::name));
         }
         Ok(foreign)
@@ -141,10 +141,5 @@ impl Object {
     fn name(&self) -> String {
         let name = self.metadata.name.as_deref().unwrap_or_default();
         format!("{} {name}", self.kind)
-    }
-
-    fn is_ours(&self) -> bool {
-        let labels = self.metadata.labels.as_ref();
-        labels.is_some_and(|labels| labels.get(MANAGED_BY).is_some_and(|by| by == XTASK))
     }
 }

@@ -7,9 +7,11 @@ mod clients;
 mod floor;
 mod kafka;
 mod measure;
+mod pieces;
 mod process;
 mod publisher;
 mod report;
+mod statistics;
 mod wire;
 
 use std::path::PathBuf;

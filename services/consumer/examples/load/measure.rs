@@ -1,11 +1,9 @@
 //! One server, from its start to its end: connections, silence, then the two loads.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 
 use crate::clients::{Clients, Tally};
 use crate::kafka::Kafka;
@@ -137,33 +135,9 @@ fn start(args: &Args, target: Target, kafka: &Kafka, topic: &str) -> anyhow::Res
                 &room,
             ]);
             let server = Server::start(&program, &arguments, None)?;
-            ready(
-                server
-                    .admin
-                    .context("the consumer does not name its admin address")?,
-            )?;
+            server.ready()?;
             Ok(server)
         }
-    }
-}
-
-/// Waits until the consumer has read its topic.
-fn ready(admin: SocketAddr) -> anyhow::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        let mut answer = String::new();
-        let mut stream = TcpStream::connect(admin)?;
-        stream
-            .write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-        stream.read_to_string(&mut answer)?;
-        if answer.starts_with("HTTP/1.1 200") {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "the consumer is not ready after 30 s"
-        );
-        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

@@ -1,12 +1,12 @@
 //! The server's process, and what the kernel says about it and us.
 
-use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde_json::Value as Json;
 
 /// The server runs on the first core, we on the second.
@@ -73,6 +73,28 @@ impl Server {
             }
         }
         anyhow::bail!("{} does not say where it listens", program.display())
+    }
+
+    /// Waits until one of Herald's services is ready.
+    pub fn ready(&self) -> anyhow::Result<()> {
+        let admin = self.admin.context("the service has no admin address")?;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let mut answer = String::new();
+            let mut stream = TcpStream::connect(admin)?;
+            stream.write_all(
+                b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+            )?;
+            stream.read_to_string(&mut answer)?;
+            if answer.starts_with("HTTP/1.1 200") {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the service is not ready after 30 s: {answer}"
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     pub fn cpu(&self) -> anyhow::Result<Duration> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::Target;
 use crate::measure::{Load, Measured, PENDING};
+use crate::statistics::{median, percentile};
 
 /// Over this share of the server's core taken by others, times say nothing.
 const DISTURBED: f64 = 0.05;
@@ -123,19 +124,4 @@ impl Measured {
             loads.collect::<String>()
         )
     }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// In ms.
-fn percentile(delays: &mut [Duration], share: f64) -> f64 {
-    if delays.is_empty() {
-        return f64::NAN;
-    }
-    let index = ((delays.len() - 1) as f64 * share) as usize;
-    delays.select_nth_unstable(index).1.as_secs_f64() * 1e3
 }

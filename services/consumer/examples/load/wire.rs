@@ -2,6 +2,8 @@
 
 use anyhow::{Context as _, bail, ensure};
 
+use crate::pieces;
+
 /// The protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -71,16 +73,10 @@ impl Decoder {
         mut tell: impl FnMut(Told),
     ) -> anyhow::Result<()> {
         let mut rest = std::mem::take(&mut self.rest);
-        let mut whole = input;
-        if !rest.is_empty() {
-            rest.extend_from_slice(input);
-            whole = &rest;
-        }
-        let mut at = 0;
-        while let Some(taken) = self.piece(&whole[at..], answer, &mut tell)? {
-            at += taken;
-        }
-        self.rest = whole[at..].to_vec();
+        pieces::read(&mut rest, input, |bytes| {
+            self.piece(bytes, answer, &mut tell)
+        })?;
+        self.rest = rest;
         Ok(())
     }
 

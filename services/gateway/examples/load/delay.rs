@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::Args;
 use crate::frames::Frames;
 use crate::kafka::Kafka;
-use crate::measure::{common, gateway, ready};
+use crate::measure::{common, gateway};
 use crate::process::{Server, our_cpu, server_core_busy};
 
 /// Before delays are measured.
@@ -76,7 +76,7 @@ pub fn measure(args: &Args, store: &Store, kafka: &Kafka) -> anyhow::Result<Meas
     arguments.extend(common(kafka, &topic));
     arguments.extend(database);
     let projector = Server::start(&std::env::current_exe()?, &arguments, None)?;
-    ready(&projector)?;
+    projector.ready()?;
     let gateway = gateway(kafka, &topic, &database)?;
 
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -2,6 +2,8 @@
 
 use anyhow::{Context as _, bail, ensure};
 
+use crate::pieces;
+
 /// The digits of a frame's number in the timestamp of its first event: no two frames are equal.
 const NUMBER: std::ops::Range<usize> = 15..27;
 
@@ -105,16 +107,10 @@ impl Decoder {
         mut each: impl FnMut(Input),
     ) -> anyhow::Result<()> {
         let mut rest = std::mem::take(&mut self.rest);
-        let mut whole = input;
-        if !rest.is_empty() {
-            rest.extend_from_slice(input);
-            whole = &rest;
-        }
-        let mut at = 0;
-        while let Some(taken) = self.piece(&whole[at..], answer, &mut each)? {
-            at += taken;
-        }
-        self.rest = whole[at..].to_vec();
+        pieces::read(&mut rest, input, |bytes| {
+            self.piece(bytes, answer, &mut each)
+        })?;
+        self.rest = rest;
         Ok(())
     }
 

@@ -7,12 +7,16 @@ mod delay;
 mod frames;
 mod kafka;
 mod measure;
-// The consumer's, so that CPU means the same in both.
+// The consumer's, so that the numbers mean the same in both.
+#[path = "../../../consumer/examples/load/pieces.rs"]
+mod pieces;
 #[allow(dead_code)]
 #[path = "../../../consumer/examples/load/process.rs"]
 mod process;
 mod report;
 mod sessions;
+#[path = "../../../consumer/examples/load/statistics.rs"]
+mod statistics;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -1,11 +1,9 @@
 //! One gateway, from its start to its end: connections, then the two loads.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 
 use crate::kafka::Kafka;
 use crate::process::{Server, our_cpu, server_core_busy};
@@ -87,7 +85,7 @@ pub fn gateway(kafka: &Kafka, topic: &str, options: &[&str]) -> anyhow::Result<S
     arguments.extend(common(kafka, topic));
     arguments.extend(options);
     let server = Server::start(&std::env::current_exe()?, &arguments, None)?;
-    ready(&server)?;
+    server.ready()?;
     Ok(server)
 }
 
@@ -103,27 +101,6 @@ pub fn common<'a>(kafka: &'a Kafka, topic: &'a str) -> [&'a str; 8] {
         "--events-topic",
         topic,
     ]
-}
-
-/// Waits until one of Herald's services is ready.
-pub fn ready(server: &Server) -> anyhow::Result<()> {
-    let admin: SocketAddr = server.admin.context("the service has no admin address")?;
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        let mut answer = String::new();
-        let mut stream = TcpStream::connect(admin)?;
-        stream
-            .write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-        stream.read_to_string(&mut answer)?;
-        if answer.starts_with("HTTP/1.1 200") {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "the service is not ready after 30 s: {answer}"
-        );
-        std::thread::sleep(Duration::from_millis(100));
-    }
 }
 
 fn load(
