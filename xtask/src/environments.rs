@@ -15,9 +15,10 @@ pub struct Environment {
     pub namespace: String,
     /// The name of the helm release.
     pub release: String,
+    /// The topic of its broadcasts.
     pub topic: String,
-    /// The topic of the session events.
-    pub events_topic: String,
+    /// The first part of the names of its other topics.
+    pub topic_prefix: String,
     /// The schema of PostgreSQL, and the name of the role that owns it.
     pub database_schema: String,
     /// The ports on localhost by the names of the services.
@@ -38,6 +39,11 @@ pub struct Endpoint<'a> {
 }
 
 impl Environment {
+    /// The topic of this name: `dev.message` for `message`.
+    pub fn prefixed(&self, topic: &str) -> String {
+        format!("{}{topic}", self.topic_prefix)
+    }
+
     /// Those of its services that have a public port.
     pub fn endpoints<'a>(
         &'a self,

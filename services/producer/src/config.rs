@@ -6,7 +6,7 @@ use clap::{Parser, ValueEnum};
 use herald_runtime::config::{CommonArgs, duration};
 use herald_runtime::kafka::{KafkaArgs, properties};
 
-/// Repeatedly sends a greeting with the time of day to a Kafka topic.
+/// Repeatedly sends a message to a Kafka topic: a greeting with the time of day, or the name of a food.
 ///
 /// Each option is also an environment variable: --kafka-topic is KAFKA_TOPIC.
 #[derive(Parser, Clone, Debug)]
@@ -17,6 +17,10 @@ pub struct Config {
 
     #[command(flatten)]
     pub kafka: KafkaArgs,
+
+    /// What to send: broadcasts (a greeting with the time of day), or foods (one of 107 names as `{"food": "<name>"}`).
+    #[arg(long, env, value_enum, default_value = "broadcasts")]
+    pub feed: Feed,
 
     /// Topic that the messages are sent to. The part before its first `-` is the name of the environment.
     #[arg(long, env, default_value = "my-topic", value_parser = topic)]
@@ -42,9 +46,28 @@ pub struct Config {
     #[arg(long, env, default_value = "1s", value_parser = duration)]
     pub interval_min: Duration,
 
-    /// Longest pause between two messages.
-    #[arg(long, env, default_value = "10s", value_parser = duration)]
-    pub interval_max: Duration,
+    /// Longest pause between two messages. By default 10s, and 2s with --feed foods.
+    #[arg(long, env, value_parser = duration)]
+    pub interval_max: Option<Duration>,
+}
+
+/// What is sent.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feed {
+    /// A greeting with the time of day, for the page.
+    Broadcasts,
+    /// The name of a food, to be counted.
+    Foods,
+}
+
+impl Config {
+    /// The longest pause between two messages.
+    pub fn interval_max(&self) -> Duration {
+        self.interval_max.unwrap_or(match self.feed {
+            Feed::Broadcasts => Duration::from_secs(10),
+            Feed::Foods => Duration::from_secs(2),
+        })
+    }
 }
 
 /// Who creates the topic.
@@ -93,9 +116,14 @@ mod tests {
             "my-cluster-kafka-bootstrap:9092"
         );
         assert_eq!(
-            (config.interval_min.as_secs(), config.interval_max.as_secs()),
+            (
+                config.interval_min.as_secs(),
+                config.interval_max().as_secs()
+            ),
             (1, 10)
         );
+        let foods = Config::parse_from(["producer", "--feed", "foods"]);
+        assert_eq!(foods.interval_max().as_secs(), 2);
         assert_eq!(config.create_topic, CreateTopic::True);
         assert_eq!(config.topic_partitions, 1);
     }

@@ -1,6 +1,7 @@
 //! The producer: sends a message to a Kafka topic, then pauses for a random time, until it is shut down.
 
 mod config;
+mod food;
 mod kafka;
 mod message;
 mod metrics;
@@ -15,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Config, CreateTopic};
+pub use config::{Config, CreateTopic, Feed};
 pub use message::{Broadcast, FACES};
 pub use metrics::Metrics;
 pub use pause::Pauses;
@@ -33,7 +34,7 @@ pub async fn run(
     admin: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let pauses = Pauses::new(config.interval_min, config.interval_max)?;
+    let pauses = Pauses::new(config.interval_min, config.interval_max())?;
     let metrics = Metrics::new();
     let readiness = Readiness::new();
     readiness.not_ready("no message has been acknowledged yet");
@@ -56,13 +57,14 @@ pub async fn run(
         return Ok(());
     }
     let mut outbox = kafka.into_outbox(metrics, readiness.clone());
-    produce(
-        environment_name(&config.kafka_topic),
-        pauses,
-        &mut outbox,
-        &shutdown,
-    )
-    .await?;
+    let next = |pause| match config.feed {
+        Feed::Broadcasts => {
+            let environment = environment_name(&config.kafka_topic);
+            Broadcast::new(environment, pause::face(pause), &Zoned::now())
+        }
+        Feed::Foods => Broadcast::food(food::random(), &Zoned::now()),
+    };
+    produce(next, pauses, &mut outbox, &shutdown).await?;
 
     readiness.not_ready("shutting down");
     // Part of the grace period is reserved for reporting what was lost.
@@ -76,9 +78,9 @@ pub async fn run(
     }
 }
 
-/// Produces one message after another on schedule, and handles deliveries in between.
+/// Produces one message after another on schedule, each for the pause that follows it, and handles deliveries in between.
 async fn produce(
-    environment: &str,
+    next_message: impl Fn(Duration) -> Broadcast,
     pauses: Pauses,
     outbox: &mut Outbox,
     shutdown: &CancellationToken,
@@ -91,7 +93,7 @@ async fn produce(
             () = shutdown.cancelled() => return Ok(()),
             () = sleep_until(next), if outbox.has_room() => {
                 let pause = pauses.draw();
-                outbox.send(Broadcast::new(environment, pause::face(pause), &Zoned::now()))?;
+                outbox.send(next_message(pause))?;
                 // After a standstill (a full outbox, a sleeping laptop), continue from now instead of catching up.
                 if next.elapsed() > Duration::from_secs(1) {
                     next = Instant::now();

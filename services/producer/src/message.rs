@@ -30,20 +30,29 @@ pub struct Broadcast {
 impl Broadcast {
     /// `Hello world from <environment> producer - HH:MM:SS<TAB><face>`, in the time of `now`'s zone.
     pub fn new(environment: &str, face: &str, now: &Zoned) -> Broadcast {
+        let time = now.strftime("%H:%M:%S");
         Broadcast {
-            text: format!(
-                "Hello world from {environment} producer - {}\t{face}",
-                now.strftime("%H:%M:%S")
+            text: format!("Hello world from {environment} producer - {time}\t{face}"),
+            headers: headers(
+                format!("/herald/{environment}/producer"),
+                "herald.broadcast",
+                "text/plain; charset=utf-8",
+                now.timestamp(),
             ),
-            headers: vec![
-                ("ce_specversion", "1.0".to_owned()),
-                ("ce_id", format!("{:032x}", rand::random::<u128>())),
-                ("ce_source", format!("/herald/{environment}/producer")),
-                ("ce_type", "herald.broadcast".to_owned()),
-                ("ce_time", rfc3339(now.timestamp())),
-                ("content-type", "text/plain; charset=utf-8".to_owned()),
-                ("traceparent", traceparent()),
-            ],
+            timestamp: now.timestamp().as_millisecond(),
+        }
+    }
+
+    /// `{"food": "<name>"}`.
+    pub fn food(name: &str, now: &Zoned) -> Broadcast {
+        Broadcast {
+            text: format!("{{\"food\": \"{name}\"}}"),
+            headers: headers(
+                "/herald/producer".to_owned(),
+                "herald.food",
+                "application/json",
+                now.timestamp(),
+            ),
             timestamp: now.timestamp().as_millisecond(),
         }
     }
@@ -56,6 +65,23 @@ impl Broadcast {
                 .map(|(key, value)| key.len() + value.len())
                 .sum::<usize>()
     }
+}
+
+fn headers(
+    source: String,
+    kind: &str,
+    content_type: &str,
+    time: Timestamp,
+) -> Vec<(&'static str, String)> {
+    vec![
+        ("ce_specversion", "1.0".to_owned()),
+        ("ce_id", format!("{:032x}", rand::random::<u128>())),
+        ("ce_source", source),
+        ("ce_type", kind.to_owned()),
+        ("ce_time", rfc3339(time)),
+        ("content-type", content_type.to_owned()),
+        ("traceparent", traceparent()),
+    ]
 }
 
 fn rfc3339(at: Timestamp) -> String {
@@ -121,6 +147,13 @@ mod tests {
         );
         assert_eq!(message.timestamp, 1_769_846_887_125);
         assert_ne!(header(&message, "ce_id"), header(&broadcast(), "ce_id"));
+    }
+
+    #[test]
+    fn a_food_is_an_object_with_its_name() {
+        let message = Broadcast::food("foie-gras", &Zoned::now());
+        assert_eq!(message.text, r#"{"food": "foie-gras"}"#);
+        assert_eq!(header(&message, "content-type"), "application/json");
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use herald_events::{Kind, SessionId};
 
+use crate::Counts;
+
 /// How far a projection has read one partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
@@ -77,6 +79,7 @@ pub struct Batch {
     /// In the order of the partitions, each once.
     pub advances: Vec<Advance>,
     pub sessions: BTreeMap<SessionId, SessionChanges>,
+    pub counts: Counts,
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 
 mod batch;
 mod connect;
+mod counts;
+mod counts_file;
 mod document;
 mod migrations;
 mod reader;
@@ -13,6 +15,8 @@ mod writer;
 
 pub use batch::{Advance, Arrival, Batch, NewEvent, Position, SessionChanges};
 pub use connect::{DEFAULT_SCHEMA, Name};
+pub use counts::{Count, Counted, Counts, CountsState};
+pub use counts_file::CountsFile;
 pub use document::Session;
 pub use reader::Reader;
 pub use url::DatabaseUrl;
@@ -20,3 +24,6 @@ pub use writer::{Applied, Summary, Writer};
 
 /// The name of the projection of session events, in [`Reader::has_passed`].
 pub const SESSIONS: &str = "sessions";
+
+/// The name of the projection of food counts.
+pub const COUNTS: &str = "counts";

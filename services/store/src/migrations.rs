@@ -11,14 +11,26 @@ use crate::connect::{Name, explain};
 use crate::url::Backend;
 
 /// The views that readers may see.
-const VIEWS: &str = "session_documents, session_children, projected_positions";
+const VIEWS: &str = "session_documents, session_children, projected_positions, aggregated";
 
 /// By version, from 1: the statements for SQLite, and those for PostgreSQL.
-const MIGRATIONS: [(&str, &str, &str); 1] = [(
-    "sessions",
-    include_str!("migrations/sqlite/0001_sessions.sql"),
-    include_str!("migrations/postgres/0001_sessions.sql"),
-)];
+const MIGRATIONS: [(&str, &str, &str); 3] = [
+    (
+        "sessions",
+        include_str!("migrations/sqlite/0001_sessions.sql"),
+        include_str!("migrations/postgres/0001_sessions.sql"),
+    ),
+    (
+        "position times",
+        include_str!("migrations/sqlite/0002_position_times.sql"),
+        include_str!("migrations/postgres/0002_position_times.sql"),
+    ),
+    (
+        "counts",
+        include_str!("migrations/sqlite/0003_counts.sql"),
+        include_str!("migrations/postgres/0003_counts.sql"),
+    ),
+];
 
 /// Brings the tables up to date. Several processes may do so at the same time: PostgreSQL has a lock for it, and with SQLite
 /// the one that comes second fails and may try again.

@@ -2,11 +2,12 @@
 
 use futures_util::TryFutureExt as _;
 use herald_events::SessionId;
-use sqlx::{AnyPool, Row as _};
+use sqlx::{AnyPool, Executor as _, Row as _};
 
-use crate::DatabaseUrl;
 use crate::connect::{Access, Name, explain_read, pool};
 use crate::document::{Session, timestamp};
+use crate::url::Backend;
+use crate::{COUNTS, Count, Counted, CountsState, DatabaseUrl};
 
 /// A pool of connections that only read, for the gateway. A file of SQLite is opened read-only; with PostgreSQL, give it a role
 /// that was granted the views alone.
@@ -56,6 +57,8 @@ impl Reader {
     }
 
     /// Whether `projection` has committed the results of the record at `offset`, so that [`session`](Self::session) shows it.
+    /// `time` is the record's timestamp, in milliseconds since 1970: a position that has not reached it is one in an earlier topic
+    /// of the same name, whose offsets are not comparable.
     ///
     /// # Errors
     ///
@@ -66,9 +69,10 @@ impl Reader {
         topic: &str,
         partition: i32,
         offset: i64,
+        time: i64,
     ) -> anyhow::Result<bool> {
         let found = sqlx::query(
-            "SELECT next FROM projected_positions WHERE projection = $1 AND topic = $2 AND partition = $3",
+            "SELECT next, record_time FROM projected_positions WHERE projection = $1 AND topic = $2 AND partition = $3",
         )
         .bind(projection)
         .bind(topic)
@@ -77,9 +81,70 @@ impl Reader {
         .map_err(|error| explain_read(error, "read a position", &self.url))
         .await?;
         match found {
-            Some(row) => Ok(row.try_get::<i64, _>("next")? > offset),
+            Some(row) => {
+                let (next, latest): (i64, i64) =
+                    (row.try_get("next")?, row.try_get("record_time")?);
+                Ok(next > offset && latest >= time)
+            }
             None => Ok(false),
         }
+    }
+
+    /// The counts that commits after `version` have changed, in the order in which the foods first came; 0 gives all.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`session`](Self::session).
+    pub async fn counts_after(&self, version: i64) -> anyhow::Result<Vec<Count>> {
+        let rows = sqlx::query(
+            "SELECT food, count, changed FROM aggregated WHERE changed > $1 ORDER BY number",
+        )
+        .bind(version)
+        .fetch_all(&self.pool)
+        .map_err(|error| explain_read(error, "read the counts", &self.url))
+        .await?;
+        Ok(rows.iter().map(Count::of).collect::<sqlx::Result<_>>()?)
+    }
+
+    /// All counts with the positions in this topic that they were computed from.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`session`](Self::session).
+    pub async fn counts_state(&self, topic: &str) -> anyhow::Result<CountsState> {
+        let read = async {
+            let mut transaction = self.pool.begin().await?;
+            if self.url.backend == Backend::Postgres {
+                let level = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ";
+                transaction.execute(level).await?;
+            }
+            let select = "SELECT food, count FROM aggregated ORDER BY number";
+            let counts = sqlx::query(select).fetch_all(&mut *transaction).await?;
+            let select = "SELECT partition, next, epoch FROM projected_positions WHERE projection = $1 AND topic = $2";
+            let positions = sqlx::query(select)
+                .bind(COUNTS)
+                .bind(topic)
+                .fetch_all(&mut *transaction)
+                .await?;
+            let mut state = CountsState::default();
+            for row in counts {
+                state
+                    .counts
+                    .push((row.try_get("food")?, row.try_get("count")?));
+            }
+            for row in positions {
+                let partition: i64 = row.try_get("partition")?;
+                let counted = Counted {
+                    from: 0,
+                    to: row.try_get("next")?,
+                    others: row.try_get::<i64, _>("epoch")? > 0,
+                };
+                state.counted.insert(partition as i32, counted);
+            }
+            sqlx::Result::Ok(state)
+        };
+        read.await
+            .map_err(|error| explain_read(error, "read the counts", &self.url))
     }
 
     /// Whether the database answers and has its tables; for readiness.
@@ -98,8 +163,6 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
-    use sqlx::Executor as _;
-
     use super::*;
     use crate::Writer;
 

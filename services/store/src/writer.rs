@@ -1,5 +1,6 @@
 //! Writes results together with the positions that they were computed from.
 
+mod counts;
 mod events;
 
 use anyhow::Context as _;
@@ -182,8 +183,29 @@ async fn apply(
         return Ok(Applied::Superseded(superseded));
     }
     let summary = events::add(&mut transaction, &batch.sessions).await?;
+    counts::add(&mut transaction, &batch.counts).await?;
     transaction.commit().await?;
     Ok(Applied::Committed(summary))
+}
+
+/// Rows per statement: SQLite allows 32,766 values in one.
+const ROWS: usize = 500;
+
+/// `($1, $2), ($3, $4)` for two rows of two columns.
+fn values(connection: &AnyConnection, rows: usize, columns: usize) -> String {
+    let row = |row| placeholders(connection, 1 + row * columns, columns);
+    (0..rows).map(row).collect::<Vec<_>>().join(", ")
+}
+
+/// `($3, $4)`, or `(?, ?)` for SQLite, which searches all names of a statement for each name.
+fn placeholders(connection: &AnyConnection, first: usize, count: usize) -> String {
+    let is_sqlite = connection.backend_name() == "SQLite";
+    let placeholder = |number| match is_sqlite {
+        true => "?".to_owned(),
+        false => format!("${number}"),
+    };
+    let all: Vec<String> = (first..first + count).map(placeholder).collect();
+    format!("({})", all.join(", "))
 }
 
 fn position(row: &AnyRow) -> anyhow::Result<Position> {
@@ -265,6 +287,7 @@ mod tests {
                 to,
             }],
             sessions: [(SessionId::new("a").unwrap(), changes)].into(),
+            ..Batch::default()
         };
         // When the disk is full, SQLite ends the transaction itself, or only undoes the statement.
         for action in ["ROLLBACK", "ABORT"] {
@@ -279,7 +302,7 @@ mod tests {
         }
         _ = writer.apply(SESSIONS, "topic", &batch).await.unwrap();
         let reader = Reader::new(&url, &Name::default());
-        let passed = reader.has_passed(SESSIONS, "topic", 0, 0).await.unwrap();
+        let passed = reader.has_passed(SESSIONS, "topic", 0, 0, 0).await.unwrap();
         assert!(passed, "the batch is committed");
     }
 }

@@ -99,6 +99,19 @@ fn required_var(name: &str, what: &str) -> Option<String> {
     None
 }
 
+/// Whether a program is installed that a test needs. Without it, the test is skipped with one line; with `CI=true` it fails.
+#[cfg(feature = "clients")]
+pub fn has_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
+    if !found {
+        let why = format!("{name} is not installed");
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "{why}");
+        leave_out(&why);
+    }
+    found
+}
+
 #[cfg(feature = "clients")]
 fn leave_out(why: &str) {
     let thread = std::thread::current();

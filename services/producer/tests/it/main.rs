@@ -32,7 +32,7 @@ impl Running {
         let mut config: Config = parse_from(&args).unwrap();
         config.kafka.kafka_bootstrap_servers = kafka.to_owned();
         config.interval_min = Duration::from_millis(5);
-        config.interval_max = Duration::from_millis(20);
+        config.interval_max = Some(Duration::from_millis(20));
         let admin = listen::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let addr = admin.local_addr().unwrap();
         let shutdown = CancellationToken::new();

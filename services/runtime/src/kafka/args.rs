@@ -20,11 +20,11 @@ const RESERVED: [&str; 4] = [
 /// Kafka's addresses, and other properties of librdkafka.
 #[derive(clap::Args, Clone, Debug)]
 pub struct KafkaArgs {
-    /// Kafka's addresses, `host:port`, separated by commas.
+    /// Kafka's addresses, `host:port`, separated by commas. If it is not set, KAFKA_BROKER_URL and KAFKA_BROKER are read instead.
     #[arg(
         long,
         env,
-        default_value = "my-cluster-kafka-bootstrap:9092",
+        default_value_t = default_addresses(),
         value_parser = addresses,
     )]
     pub kafka_bootstrap_servers: String,
@@ -89,6 +89,17 @@ impl KafkaArgs {
         }
         Ok(config)
     }
+}
+
+/// From the variables that the systems have which Herald replaces.
+fn default_addresses() -> String {
+    let names = ["KAFKA_BROKER_URL", "KAFKA_BROKER"];
+    let set = names
+        .into_iter()
+        .filter_map(|name| std::env::var(name).ok());
+    let mut set = set.filter(|value| !value.is_empty());
+    set.next()
+        .unwrap_or("my-cluster-kafka-bootstrap:9092".to_owned())
 }
 
 /// A client of librdkafka. What it rejects only now (a missing certificate, two options that exclude each other) is also an

@@ -7,11 +7,8 @@ use sqlx::any::AnyRow;
 use sqlx::query::Query;
 use sqlx::{Any, AnyConnection, AssertSqlSafe, Row as _};
 
-use super::Summary;
+use super::{ROWS, Summary, placeholders, values};
 use crate::{NewEvent, SessionChanges};
-
-/// Rows per statement: SQLite allows 32,766 values in one.
-const ROWS: usize = 500;
 
 /// Adds the events of a batch that are not stored yet.
 pub async fn add(
@@ -163,21 +160,4 @@ fn code(kind: Kind) -> i64 {
         Kind::Event => 1,
         Kind::End => 2,
     }
-}
-
-/// `($1, $2), ($3, $4)` for two rows of two columns.
-fn values(connection: &AnyConnection, rows: usize, columns: usize) -> String {
-    let row = |row| placeholders(connection, 1 + row * columns, columns);
-    (0..rows).map(row).collect::<Vec<_>>().join(", ")
-}
-
-/// `($3, $4)`, or `(?, ?)` for SQLite, which searches all names of a statement for each name.
-fn placeholders(connection: &AnyConnection, first: usize, count: usize) -> String {
-    let is_sqlite = connection.backend_name() == "SQLite";
-    let placeholder = |number| match is_sqlite {
-        true => "?".to_owned(),
-        false => format!("${number}"),
-    };
-    let all: Vec<String> = (first..first + count).map(placeholder).collect();
-    format!("({})", all.join(", "))
 }

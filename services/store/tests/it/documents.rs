@@ -27,19 +27,19 @@ async fn a_document_is_in_order_and_as_sent() {
         assert_eq!(document(&reader, "other").await, None);
         assert!(
             reader
-                .has_passed(store::SESSIONS, TOPIC, 0, 1)
+                .has_passed(store::SESSIONS, TOPIC, 0, 1, 0)
                 .await
                 .unwrap()
         );
         assert!(
             !reader
-                .has_passed(store::SESSIONS, TOPIC, 0, 2)
+                .has_passed(store::SESSIONS, TOPIC, 0, 2, 0)
                 .await
                 .unwrap()
         );
         assert!(
             !reader
-                .has_passed(store::SESSIONS, TOPIC, 1, 0)
+                .has_passed(store::SESSIONS, TOPIC, 1, 0, 0)
                 .await
                 .unwrap()
         );

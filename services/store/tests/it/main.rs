@@ -2,6 +2,8 @@
 
 mod access;
 mod concurrency;
+mod counts;
+mod counts_file;
 mod documents;
 
 use std::collections::BTreeMap;
@@ -72,6 +74,7 @@ fn batch(session: &str, offset: i64, frame: &str) -> Batch {
             to: at(offset + 1),
         }],
         sessions: BTreeMap::from([(id(session), changes)]),
+        ..Batch::default()
     }
 }
 
