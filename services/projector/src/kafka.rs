@@ -3,7 +3,9 @@
 mod context;
 mod dead_letters;
 mod group;
+mod topics;
 
 pub use context::Assignment;
-pub use dead_letters::{DeadLetter, DeadLetters};
+pub use dead_letters::{DeadLetter, DeadLetters, dead_letter_topic};
 pub use group::{Group, Polled};
+pub use topics::create_topic;

@@ -8,8 +8,12 @@ use projector::{Command, Config};
 fn main() -> ExitCode {
     let config: Config = config::parse();
     launch(&config.common.clone(), async |shutdown| {
-        if let Some(Command::DeleteSession { id }) = &config.command {
-            return projector::delete_session(&config, id).await;
+        match &config.command {
+            Some(Command::DeleteSession { id }) => {
+                return projector::delete_session(&config, id).await;
+            }
+            Some(Command::Verify) => return projector::verify(config).await,
+            None => {}
         }
         let admin = listen::bind(config.common.admin_listen)?;
         projector::run(config, admin, shutdown).await

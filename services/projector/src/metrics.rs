@@ -1,18 +1,20 @@
 //! The projector's metrics.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::core::Collector;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
 use store::Summary;
 
-/// The projector's metrics and their registry. The help texts describe each one.
+/// The metrics of one projection. The help texts describe each one.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    registry: Registry,
     pub records: IntCounter,
     pub dead_letters: IntCounterVec,
     pub events: IntCounter,
+    pub foods: IntCounter,
     pub duplicates: IntCounter,
     pub extra_bounds: IntCounter,
     pub superseded: IntCounter,
@@ -21,28 +23,35 @@ pub struct Metrics {
     pub missing: IntCounter,
     pub expired: IntCounter,
     pub lag: IntGauge,
+    pub lag_seconds: Gauge,
+    pub last_commit: Gauge,
     pub partitions: IntGauge,
     pub batch_seconds: Histogram,
     pub batch_records: Histogram,
 }
 
 impl Metrics {
-    /// With their own registry, because several services may share a process.
-    pub fn new(topic: &str) -> Self {
-        let registry = Registry::new();
+    /// Those of one projection of one topic, which are their labels.
+    pub fn new(registry: &Registry, projection: &str, topic: &str) -> Self {
+        let registry = registry.clone();
+        let options = |name: &str, help: &str| {
+            let options = Opts::new(name, help).const_label("projection", projection);
+            options.const_label("topic", topic)
+        };
         let counter = |name: &str, help: &str| {
-            let counter = IntCounter::new(name, help).expect("the name is valid");
+            let counter = IntCounter::with_opts(options(name, help)).expect("the name is valid");
             register(&registry, counter)
         };
         let gauge = |name: &str, help: &str| {
-            let options = Opts::new(name, help).const_label("topic", topic);
-            register(
-                &registry,
-                IntGauge::with_opts(options).expect("the name is valid"),
-            )
+            let gauge = IntGauge::with_opts(options(name, help)).expect("the name is valid");
+            register(&registry, gauge)
+        };
+        let seconds = |name: &str, help: &str| {
+            let gauge = Gauge::with_opts(options(name, help)).expect("the name is valid");
+            register(&registry, gauge)
         };
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
-            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            let options = HistogramOpts::from(options(name, help)).buckets(buckets.to_vec());
             let histogram = Histogram::with_opts(options).expect("the buckets are valid");
             register(&registry, histogram)
         };
@@ -54,7 +63,7 @@ impl Metrics {
             dead_letters: register(
                 &registry,
                 IntCounterVec::new(
-                    Opts::new(
+                    options(
                         "herald_projector_dead_letters_total",
                         "Malformed records that were sent to the dead letter topic, by reason.",
                     ),
@@ -63,6 +72,10 @@ impl Metrics {
                 .expect("the name is valid"),
             ),
             events: counter("herald_projector_events_total", "Events that were stored."),
+            foods: counter(
+                "herald_projector_foods_total",
+                "Occurrences of foods that were counted.",
+            ),
             duplicates: counter(
                 "herald_projector_duplicate_events_total",
                 "Events that were stored before: the client or a producer sent them again.",
@@ -95,6 +108,14 @@ impl Metrics {
                 "herald_projector_lag_records",
                 "Offsets between the position and the end of the topic, over all partitions of this projector.",
             ),
+            lag_seconds: seconds(
+                "herald_projector_lag_seconds",
+                "Age of the latest committed record while others wait; 0 if none does.",
+            ),
+            last_commit: seconds(
+                "herald_projector_last_commit_timestamp_seconds",
+                "When the latest batch was committed, in seconds since 1970; 0 before the first.",
+            ),
             partitions: gauge(
                 "herald_projector_partitions",
                 "Partitions that this projector reads.",
@@ -111,23 +132,20 @@ impl Metrics {
                 "Records of a batch.",
                 &[1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0],
             ),
-            registry,
         }
     }
 
-    /// For the admin server.
-    pub fn registry(&self) -> &Registry {
-        &self.registry
-    }
-
     /// Counts a batch that is committed.
-    pub fn committed(&self, records: usize, summary: Summary, took: Duration) {
+    pub fn committed(&self, records: usize, foods: i64, summary: Summary, took: Duration) {
+        self.foods.inc_by(foods.unsigned_abs());
         self.records.inc_by(records as u64);
         self.events.inc_by(summary.events);
         self.duplicates.inc_by(summary.duplicates);
         self.extra_bounds.inc_by(summary.extra_bounds);
         self.batch_seconds.observe(took.as_secs_f64());
         self.batch_records.observe(records as f64);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        self.last_commit.set(now.unwrap_or_default().as_secs_f64());
     }
 }
 

@@ -2,15 +2,15 @@
 
 mod commit;
 mod positions;
+mod target;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use herald_events::MAX_SESSION_ID_BYTES;
-use herald_runtime::Readiness;
+use herald_events::{MAX_SESSION_ID_BYTES, SessionId};
 use herald_runtime::kafka::Source;
-use store::{Position, Writer};
+use store::Position;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -18,9 +18,12 @@ use tracing::{debug, error, info, warn};
 use crate::Config;
 use crate::kafka::{Assignment, DeadLetter, DeadLetters, Group, Polled};
 use crate::metrics::Metrics;
-use crate::sessions::{self, Record};
+use crate::projection::Projection;
+use crate::readiness::Part;
+use crate::record::Record;
 
 use commit::Pending;
+pub use target::Target;
 
 /// The longest wait for a record, after which a shutdown or a new assignment is noticed.
 const POLL: Duration = Duration::from_millis(100);
@@ -38,11 +41,13 @@ const EXPIRY_SESSIONS: u32 = 100;
 /// Everything that the loop needs. It runs on a thread of its own, because librdkafka blocks.
 pub struct Projector {
     pub config: Config,
+    pub projection: Projection,
+    pub topic: String,
     pub group: Group,
     pub dead_letters: DeadLetters,
-    pub writer: Writer,
+    pub target: Target,
     pub metrics: Metrics,
-    pub readiness: Readiness,
+    pub readiness: Part,
     pub shutdown: CancellationToken,
     pub runtime: Handle,
 }
@@ -108,11 +113,7 @@ impl Projector {
 
     fn step(&mut self, state: &mut State) -> anyhow::Result<()> {
         if let Some(assignment) = self.group.take_assignment() {
-            info!(
-                topic = self.config.events_topic,
-                ?assignment,
-                "the group has rebalanced"
-            );
+            info!(topic = self.topic, ?assignment, "the group has rebalanced");
             // What is pending is read again by the next owner.
             state.stop(Some(Instant::now()));
             state.replaced.clear();
@@ -193,16 +194,11 @@ impl Projector {
         pending.since.get_or_insert_with(Instant::now);
         pending.records += 1;
         pending.bytes += record.value.as_ref().map_or(0, Vec::len);
-        let added = sessions::add(
-            &mut pending.batch.sessions,
-            &record,
-            after,
-            self.config.session_key,
-        );
+        let added = self.projection.add(&mut pending.batch, &record, after);
         let (offset, request_id) = (record.offset, record.request_id());
         match added {
             Ok(session_id) => debug!(
-                session_id = session_id.as_str(),
+                session_id = session_id.as_ref().map(SessionId::as_str),
                 request_id, partition, offset, "record read"
             ),
             Err(reason) => {
@@ -225,10 +221,7 @@ impl Projector {
 
     fn check_again(&self, state: &mut State, why: &str, pause: Duration) {
         if state.look_up.is_none() && !state.assigned.is_empty() {
-            info!(
-                topic = self.config.events_topic,
-                why, "checking the positions"
-            );
+            info!(topic = self.topic, why, "checking the positions");
             self.pause(state, pause);
         }
     }
@@ -257,6 +250,9 @@ impl Projector {
         let Some(retention) = self.config.retention else {
             return;
         };
+        if !matches!(self.projection, Projection::Sessions(_)) {
+            return;
+        }
         // One projector is enough.
         if !state.owned.contains_key(&0) || state.expiry > Instant::now() {
             return;
@@ -267,7 +263,7 @@ impl Projector {
             .unwrap_or_default();
         let before = now.saturating_sub(retention).as_millis();
         let before = i64::try_from(before).unwrap_or(i64::MAX);
-        let deleted = self.writer.delete_older(before, EXPIRY_SESSIONS);
+        let deleted = self.target.delete_older(before, EXPIRY_SESSIONS);
         let deleted = self
             .runtime
             .block_on(tokio::time::timeout(TIMEOUT, deleted));
@@ -289,7 +285,11 @@ impl Projector {
             let end = ends.get(partition)?;
             Some((end - owned.stored.next).max(0))
         });
-        self.metrics.lag.set(lag.sum());
+        let lag = lag.sum();
+        self.metrics.lag.set(lag);
+        self.metrics
+            .lag_seconds
+            .set(if lag > 0 { state.age() } else { 0.0 });
         self.metrics.partitions.set(state.owned.len() as i64);
         let source = self.group.source();
         let problem = match (&state.problem, source) {
@@ -306,6 +306,15 @@ impl Projector {
 }
 
 impl State {
+    /// The age in seconds of the latest record whose results are stored, in the partition where it is the highest.
+    fn age(&self) -> f64 {
+        let times = self.owned.values().map(|owned| owned.stored.record_time);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.unwrap_or_default().as_secs_f64();
+        let oldest = times.filter(|&time| time > 0).min();
+        oldest.map_or(0.0, |time| (now - time as f64 / 1000.0).max(0.0))
+    }
+
     /// Whether the problem was not logged yet since the last success.
     fn is_new(&mut self, problem: &str) -> bool {
         let is_new = self.logged.as_deref() != Some(problem);

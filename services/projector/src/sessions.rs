@@ -4,52 +4,12 @@
 //! arrived first is kept, and the arrival depends on the record alone.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use herald_events::{Frame, FrameError, KeyError, KeyFormat, Limits, SessionId};
+use herald_events::{Frame, KeyFormat, Limits, SessionId};
 use store::{Arrival, NewEvent, Position, SessionChanges};
 
-/// A record of the topic.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Record {
-    pub partition: i32,
-    pub offset: i64,
-    /// In milliseconds since 1970.
-    pub timestamp: Option<i64>,
-    pub key: Option<Vec<u8>>,
-    pub value: Option<Vec<u8>>,
-    pub headers: Vec<(String, Option<Vec<u8>>)>,
-}
-
-impl Record {
-    /// The id of the request that the record came with, for the log.
-    pub fn request_id(&self) -> &str {
-        let is_id = |(name, _): &&(String, _)| name.eq_ignore_ascii_case("x-request-id");
-        let header = self.headers.iter().find(is_id);
-        let value = header.and_then(|(_, value)| value.as_deref());
-        std::str::from_utf8(value.unwrap_or_default()).unwrap_or_default()
-    }
-
-    /// Two bytes that distinguish the record from the one at the same offset of a topic that was recreated.
-    pub fn fingerprint(&self) -> u16 {
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&self.timestamp.unwrap_or(-1).to_le_bytes());
-        hasher.update(self.value.as_deref().unwrap_or_default());
-        let sum = hasher.finalize();
-        (sum >> 16) as u16 ^ sum as u16
-    }
-
-    /// The position after the record, which was read at `position`.
-    pub fn after(&self, position: Position) -> Position {
-        let time = self.timestamp.unwrap_or(position.record_time);
-        Position {
-            next: self.offset + 1,
-            fingerprint: Some(self.fingerprint()),
-            record_time: position.record_time.max(time),
-            epoch: position.epoch,
-        }
-    }
-}
+use crate::projection::Malformed;
+use crate::record::Record;
 
 /// Adds the changes of a record to those of its batch, and returns its session. `after` is the position after the record.
 ///
@@ -90,35 +50,6 @@ pub fn add(
         changes.events.insert(identity, event);
     }
     Ok(id)
-}
-
-/// Why a record is not a frame of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Malformed {
-    Key(KeyError),
-    NoValue,
-    Frame(FrameError),
-}
-
-impl Malformed {
-    /// A label for metrics, of a closed set.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Key(_) => "key",
-            Self::NoValue => "no-value",
-            Self::Frame(error) => error.rule.label(),
-        }
-    }
-}
-
-impl fmt::Display for Malformed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Key(error) => write!(f, "{error}"),
-            Self::NoValue => f.write_str("the record has no value"),
-            Self::Frame(error) => write!(f, "{error}"),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -4,24 +4,29 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use herald_runtime::kafka::{Context, create};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::Timeout;
-use tracing::{debug, info};
 
+use super::topics::create_topic;
 use crate::Config;
-use crate::sessions::{Malformed, Record};
+use crate::projection::Malformed;
+use crate::record::Record;
 
 /// The timeout of a request to Kafka.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A record that is not a frame of a session.
+/// A record that cannot be projected.
 pub struct DeadLetter {
     pub record: Record,
     pub reason: Malformed,
+}
+
+/// The topic of the malformed records of another topic.
+pub fn dead_letter_topic(topic: &str) -> String {
+    format!("{topic}.dlq")
 }
 
 /// Sends malformed records to the dead letter topic, each at least once.
@@ -36,7 +41,7 @@ pub struct DeadLetters {
 
 impl DeadLetters {
     /// Errors are for the user: properties that librdkafka rejects. An unreachable Kafka is not an error.
-    pub fn new(config: &Config) -> anyhow::Result<Self> {
+    pub fn new(config: &Config, topic: &str) -> anyhow::Result<Self> {
         let defaults = [
             ("linger.ms", "5"),
             // A batch whose letters are not acknowledged is read again.
@@ -56,8 +61,8 @@ impl DeadLetters {
         Ok(Self {
             producer: create(&client, Context::new())?,
             config: client,
-            origin: config.events_topic.clone(),
-            topic: config.dead_letter_topic(),
+            origin: topic.to_owned(),
+            topic: dead_letter_topic(topic),
             creates: config.create_dead_letter_topic,
         })
     }
@@ -68,7 +73,7 @@ impl DeadLetters {
             return Ok(());
         }
         if self.creates {
-            self.create_topic().await?;
+            create_topic(&self.config, &self.topic).await?;
             self.creates = false;
         }
         let sent = letters.iter().map(|letter| self.send_one(letter));
@@ -126,36 +131,5 @@ impl DeadLetters {
         message.payload = value;
         let sent = self.producer.send(message, Timeout::After(TIMEOUT)).await;
         sent.map(drop).map_err(|(error, _)| error)
-    }
-
-    async fn create_topic(&self) -> anyhow::Result<()> {
-        // The embedded broker never answers the request below, and creates a topic when it is looked up.
-        let client = self.producer.client();
-        let known = client.fetch_metadata(Some(&self.topic), TIMEOUT);
-        let exists = known?.topics().iter().any(|topic| {
-            topic.name() == self.topic && topic.error().is_none() && !topic.partitions().is_empty()
-        });
-        if exists {
-            return Ok(());
-        }
-        let admin: AdminClient<Context> = create(&self.config, Context::new())?;
-        let new = NewTopic::new(&self.topic, 1, TopicReplication::Fixed(-1));
-        let options = AdminOptions::new()
-            .request_timeout(Some(TIMEOUT))
-            .operation_timeout(Some(TIMEOUT));
-        let results = admin.create_topics([&new], &options).await?;
-        for result in results {
-            match result {
-                Ok(_) => info!(topic = self.topic, "topic for malformed records created"),
-                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {
-                    debug!(topic = self.topic, "topic exists");
-                }
-                Err((_, code)) => {
-                    return Err(code)
-                        .with_context(|| format!("cannot create topic {:?}", self.topic));
-                }
-            }
-        }
-        Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! A member of the consumer group.
 
+mod positions;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use tracing::debug;
 
 use super::context::{Assignment, GroupContext};
 use crate::Config;
-use crate::sessions::Record;
+use crate::record::Record;
 
 /// The timeout of a request to Kafka.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,14 +48,15 @@ pub struct Group {
 
 impl Group {
     /// Errors are for the user: properties that librdkafka rejects. An unreachable Kafka is not an error.
-    pub fn subscribe(config: &Config) -> anyhow::Result<Self> {
+    pub fn subscribe(config: &Config, topic: &str, group: &str) -> anyhow::Result<Self> {
         let required = [
-            ("group.id", config.kafka_group.as_str()),
+            ("group.id", group),
             ("enable.auto.commit", "false"),
             ("enable.auto.offset.store", "false"),
             // An offset that no longer exists must be reported, not skipped.
             ("auto.offset.reset", "error"),
             ("enable.partition.eof", "true"),
+            ("isolation.level", "read_committed"),
             // A batch with a wrong checksum must be reported, not read.
             ("check.crcs", "true"),
             // Every rebalance begins with no partition, so that no state outlives it.
@@ -84,16 +87,16 @@ impl Group {
         client
             .set("debug", debug)
             .set_log_level(rdkafka::config::RDKafkaLogLevel::Debug);
-        let context = GroupContext::new(&config.events_topic);
+        let context = GroupContext::new(topic);
         let consumer: BaseConsumer<GroupContext> = create(&client, context.clone())?;
         consumer
-            .subscribe(&[&config.events_topic])
+            .subscribe(&[topic])
             .context("cannot subscribe to the topic")?;
         Ok(Self {
             consumer,
             source: context.connection().source(),
             context,
-            topic: config.events_topic.clone(),
+            topic: topic.to_owned(),
         })
     }
 

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::anyhow;
-use store::{Advance, Applied, Batch, SESSIONS};
+use store::{Advance, Applied, Batch};
 use tracing::{debug, warn};
 
 use super::{Projector, RETRY_PAUSE, State, TIMEOUT};
@@ -52,22 +52,24 @@ impl Projector {
             })
             .collect();
         let began = Instant::now();
-        let topic = &self.config.events_topic;
-        let (writer, dead_letters) = (&self.writer, &mut self.dead_letters);
+        let (topic, projection) = (&self.topic, self.projection);
+        let (target, dead_letters) = (&self.target, &mut self.dead_letters);
         let committed = self.runtime.block_on(async {
             let sent = dead_letters.send(&pending.dead_letters);
             tokio::time::timeout(TIMEOUT, sent).await.map_err(|_| {
                 anyhow!("the dead letters were not acknowledged within {TIMEOUT:?}")
             })??;
-            let applied = writer.apply(SESSIONS, topic, &pending.batch);
+            let applied = target.apply(projection, topic, &pending.batch);
             tokio::time::timeout(TIMEOUT, applied)
                 .await
                 .map_err(|_| anyhow!("the database did not commit a batch within {TIMEOUT:?}"))?
         });
         match committed {
             Ok(Applied::Committed(summary)) => {
+                let took = began.elapsed();
+                let foods = pending.batch.counts.total();
                 self.metrics
-                    .committed(pending.records, summary, began.elapsed());
+                    .committed(pending.records, foods, summary, took);
                 for letter in &pending.dead_letters {
                     let labels = [letter.reason.label()];
                     self.metrics.dead_letters.with_label_values(&labels).inc();

@@ -1,6 +1,6 @@
 //! Where each partition is read from: the position in the store, compared with the log.
 
-use store::{Advance, Applied, Batch, Position, SESSIONS};
+use store::{Advance, Applied, Batch, Position};
 use tracing::{info, warn};
 
 use super::{Owned, Projector, State, TIMEOUT};
@@ -9,9 +9,11 @@ impl Projector {
     /// Looks up the positions of the assigned partitions, and begins to read them.
     pub(super) fn look_up(&self, state: &mut State) -> anyhow::Result<()> {
         let mut offsets = Vec::new();
+        // Before the first position is stored.
+        let is_continued = self.wait(self.target.is_continued(&self.topic))?;
         for &partition in &state.assigned {
             let replaced = state.replaced.contains(&partition);
-            let position = self.position(partition, replaced)?;
+            let position = self.position(partition, replaced, is_continued)?;
             // The record before the position is read again, and compared.
             let (low, _) = self.group.watermarks(partition)?;
             let expected = position.fingerprint.filter(|_| position.next > low);
@@ -36,21 +38,17 @@ impl Projector {
     }
 
     /// The position of a partition; a new one if the log is another one than before, or was cut off.
-    fn position(&self, partition: i32, replaced: bool) -> anyhow::Result<Position> {
-        let topic = &self.config.events_topic;
+    fn position(
+        &self,
+        partition: i32,
+        replaced: bool,
+        is_continued: bool,
+    ) -> anyhow::Result<Position> {
+        let (topic, projection) = (&self.topic, self.projection);
         let (low, high) = self.group.watermarks(partition)?;
         let Some(stored) = self.stored(partition)? else {
-            let begin = Position {
-                next: low,
-                ..Position::default()
-            };
-            info!(
-                topic,
-                partition,
-                offset = low,
-                "reading the topic from its start"
-            );
-            self.wait(self.writer.begin(SESSIONS, topic, partition, begin))?;
+            let begin = self.first(partition, is_continued, (low, high));
+            self.wait(self.target.begin(projection, topic, partition, begin))?;
             return Ok(self.stored(partition)?.unwrap_or(begin));
         };
         let position = if replaced || stored.next > high {
@@ -96,7 +94,7 @@ impl Projector {
             advances: vec![step],
             ..Batch::default()
         };
-        match self.wait(self.writer.apply(SESSIONS, topic, &batch))? {
+        match self.wait(self.target.apply(projection, topic, &batch))? {
             Applied::Committed(_) => Ok(position),
             Applied::Superseded(_) => {
                 anyhow::bail!("another projector has moved the position of partition {partition}")
@@ -104,9 +102,35 @@ impl Projector {
         }
     }
 
+    /// Where a partition is begun.
+    fn first(&self, partition: i32, is_continued: bool, (low, high): (i64, i64)) -> Position {
+        let topic = &self.topic;
+        let next = if is_continued {
+            info!(
+                topic,
+                partition,
+                offset = high,
+                "the file has counts, but no position; counting from the end of the topic"
+            );
+            high
+        } else {
+            info!(
+                topic,
+                partition,
+                offset = low,
+                "reading the topic from its start"
+            );
+            low
+        };
+        Position {
+            next,
+            ..Position::default()
+        }
+    }
+
     fn stored(&self, partition: i32) -> anyhow::Result<Option<Position>> {
-        let topic = &self.config.events_topic;
-        self.wait(self.writer.position(SESSIONS, topic, partition))
+        let (topic, projection) = (&self.topic, self.projection);
+        self.wait(self.target.position(projection, topic, partition))
     }
 
     fn wait<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

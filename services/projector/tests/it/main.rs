@@ -1,12 +1,15 @@
 //! The projector as a whole, against a real Kafka and each database.
 
 mod contract;
+mod counts;
 mod exactness;
 mod logs;
 mod malformed;
 mod model;
 mod operations;
 mod process;
+mod verify;
+mod windows;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -35,10 +38,15 @@ struct Running {
 impl Running {
     /// Starts one for `topic` and `database`, with more `options`; the consumer group has the name of the topic.
     fn start(kafka: &str, topic: &str, database: &Database, options: &[&str]) -> Self {
-        let arguments = arguments(kafka, topic, database);
-        let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        arguments.insert(0, "projector");
-        arguments.extend(options);
+        let mut arguments = arguments(kafka, topic, database);
+        arguments.extend(options.iter().map(|&option| option.to_owned()));
+        Self::with(&arguments)
+    }
+
+    /// Starts one with these arguments.
+    fn with(arguments: &[String]) -> Self {
+        let arguments = arguments.iter().map(String::as_str);
+        let arguments: Vec<&str> = std::iter::once("projector").chain(arguments).collect();
         let config: Config = parse_from(&arguments).unwrap();
         let admin = listen::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let addr = admin.local_addr().unwrap();
@@ -91,7 +99,7 @@ fn arguments(kafka: &str, topic: &str, database: &Database) -> Vec<String> {
     [
         ("--kafka-bootstrap-servers", kafka),
         ("--events-topic", topic),
-        ("--kafka-group", topic),
+        ("--group-prefix", topic),
         ("--database-url", &database.address),
         ("--database-schema", database.schema.as_str()),
     ]
@@ -133,7 +141,7 @@ async fn projected(kafka: &str, topic: &str, partitions: i32, reader: &Reader) {
         }
         let what = format!("partition {partition} to be projected up to offset {high}");
         eventually(DEADLINE, &what, async || {
-            let passed = reader.has_passed(store::SESSIONS, topic, partition, high - 1);
+            let passed = reader.has_passed(store::SESSIONS, topic, partition, high - 1, 0);
             passed.await.unwrap_or(false)
         })
         .await;

@@ -1,6 +1,7 @@
 //! The projector as a process, which can be killed.
 
 use herald_testing::Database;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 
 use crate::arguments;
@@ -11,15 +12,30 @@ pub struct Process(Child);
 impl Process {
     /// Starts one as the member `member` of its group, whose partitions its successor of the same name gets at once.
     pub fn start(kafka: &str, topic: &str, database: &Database, member: &str) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_projector"))
-            .args(arguments(kafka, topic, database))
+        Self::run(
+            Command::new(env!("CARGO_BIN_EXE_projector")),
+            &arguments(kafka, topic, database),
+            member,
+        )
+    }
+
+    /// The same for a `command` that runs the program, and any `arguments`.
+    pub fn run(mut command: Command, arguments: &[String], member: &str) -> Self {
+        let child = command
+            .args(arguments)
             .args(["--admin-listen", "127.0.0.1:0", "--batch-records", "5"])
             .env("KAFKA_PROPERTIES", format!("group.instance.id={member}"))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
+            .process_group(0)
             .spawn()
             .unwrap();
         Self(child)
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
     }
 
     /// Kills it (SIGKILL).
@@ -31,7 +47,11 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        _ = self.0.kill();
+        // The whole group: a program that is traced outlives its tracer.
+        let group = format!("-{}", self.0.id());
+        let mut kill = Command::new("kill");
+        kill.args(["-KILL", "--", &group]).stderr(Stdio::null());
+        _ = kill.status();
         _ = self.0.wait();
     }
 }

@@ -1,0 +1,7 @@
+//! What the windows need of Kafka besides a consumer group: transactions, and the state of topics and groups.
+
+mod observer;
+mod transactions;
+
+pub use observer::Observer;
+pub use transactions::{Failure, Outgoing, Position, Rejection, Transactions};

@@ -1,0 +1,338 @@
+//! The first stage: copies the likes to the partitioned topic, keyed by identifier, each exactly once.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tracing::{info, warn};
+
+use super::clock;
+use super::config::WindowArgs;
+use super::kafka::{Failure, Outgoing, Position, Rejection, Transactions};
+use super::like::{self, Malformed};
+use super::metrics::{Metrics, StageMetrics};
+use super::stage::Work;
+use super::start::Start;
+use crate::Config;
+use crate::kafka::{Group, create_topic, dead_letter_topic};
+use crate::record::Record;
+
+/// About the most bytes of a transaction.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// The first stage.
+pub struct Partitioner {
+    config: Config,
+    options: WindowArgs,
+    metrics: Metrics,
+    stage: StageMetrics,
+    owned: BTreeMap<i32, Owned>,
+    /// Records that Kafka did not take in an earlier attempt, by partition and offset.
+    rejected: BTreeMap<(i32, i64), Rejection>,
+    /// Where several records were rejected at once: up to this offset, each has a transaction of its own, because Kafka's answer
+    /// does not tell those that it would take from the others of their batch.
+    alone: BTreeMap<i32, i64>,
+    /// The topic of dead letters is created with the first one.
+    creates: bool,
+    start: Start,
+}
+
+/// A partition of the topic of likes.
+struct Owned {
+    transactions: Transactions,
+    /// As Kafka has it; `None` before the first transaction.
+    committed: Option<i64>,
+    position: i64,
+    pending: Vec<Record>,
+    bytes: usize,
+    since: Option<Instant>,
+}
+
+impl Partitioner {
+    pub fn new(config: Config, options: WindowArgs, metrics: Metrics, stage: StageMetrics) -> Self {
+        Self {
+            creates: config.create_dead_letter_topic,
+            start: Start::new(&options.likes_topic),
+            owned: BTreeMap::new(),
+            rejected: BTreeMap::new(),
+            alone: BTreeMap::new(),
+            config,
+            options,
+            metrics,
+            stage,
+        }
+    }
+
+    fn commit_partition(&mut self, group: &Group, partition: i32) -> anyhow::Result<()> {
+        let Some(owned) = self.owned.get_mut(&partition) else {
+            return Ok(());
+        };
+        let likes_topic = self.options.likes_topic.as_str();
+        let letters_topic = dead_letter_topic(likes_topic);
+        let now = clock::now();
+        let copies = owned.pending.iter().map(|record| {
+            let rejected = self.rejected.get(&(partition, record.offset)).copied();
+            Copied::new(likes_topic, record, rejected, now)
+        });
+        let copies: Vec<Copied<'_>> = copies.collect();
+        let letters = || copies.iter().filter_map(Copied::letter);
+        if let Some(letter) = letters().next() {
+            let (offset, reason) = (letter.record.offset, letter.reason);
+            let count = letters().count();
+            warn!(partition, offset, %reason, count, "malformed likes");
+            if self.creates {
+                let client = self
+                    .config
+                    .kafka
+                    .client_config("herald-projector", &[], &[])?;
+                Handle::current().block_on(create_topic(&client, &letters_topic))?;
+                self.creates = false;
+            }
+        }
+        let records: Vec<Outgoing<'_>> = copies
+            .iter()
+            .map(|copy| copy.outgoing(&self.options.partitioned_likes_topic, &letters_topic))
+            .collect();
+        let began = Instant::now();
+        let position = Position {
+            group,
+            partition,
+            next: owned.position,
+            metadata: "",
+        };
+        if let Err(Failure { error, rejected }) = owned.transactions.commit(&records, &position) {
+            if rejected.len() > 1 {
+                self.alone.insert(partition, owned.position);
+            } else if let Some((index, rejection)) = rejected.into_iter().next() {
+                let offset = owned.pending[index].offset;
+                self.rejected.insert((partition, offset), rejection);
+            }
+            return Err(error);
+        }
+        self.stage.committed(records.len(), began.elapsed());
+        let mut malformed = 0;
+        for letter in letters() {
+            let label = [letter.reason.label()];
+            self.metrics.dead_letters.with_label_values(&label).inc();
+            malformed += 1;
+        }
+        let read = copies.len() as u64;
+        self.metrics.read.inc_by(read);
+        self.metrics.partitioned.inc_by(read - malformed);
+        owned.committed = Some(owned.position);
+        self.start.committed(partition);
+        owned.pending.clear();
+        (owned.bytes, owned.since) = (0, None);
+        self.rejected.retain(|(other, _), _| *other != partition);
+        self.alone
+            .retain(|other, to| *other != partition || *to > owned.position);
+        Ok(())
+    }
+
+    fn is_due(&self, partition: i32, owned: &Owned) -> bool {
+        if owned.pending.is_empty() {
+            // Markers of transactions after the last like. Windows wait until the position is at the end.
+            return owned.committed.is_none_or(|next| next < owned.position);
+        }
+        let waited = owned.since.map_or(Duration::ZERO, |since| since.elapsed());
+        self.is_full(partition, owned) || waited >= self.config.batch_interval
+    }
+
+    fn is_full(&self, partition: i32, owned: &Owned) -> bool {
+        owned.pending.len() >= self.config.batch_records as usize
+            || owned.bytes >= BATCH_BYTES
+            || self.alone.contains_key(&partition)
+    }
+}
+
+impl Work for Partitioner {
+    fn begin(&mut self, group: &Group, partition: i32) -> anyhow::Result<i64> {
+        let id = format!("{}-likes-{partition}", self.config.group_prefix);
+        let transactions = Transactions::open(&self.config, &id)?;
+        // After that, nothing of a predecessor is still open.
+        let stored = group.committed(partition)?;
+        let found = self.start.check(
+            group,
+            &self.stage,
+            partition,
+            stored.as_ref().map(|(offset, _)| *offset),
+        )?;
+        if stored.is_none() {
+            let topic = &self.options.likes_topic;
+            info!(
+                topic,
+                partition,
+                offset = found.position,
+                "reading the topic from its start"
+            );
+        }
+        let owned = Owned {
+            transactions,
+            committed: (!found.moved).then_some(found.position),
+            position: found.position,
+            pending: Vec::new(),
+            bytes: 0,
+            since: None,
+        };
+        self.owned.insert(partition, owned);
+        Ok(found.position)
+    }
+
+    fn take(&mut self, record: Record) -> bool {
+        let Some(owned) = self.owned.get_mut(&record.partition) else {
+            return false;
+        };
+        let partition = record.partition;
+        owned.position = record.offset + 1;
+        owned.bytes += record.value.as_ref().map_or(0, Vec::len);
+        owned.since.get_or_insert_with(Instant::now);
+        owned.pending.push(record);
+        let owned = &self.owned[&partition];
+        self.is_full(partition, owned)
+    }
+
+    fn reached(&mut self, partition: i32, position: i64) {
+        if let Some(owned) = self.owned.get_mut(&partition) {
+            owned.position = owned.position.max(position);
+        }
+    }
+
+    fn commit(&mut self, group: &Group) -> anyhow::Result<()> {
+        let due = self.owned.iter();
+        let due = due.filter(|(partition, owned)| self.is_due(**partition, owned));
+        let due: Vec<i32> = due.map(|(partition, _)| *partition).collect();
+        for partition in due {
+            self.commit_partition(group, partition)?;
+        }
+        Ok(())
+    }
+
+    fn drop_all(&mut self) {
+        self.owned.clear();
+    }
+}
+
+/// What a record becomes.
+enum Copied<'a> {
+    Like {
+        record: &'a Record,
+        id: &'a str,
+        timestamp: i64,
+    },
+    Letter(Letter<'a>),
+}
+
+impl<'a> Copied<'a> {
+    /// `rejected`: Kafka did not take it in an earlier attempt.
+    fn new(topic: &'a str, record: &'a Record, rejected: Option<Rejection>, now: i64) -> Self {
+        let reason = match like::accept(record, now) {
+            Ok((id, timestamp)) if rejected.is_none() => {
+                return Self::Like {
+                    record,
+                    id,
+                    timestamp,
+                };
+            }
+            Ok(_) => Malformed::Rejected,
+            Err(reason) => reason,
+        };
+        // A record as large as Kafka allows leaves no room for the headers.
+        let whole = rejected != Some(Rejection::TooLarge);
+        Self::Letter(Letter::new(topic, record, reason, whole))
+    }
+
+    fn letter(&self) -> Option<&Letter<'a>> {
+        match self {
+            Self::Like { .. } => None,
+            Self::Letter(letter) => Some(letter),
+        }
+    }
+
+    fn outgoing<'b>(&'b self, likes_topic: &'b str, letters_topic: &'b str) -> Outgoing<'b> {
+        match self {
+            Self::Like {
+                record,
+                id,
+                timestamp,
+            } => Outgoing {
+                topic: likes_topic,
+                key: id.as_bytes(),
+                value: Some(id.as_bytes()),
+                timestamp: Some(*timestamp),
+                headers: headers(record),
+            },
+            Self::Letter(letter) => letter.outgoing(letters_topic),
+        }
+    }
+}
+
+fn headers(record: &Record) -> Vec<(&str, Option<&[u8]>)> {
+    let headers = record.headers.iter();
+    headers
+        .map(|(name, value)| (name.as_str(), value.as_deref()))
+        .collect()
+}
+
+/// A malformed record with its origin.
+struct Letter<'a> {
+    record: &'a Record,
+    reason: Malformed,
+    topic: &'a str,
+    /// Or its origin alone.
+    whole: bool,
+    key: String,
+    partition: String,
+    offset: String,
+    timestamp: Option<String>,
+    reason_text: String,
+}
+
+impl<'a> Letter<'a> {
+    fn new(topic: &'a str, record: &'a Record, reason: Malformed, whole: bool) -> Self {
+        let Record {
+            partition, offset, ..
+        } = record;
+        Self {
+            key: format!("{topic}/{partition}/{offset}"),
+            partition: partition.to_string(),
+            offset: offset.to_string(),
+            timestamp: record.timestamp.map(|timestamp| timestamp.to_string()),
+            reason_text: reason.to_string(),
+            record,
+            reason,
+            topic,
+            whole,
+        }
+    }
+
+    fn outgoing<'b>(&'b self, topic: &'b str) -> Outgoing<'b> {
+        let whole = self.whole;
+        let mut headers = if whole {
+            headers(self.record)
+        } else {
+            Vec::new()
+        };
+        headers.extend([
+            ("origin-topic", Some(self.topic.as_bytes())),
+            ("origin-partition", Some(self.partition.as_bytes())),
+            ("origin-offset", Some(self.offset.as_bytes())),
+            (
+                "origin-timestamp",
+                self.timestamp.as_deref().map(str::as_bytes),
+            ),
+            ("reason", Some(self.reason_text.as_bytes())),
+        ]);
+        headers.push(if whole {
+            ("origin-key", self.record.key.as_deref())
+        } else {
+            ("value-omitted", Some(b"too large"))
+        });
+        Outgoing {
+            topic,
+            key: self.key.as_bytes(),
+            value: self.record.value.as_deref().filter(|_| whole),
+            timestamp: None,
+            headers,
+        }
+    }
+}
