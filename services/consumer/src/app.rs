@@ -15,10 +15,11 @@ use crate::kafka::Topic;
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
 use crate::stream::End;
+use crate::transports::rooms::Rooms;
 
-/// One per process.
+/// One per address.
 pub struct App {
-    /// The first is the default.
+    /// The first is the default. None at an address that has nothing but rooms.
     pub topics: Vec<Arc<Topic>>,
     pub custom_header: String,
     pub origins: Origins,
@@ -29,6 +30,8 @@ pub struct App {
     /// The maximum number of connections, and of Socket.IO sessions however many share a connection.
     pub max_connections: usize,
     pub sessions: Sessions,
+    /// Set if rooms are served.
+    pub rooms: Option<Arc<Rooms>>,
     /// Streams that outlive their request.
     pub tasks: TaskTracker,
 }
@@ -59,6 +62,23 @@ impl TopicError {
 }
 
 impl App {
+    /// The state of an address that has nothing but rooms, for pages of these origins.
+    pub fn of_rooms(&self, origins: Origins) -> Self {
+        Self {
+            topics: Vec::new(),
+            custom_header: String::new(),
+            origins,
+            hosts: self.hosts.clone(),
+            drain: self.drain.clone(),
+            metrics: self.metrics.clone(),
+            server_metrics: self.server_metrics.clone(),
+            max_connections: self.max_connections,
+            sessions: Sessions::default(),
+            rooms: self.rooms.clone(),
+            tasks: self.tasks.clone(),
+        }
+    }
+
     /// The topic of this name, or the default, and how long the client that sent these headers may read it.
     pub fn topic(
         &self,
@@ -69,7 +89,7 @@ impl App {
             None => self.topics.first(),
             Some(name) => self.topics.iter().find(|topic| topic.name == name),
         };
-        let Some(topic) = topic else {
+        let Some(topic) = topic.filter(|topic| topic.is_served()) else {
             let names: Vec<&str> = self
                 .readable(headers)
                 .map(|topic| topic.name.as_str())
@@ -88,7 +108,8 @@ impl App {
     /// The topics that the client that sent these headers may read.
     pub fn readable<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = &'a Arc<Topic>> {
         let may_read = |topic: &&Arc<Topic>| authorize(headers, Action::Read, &topic.name).is_ok();
-        self.topics.iter().filter(may_read)
+        let served = self.topics.iter().filter(|topic| topic.is_served());
+        served.filter(may_read)
     }
 
     /// 503 with the reason and `Connection: close`.

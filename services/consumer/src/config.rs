@@ -1,5 +1,7 @@
 //! The consumer's configuration.
 
+mod rooms;
+
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,6 +13,7 @@ use herald_runtime::http::{Hosts, Origins};
 use herald_runtime::kafka::KafkaArgs;
 use rdkafka::ClientConfig;
 
+pub use self::rooms::RoomsArgs;
 use crate::read_one;
 
 /// Relays every message of Kafka topics to browsers, over server-sent events, WebSocket and Socket.IO.
@@ -69,6 +72,12 @@ pub struct Config {
     #[arg(long, env, default_value_t = 64 << 20, value_parser = at_least_one)]
     pub ring_bytes: usize,
 
+    /// Maximum bytes per topic for the latest record of each key (`from=latest-per-key`), besides the messages above. A topic
+    /// whose latest records are larger together answers that request with an error. Also the maximum for the last results of
+    /// all rooms, per window; over it, rooms without a new result for the longest time have none any more.
+    #[arg(long, env, default_value_t = 64 << 20, value_parser = at_least_one)]
+    pub latest_bytes: usize,
+
     /// Maximum number of concurrent reads of older messages from Kafka, for all topics. Pages of history use at most half.
     #[arg(long, env, default_value_t = 4, value_parser = at_least_one)]
     pub replay_readers: usize,
@@ -81,6 +90,13 @@ pub struct Config {
     #[arg(long, env, default_value = "10s", value_parser = duration)]
     pub drain_window: Duration,
 
+    /// The consumer group that this reader names to Kafka. Nothing is ever committed for it.
+    #[arg(long, env, default_value = "herald-consumer")]
+    pub kafka_group_id_for_consumer: String,
+
+    #[command(flatten)]
+    pub rooms: RoomsArgs,
+
     /// Instead of serving, print the next live message of the consumer at this address, such as `http://consumer-service`, and
     /// exit; with exit code 1 if none arrives within a minute.
     #[arg(long, value_name = "URL", value_parser = read_one::server)]
@@ -92,8 +108,9 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// When the process would exit before its streams have ended.
+    /// When the process would exit before its streams have ended, or the options of rooms contradict each other.
     pub fn check(&self) -> anyhow::Result<()> {
+        self.rooms.check()?;
         let (grace, delay) = (self.common.shutdown_grace, self.drain_delay);
         if grace > delay + self.drain_window {
             return Ok(());
@@ -105,6 +122,34 @@ impl Config {
         )))
     }
 
+    /// The topics that are served, the default first, each once.
+    pub fn topics(&self) -> Vec<Served> {
+        let served = |name: &String, optional| Served {
+            name: name.clone(),
+            optional,
+        };
+        let mut topics: Vec<Served> = self
+            .kafka_topic
+            .names()
+            .iter()
+            .map(|name| served(name, false))
+            .collect();
+        let mut add = |topic: Served| {
+            if !topics.iter().any(|other| other.name == topic.name) {
+                topics.push(topic);
+            }
+        };
+        if self.rooms.rooms {
+            for name in self.rooms.topics() {
+                add(served(&name.0, false));
+            }
+            for name in self.rooms.topics() {
+                add(served(&format!("{}.live", name.0), true));
+            }
+        }
+        topics
+    }
+
     /// The configuration of a client that reads.
     ///
     /// # Errors
@@ -113,8 +158,8 @@ impl Config {
     pub fn kafka_client(&self) -> anyhow::Result<ClientConfig> {
         // Nothing is ever committed, but librdkafka rejects an assignment without a group. An offset that no longer exists must
         // be reported, not skipped.
-        const REQUIRED: [(&str, &str); 4] = [
-            ("group.id", "herald-consumer"),
+        let required: [(&str, &str); 4] = [
+            ("group.id", &self.kafka_group_id_for_consumer),
             ("enable.auto.commit", "false"),
             ("auto.offset.reset", "error"),
             // A batch with a wrong checksum must become a gap, not corrupt records.
@@ -129,7 +174,7 @@ impl Config {
             // The largest compressed batch; with zstd also the largest decompressed one.
             ("receive.message.max.bytes", "67108864"),
         ];
-        let reserved: Vec<&str> = REQUIRED
+        let reserved: Vec<&str> = required
             .iter()
             .map(|(key, _)| *key)
             .chain(["enable.partition.eof"])
@@ -137,11 +182,19 @@ impl Config {
         let mut config = self
             .kafka
             .client_config("herald-consumer", &DEFAULTS, &reserved)?;
-        for (key, value) in REQUIRED {
+        for (key, value) in required {
             config.set(key, value);
         }
         Ok(config)
     }
+}
+
+/// A topic that is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    pub name: String,
+    /// It need not exist.
+    pub optional: bool,
 }
 
 /// The names of the topics that are served, at least one, each once.
@@ -160,25 +213,25 @@ impl FromStr for Topics {
     fn from_str(list: &str) -> Result<Self, String> {
         let names: Vec<String> = list.split(',').map(|name| name.trim().to_owned()).collect();
         for (index, name) in names.iter().enumerate() {
-            // Kafka's own rule.
-            let legal =
-                |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-            if name.is_empty()
-                || name.len() > 249
-                || name == "."
-                || name == ".."
-                || !name.bytes().all(legal)
-            {
-                return Err(format!(
-                    "{name:?} is not a valid topic name; use letters, digits, \".\", \"_\" and \"-\""
-                ));
-            }
+            check_topic(name)?;
             if names[..index].contains(name) {
                 return Err(format!("topic {name:?} is named twice"));
             }
         }
         Ok(Self(names))
     }
+}
+
+fn check_topic(name: &str) -> Result<(), String> {
+    // Kafka's own rule.
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let length = 1..=249;
+    if length.contains(&name.len()) && name != "." && name != ".." && name.bytes().all(legal) {
+        return Ok(());
+    }
+    Err(format!(
+        "{name:?} is not a valid topic name; use letters, digits, \".\", \"_\" and \"-\""
+    ))
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

@@ -1,7 +1,9 @@
 //! The feed of a topic: a ring of its newest events, each encoded once per encoding and shared by all connections.
 
 mod batch;
+mod index;
 mod reader;
+mod registry;
 mod ring;
 
 use std::borrow::Cow;
@@ -13,10 +15,13 @@ use tokio::sync::watch;
 
 pub use self::batch::Batch;
 pub use self::reader::RingReader;
+use self::registry::Registry;
+pub use self::registry::Subscription;
 pub use self::ring::Limits;
 use self::ring::{Entry, Ring};
 use crate::cursor::{Position, TopicId, Vector};
 use crate::encode::{self, Encoding, Format, Frame, Kind};
+use crate::keys::Keys;
 use crate::page::{Limit, Page};
 use crate::record::Event;
 
@@ -34,6 +39,8 @@ pub struct Feed {
     joined: [Mutex<Option<Joined>>; Encoding::COUNT],
     /// The number of the next event; 0 until the ring is filled.
     head: watch::Sender<u64>,
+    /// The connections that do not watch `head`, but wait for some keys.
+    registry: Arc<Registry>,
 }
 
 struct Joined {
@@ -55,12 +62,18 @@ impl Feed {
             frame_bytes: AtomicUsize::new(0),
             joined: Default::default(),
             head: watch::Sender::new(0),
+            registry: Arc::default(),
         }
     }
 
     /// Wakes a connection whenever there is something new; the value is 0 until the ring is filled.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.head.subscribe()
+    }
+
+    /// Wakes a connection whenever there is something new for these keys, and when the ring is filled.
+    pub fn subscribe(&self, keys: Keys) -> Subscription {
+        self.registry.subscribe(keys)
     }
 
     /// Whether the ring has been filled.
@@ -71,6 +84,7 @@ impl Feed {
     /// Wakes all connections without a new event, so that they check the state of Kafka.
     pub fn wake(&self) {
         self.head.send_modify(|_| {});
+        self.registry.notify_all();
     }
 
     /// Sets where the ring begins, with the history before the first live event. Called once, before any `push`.
@@ -78,6 +92,7 @@ impl Feed {
         let mut ring = self.write();
         ring.begin(page.before, page.from_start);
         self.append(ring, page.events);
+        self.registry.notify_all();
     }
 
     /// Adds partitions that were created while the topic was read.
@@ -105,19 +120,28 @@ impl Feed {
         }
         ring.set_topic_id(topic_id);
         self.append(ring, last.into_iter().map(Arc::new).collect());
+        self.registry.notify_all();
     }
 
     fn append(&self, mut ring: RwLockWriteGuard<'_, Ring>, events: Vec<Arc<Event>>) {
-        for event in events {
-            ring.push(event);
+        for event in &events {
+            ring.push(event.clone());
         }
-        while let Some(frames) = ring.evict(&self.limits, self.frame_bytes.load(Ordering::Relaxed))
+        while let Some(evicted) = ring.evict(&self.limits, self.frame_bytes.load(Ordering::Relaxed))
         {
-            self.frame_bytes.fetch_sub(frames, Ordering::Relaxed);
+            self.frame_bytes
+                .fetch_sub(evicted.frame_bytes, Ordering::Relaxed);
+            self.registry.evicted(&evicted.event, evicted.number);
         }
         let end = ring.end();
         drop(ring);
         self.head.send_replace(end);
+        self.registry.notify(&events);
+    }
+
+    /// The number of the next event; 0 until the ring is filled.
+    pub fn end(&self) -> u64 {
+        *self.head.borrow()
     }
 
     /// The vector after the newest event.
@@ -153,8 +177,8 @@ impl Feed {
     }
 
     /// Before the newest `count` messages; see [`Ring::newest`].
-    pub fn newest(&self, count: usize, fewer: bool) -> Option<RingReader> {
-        self.read().newest(count, fewer)
+    pub fn newest(&self, count: usize, fewer: bool, keys: Option<&Keys>) -> Option<RingReader> {
+        self.read().newest(count, fewer, keys)
     }
 
     /// Where a client that has read up to `vector` continues; see [`Ring::locate`].
@@ -162,14 +186,14 @@ impl Feed {
         self.read().locate(vector, verified)
     }
 
-    /// The newest page, and whether the ring holds as much as was requested.
-    pub fn newest_page(&self, limit: Limit) -> (Page, bool) {
-        self.read().newest_page(limit)
+    /// The newest page of these keys, and whether the ring holds as much as was requested.
+    pub fn newest_page(&self, limit: Limit, keys: Option<&Keys>) -> (Page, bool) {
+        self.read().newest_page(limit, keys)
     }
 
-    /// The page after a vector; `None` if the ring cannot continue from it.
-    pub fn page_after(&self, vector: &Vector, limit: Limit) -> Option<Page> {
-        self.read().page_after(vector, limit)
+    /// The page of these keys after a vector; `None` if the ring cannot continue from it.
+    pub fn page_after(&self, vector: &Vector, limit: Limit, keys: Option<&Keys>) -> Option<Page> {
+        self.read().page_after(vector, limit, keys)
     }
 
     /// The cursor of a connection.
@@ -234,6 +258,7 @@ impl Feed {
         }
         reader.cursor = ring.entry(next - 1).cursor.clone();
         reader.position = next;
+        reader.announced = next;
         if encoding.format != Format::SocketIo && next - from > 1 {
             batch.frames.push(Frame {
                 kind: Kind::Message,
@@ -246,6 +271,105 @@ impl Feed {
             batch.frames.extend(frames);
         }
         Ok(())
+    }
+
+    /// Like [`take`](Self::take), but only the events that concern the keys of a subscription; the position advances past the
+    /// others. It may have been evicted, unless an event of these keys was.
+    ///
+    /// # Errors
+    ///
+    /// [`Lagged`] if an event of these keys has been evicted from the ring before it was taken.
+    pub fn take_keys(
+        &self,
+        reader: &mut RingReader,
+        subscription: &Subscription,
+        encoding: Encoding,
+        batch: &mut Batch,
+    ) -> Result<(), Lagged> {
+        let ring = self.read();
+        if reader.position < ring.first && subscription.has_evicted(reader.position) {
+            return Err(Lagged);
+        }
+        let (mut next, mut taken, mut bytes) = (ring.end(), 0, 0);
+        for number in ring.numbers(subscription.keys(), reader.position) {
+            if taken == self.limits.batch_events || bytes >= BATCH_BYTES {
+                next = number;
+                break;
+            }
+            let entry = ring.entry(number);
+            let frame = || self.frame(&ring, entry, encoding).into_owned();
+            let (frame, live) = match &mut reader.divergence {
+                None => (Some(frame()), number >= reader.live_from),
+                Some(divergence) => {
+                    if let Some(before) = self.vector_before(&ring, number) {
+                        divergence.pass(&before);
+                    }
+                    let (event, cursor) = (&entry.event, &entry.cursor);
+                    let taken = divergence.take(event, cursor, &self.topic, encoding, frame);
+                    (taken, false)
+                }
+            };
+            if let Some(frame) = frame {
+                batch.count(&entry.event, live, encoding.binary);
+                taken += 1;
+                bytes += frame.bytes.len();
+                batch.frames.push(frame);
+                reader.announced = number + 1;
+            }
+        }
+        if let Some(divergence) = &mut reader.divergence {
+            if let Some(before) = self.vector_before(&ring, next) {
+                divergence.pass(&before);
+            }
+            if divergence.ahead.is_empty() {
+                reader.cursor = divergence.vector.encode(&self.topic).into();
+                reader.divergence = None;
+            }
+        } else if let Some(cursor) = ring.token_before(next) {
+            reader.cursor = cursor;
+        }
+        reader.position = reader.position.max(next);
+        Ok(())
+    }
+
+    /// Takes up to `count` events as they are, for a reader within the process.
+    ///
+    /// # Errors
+    ///
+    /// [`Lagged`] if the position has been evicted from the ring.
+    pub fn take_events(
+        &self,
+        reader: &mut RingReader,
+        count: usize,
+    ) -> Result<Vec<Arc<Event>>, Lagged> {
+        let ring = self.read();
+        if reader.position < ring.first {
+            return Err(Lagged);
+        }
+        let mut events = Vec::new();
+        while reader.position < ring.end() && events.len() < count {
+            let entry = ring.entry(reader.position);
+            reader.position += 1;
+            if let Some(divergence) = &mut reader.divergence {
+                let accepted = divergence.accept(&entry.event, &entry.cursor, &self.topic);
+                if accepted.is_some() {
+                    events.push(entry.event.clone());
+                }
+                reader.cursor = divergence.vector.encode(&self.topic).into();
+                if divergence.ahead.is_empty() {
+                    reader.divergence = None;
+                }
+            } else {
+                events.push(entry.event.clone());
+                reader.cursor = entry.cursor.clone();
+            }
+        }
+        Ok(events)
+    }
+
+    fn vector_before(&self, ring: &Ring, number: u64) -> Option<Vector> {
+        let token = ring.token_before(number)?;
+        Vector::decode(&token, &self.topic)
     }
 
     /// The frame of an event, encoded on first use.
@@ -504,7 +628,7 @@ mod tests {
     fn a_reader_whose_position_was_evicted_has_lagged_and_keeps_its_cursor() {
         let feed = feed(3, 1);
         feed.push(vec![record(0, 0)]);
-        let mut reader = feed.newest(1, false).unwrap();
+        let mut reader = feed.newest(1, false, None).unwrap();
         feed.take(&mut reader, ENCODING, &mut Batch::default())
             .unwrap();
         feed.push((1..6).map(|offset| record(0, offset)).collect());
@@ -566,7 +690,7 @@ mod tests {
                 .is_none()
         );
         assert!(
-            feed.newest(2, false).is_none(),
+            feed.newest(2, false, None).is_none(),
             "older events belong to another log"
         );
         let mut batch = Batch::default();

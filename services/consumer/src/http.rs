@@ -65,23 +65,27 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
     let headers = warp::header::headers_cloned;
     let connection = || warp::ext::optional::<Arc<Connection>>();
 
+    let query = || warp::query::raw().or(warp::any().map(String::new)).unify();
+
     let events = warp::path!("events")
         .and(read())
         .and(app.clone())
-        .and(warp::query::<StreamQuery>())
+        .and(query())
         .and(headers())
         .and(connection())
         .map(
-            |app: Arc<App>, query: StreamQuery, headers: HeaderMap, connection| {
-                sse::answer(&app, &query, &headers, connection)
+            |app: Arc<App>, query: String, headers: HeaderMap, connection| match StreamQuery::parse(
+                &query,
+            ) {
+                Some(query) => sse::answer(&app, &query, &headers, connection),
+                None => failure(StatusCode::BAD_REQUEST, UNREADABLE_QUERY),
             },
         );
     // An invalid query is reported over the socket: browsers hide the status of a failed handshake from the page.
-    let raw_query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let ws = warp::path!("ws")
         .and(warp::get())
         .and(app.clone())
-        .and(raw_query)
+        .and(query())
         .and(headers())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(connection())
@@ -93,9 +97,9 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
              upgrade,
              connection,
              rejected: Option<Rejected>| {
-                let query = serde_urlencoded::from_str::<StreamQuery>(&query);
+                let query = StreamQuery::parse(&query);
                 let invalid = query
-                    .is_err()
+                    .is_none()
                     .then(|| End::Invalid(UNREADABLE_QUERY.to_owned()));
                 let rejected = rejected.map(|rejected| rejected.0).or(invalid);
                 let query = query.unwrap_or_default();
@@ -105,11 +109,16 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
     let messages = warp::path!("messages")
         .and(read())
         .and(app.clone())
-        .and(warp::query::<history::PageQuery>())
+        .and(query())
         .and(headers())
-        .then(|app: Arc<App>, query, headers: HeaderMap| async move {
-            history::answer(&app, query, &headers).await
-        });
+        .then(
+            |app: Arc<App>, query: String, headers: HeaderMap| async move {
+                match history::PageQuery::parse(&query) {
+                    Some(query) => history::answer(&app, query, &headers).await,
+                    None => failure(StatusCode::BAD_REQUEST, UNREADABLE_QUERY),
+                }
+            },
+        );
     let config = warp::path!("config")
         .and(read())
         .and(app)
@@ -177,8 +186,6 @@ async fn explain(rejection: Rejection) -> Result<Response, Infallible> {
             .headers_mut()
             .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         response
-    } else if rejection.find::<warp::reject::InvalidQuery>().is_some() {
-        failure(StatusCode::BAD_REQUEST, UNREADABLE_QUERY)
     } else {
         tracing::error!(?rejection, "unhandled rejection of a request");
         failure(
@@ -202,6 +209,22 @@ pub fn service(
     Future: Send,
 > + Clone {
     socketio::layer(app.clone()).layer(warp::service(routes(app)))
+}
+
+/// What is served at an address that has nothing but rooms.
+pub fn rooms_service(
+    app: Arc<App>,
+) -> impl Service<
+    Request<Incoming>,
+    Response = HttpResponse<impl Body<Data = Bytes, Error: Into<BoxError>>>,
+    Error = Infallible,
+    Future: Send,
+> + Clone {
+    let nothing = warp::any().map(|| {
+        let sentence = "there is nothing at this address; Socket.IO is at /socket.io/";
+        failure(StatusCode::NOT_FOUND, sentence)
+    });
+    socketio::rooms_layer(app).layer(warp::service(nothing))
 }
 
 /// Answers a request: checks the origin, then the capacity, then calls the endpoint.

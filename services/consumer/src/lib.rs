@@ -8,8 +8,11 @@ mod config;
 pub mod cursor;
 mod encode;
 mod feed;
+mod follower;
 mod http;
 mod kafka;
+mod keys;
+mod latest;
 mod metrics;
 mod page;
 mod query;
@@ -27,7 +30,7 @@ use herald_runtime::http::server::{self, Limits, ServerMetrics, Stop};
 use herald_runtime::http::{Connections, Drain};
 use herald_runtime::{Readiness, admin, task_ended};
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -37,11 +40,14 @@ pub use crate::config::Config;
 use crate::kafka::{Reader, Topic};
 use crate::metrics::Metrics;
 pub use crate::read_one::read_one;
+use crate::transports::rooms::{self, Rooms};
 
 /// The sockets of a consumer.
 pub struct Listeners {
     /// For browsers: the transports and the page.
     pub public: TcpListener,
+    /// For browsers: Socket.IO with nothing but rooms.
+    pub rooms: Option<TcpListener>,
     /// For operators: health and metrics.
     pub admin: TcpListener,
 }
@@ -73,6 +79,9 @@ struct Consumer {
     watching: JoinHandle<()>,
     admin: JoinHandle<()>,
     accept: JoinHandle<()>,
+    accept_rooms: Option<JoinHandle<()>>,
+    /// What the process keeps of whole topics: the latest records of keys, and the last results of rooms.
+    keeping: JoinHandle<()>,
     connections: Connections,
     /// Stops accepting, then the connections.
     stop: Stop,
@@ -94,6 +103,12 @@ impl Consumer {
         let reading = CancellationToken::new();
         let reader = Reader::new(&config, metrics.clone())?;
         let topics = reader.topics();
+        let rooms = config.rooms.rooms.then(|| {
+            let events = config.rooms.events().map(|event| event.0.as_str());
+            Arc::new(Rooms::new(events, config.latest_bytes, metrics.clone()))
+        });
+        let keeping = keep(&config, &topics, rooms.as_ref(), reading.clone());
+        let keeping = tokio::spawn(keeping);
         let reader = tokio::spawn(reader.run(reading.clone()));
         let watching = tokio::spawn(watch_topics(topics.clone(), readiness.clone()));
         let admin = tokio::spawn(admin::serve(
@@ -112,6 +127,7 @@ impl Consumer {
             server_metrics: server_metrics.clone(),
             max_connections: config.max_connections,
             sessions: Default::default(),
+            rooms,
             tasks: TaskTracker::new(),
         });
         let service = http::service(app.clone());
@@ -120,13 +136,28 @@ impl Consumer {
             move |request| http::answer(app.clone(), service.clone(), request)
         };
         let (stop, connections) = (Stop::default(), Connections::default());
+        let tasks = app.tasks.clone();
+        let limits = Limits::new(config.max_connections, config.keep_alive);
+        let accept_rooms = listeners.rooms.map(|listener| {
+            let app = Arc::new(app.of_rooms(config.rooms.rooms_allowed_origins.clone()));
+            let service = http::rooms_service(app.clone());
+            tokio::spawn(server::serve(
+                listener,
+                limits.clone(),
+                connections.clone(),
+                server_metrics.clone(),
+                move |request| http::answer(app.clone(), service.clone(), request),
+                tasks.clone(),
+                stop.clone(),
+            ))
+        });
         let accept = tokio::spawn(server::serve(
             listeners.public,
-            Limits::new(config.max_connections, config.keep_alive),
+            limits,
             connections.clone(),
             server_metrics,
             answer,
-            app.tasks.clone(),
+            tasks,
             stop.clone(),
         ));
         Ok(Self {
@@ -137,6 +168,8 @@ impl Consumer {
             watching,
             admin,
             accept,
+            accept_rooms,
+            keeping,
             connections,
             stop,
             reading: reading.drop_guard(),
@@ -154,6 +187,8 @@ impl Consumer {
             ended = &mut self.watching => ("the topic watcher", ended.err()),
             ended = &mut self.admin => ("the admin server", ended.err()),
             ended = &mut self.accept => ("the accept loop", ended.err()),
+            ended = ended(&mut self.accept_rooms) => ("the accept loop of rooms", ended.err()),
+            ended = &mut self.keeping => ("the reader of whole topics", ended.err()),
         };
         task_ended(task, reason)
     }
@@ -167,6 +202,9 @@ impl Consumer {
         tokio::time::sleep(config.drain_delay).await;
         self.stop.shutdown.cancel();
         _ = self.accept.await;
+        if let Some(accept) = self.accept_rooms {
+            _ = accept.await;
+        }
         app.drain.end();
         app.tasks.close();
         let second = Duration::from_secs(1);
@@ -189,6 +227,42 @@ impl Consumer {
     }
 }
 
+/// Waits for a task, if there is one.
+async fn ended(task: &mut Option<JoinHandle<()>>) -> Result<(), JoinError> {
+    match task {
+        Some(task) => task.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Keeps the latest records of each topic's keys, once a client wants them, and the last results of rooms.
+fn keep(
+    config: &Config,
+    topics: &[Arc<Topic>],
+    rooms: Option<&Arc<Rooms>>,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> + Send + 'static {
+    let mut tasks = JoinSet::new();
+    for topic in topics {
+        let topic = topic.clone();
+        tasks.spawn(async move { topic.latest.run(topic.clone()).await });
+    }
+    if let Some(rooms) = rooms {
+        for (window, name) in config.rooms.topics().into_iter().enumerate() {
+            let topic = topics.iter().find(|topic| topic.name == name.0);
+            let topic = topic.expect("the topics of results are served");
+            tasks.spawn(rooms::run(rooms.clone(), window, topic.clone()));
+        }
+    }
+    async move {
+        let ended = stop.run_until_cancelled(tasks.join_next()).await;
+        if let Some(Some(Err(panicked))) = ended {
+            // The process ends with the same reason.
+            std::panic::resume_unwind(panicked.into_panic());
+        }
+    }
+}
+
 /// A topic that still cannot be read after this time does not block the others from being served.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -198,11 +272,12 @@ const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// After that, the readiness lists the topics that cannot be read.
 async fn watch_topics(topics: Vec<Arc<Topic>>, readiness: Readiness) {
     let begun = Instant::now();
+    let required: Vec<_> = topics.iter().filter(|topic| !topic.optional).collect();
     let mut tick = tokio::time::interval(Duration::from_millis(100));
     loop {
         tick.tick().await;
-        let (filled, missing): (Vec<_>, Vec<_>) =
-            topics.iter().partition(|topic| topic.feed.is_filled());
+        let (filled, missing): (Vec<&Arc<Topic>>, Vec<_>) =
+            required.iter().partition(|topic| topic.feed.is_filled());
         let known = missing.iter().all(|topic| topic.problem().is_some());
         if missing.is_empty() || (!filled.is_empty() && known && begun.elapsed() > STARTUP_TIMEOUT)
         {
@@ -239,7 +314,10 @@ mod tests {
     #[tokio::test]
     async fn the_service_ends_with_a_reason_when_a_task_that_it_needs_ends() {
         type Task = fn(&Consumer) -> tokio::task::AbortHandle;
-        let tasks: [(&str, Task); 4] = [
+        let tasks: [(&str, Task); 5] = [
+            ("the reader of whole topics", |consumer| {
+                consumer.keeping.abort_handle()
+            }),
             ("the Kafka reader", |consumer| {
                 consumer.reader.abort_handle()
             }),
@@ -255,6 +333,7 @@ mod tests {
             let listen = || TcpListener::bind("127.0.0.1:0");
             let listeners = Listeners {
                 public: listen().await.unwrap(),
+                rooms: None,
                 admin: listen().await.unwrap(),
             };
             let mut consumer = Consumer::start(config, listeners).unwrap();

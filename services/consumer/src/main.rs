@@ -15,6 +15,7 @@ fn main() -> ExitCode {
         }
         let listeners = Listeners {
             public: listen::bind(config.listen)?,
+            rooms: config.rooms.rooms_listen.map(listen::bind).transpose()?,
             admin: listen::bind(config.common.admin_listen)?,
         };
         consumer::run(config, listeners, shutdown).await

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use herald_runtime::kafka::Source;
 use herald_runtime::kafka::source::Partition;
-use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use crate::cursor::MAX_PARTITIONS;
 use crate::encode::Format;
@@ -34,6 +34,7 @@ pub struct Inner {
     gaps_delivered: IntCounterVec,
     open: AtomicUsize,
     streams: IntGaugeVec,
+    keyed_streams: IntGaugeVec,
     streams_ended: IntCounterVec,
     ring_events: IntGaugeVec,
     ring_bytes: IntGaugeVec,
@@ -43,6 +44,10 @@ pub struct Inner {
     withheld: IntGaugeVec,
     source_up: IntGaugeVec,
     delivery_delay: Histogram,
+    rooms: IntGauge,
+    results_delivered: IntCounterVec,
+    results_skipped: IntCounterVec,
+    invalid_rooms: IntCounterVec,
 }
 
 impl Metrics {
@@ -67,7 +72,25 @@ impl Metrics {
         );
         let delivery_delay = Histogram::with_opts(delay.buckets(delays))?;
         registry.register(Box::new(delivery_delay.clone()))?;
+        let rooms = IntGauge::new("herald_rooms", "rooms that have a client now")?;
+        registry.register(Box::new(rooms.clone()))?;
         Ok(Self(Arc::new(Inner {
+            rooms,
+            results_delivered: counters(
+                "herald_results_delivered_total",
+                "results of windows written to the clients of rooms, by window",
+                &["window"],
+            )?,
+            results_skipped: counters(
+                "herald_results_skipped_total",
+                "records of a topic of results that are not results",
+                &["topic"],
+            )?,
+            invalid_rooms: counters(
+                "herald_invalid_room_requests_total",
+                "requests to register or leave rooms that were rejected, by reason",
+                &["reason"],
+            )?,
             messages_consumed: counters(
                 "herald_messages_consumed_total",
                 "messages read from Kafka into the ring",
@@ -92,6 +115,11 @@ impl Metrics {
             streams: gauges(
                 "herald_streams",
                 "streams open now, by transport",
+                &["transport"],
+            )?,
+            keyed_streams: gauges(
+                "herald_keyed_streams",
+                "open streams of some keys only, by transport",
                 &["transport"],
             )?,
             streams_ended: counters(
@@ -222,13 +250,53 @@ impl Metrics {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Counts a stream as open until the guard is dropped.
-    pub fn open(&self, format: Format) -> Open {
+    /// Counts a stream, of some keys only if `keyed`, as open until the guard is dropped.
+    pub fn open(&self, format: Format, keyed: bool) -> Open {
+        self.open_as(transport(format), keyed)
+    }
+
+    /// Counts a client of nothing but rooms as open until the guard is dropped.
+    pub fn open_rooms(&self) -> Open {
+        self.open_as("rooms", false)
+    }
+
+    /// Sets the number of rooms that have a client.
+    pub fn rooms(&self, rooms: usize) {
+        self.rooms.set(rooms as i64);
+    }
+
+    /// Counts a result that was written to a client.
+    pub fn result_delivered(&self, window: &str) {
+        self.results_delivered.with_label_values(&[window]).inc();
+    }
+
+    /// Makes the counter of a window exist from the start.
+    pub fn results_of(&self, window: &str) {
+        self.results_delivered.with_label_values(&[window]);
+    }
+
+    /// Counts records that are not results.
+    pub fn results_skipped(&self, topic: &str, records: u64) {
+        self.results_skipped
+            .with_label_values(&[topic])
+            .inc_by(records);
+    }
+
+    /// Counts an invalid request about rooms.
+    pub fn invalid_rooms(&self, reason: &str) {
+        self.invalid_rooms.with_label_values(&[reason]).inc();
+    }
+
+    fn open_as(&self, transport: &'static str, keyed: bool) -> Open {
         self.open.fetch_add(1, Ordering::Relaxed);
-        self.streams.with_label_values(&[transport(format)]).inc();
+        self.streams.with_label_values(&[transport]).inc();
+        if keyed {
+            self.keyed_streams.with_label_values(&[transport]).inc();
+        }
         Open {
             metrics: self.clone(),
-            format,
+            transport,
+            keyed,
             reason: "client",
         }
     }
@@ -237,20 +305,22 @@ impl Metrics {
 /// An open stream. It counts as ended by the client unless `reason` is set.
 pub struct Open {
     metrics: Metrics,
-    format: Format,
+    transport: &'static str,
+    keyed: bool,
     pub reason: &'static str,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
         self.metrics.open.fetch_sub(1, Ordering::Relaxed);
-        self.metrics
-            .streams
-            .with_label_values(&[transport(self.format)])
-            .dec();
+        let labels = [self.transport];
+        self.metrics.streams.with_label_values(&labels).dec();
+        if self.keyed {
+            self.metrics.keyed_streams.with_label_values(&labels).dec();
+        }
         self.metrics
             .streams_ended
-            .with_label_values(&[transport(self.format), self.reason])
+            .with_label_values(&[self.transport, self.reason])
             .inc();
     }
 }

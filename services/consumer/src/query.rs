@@ -3,12 +3,20 @@
 use std::collections::HashMap;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
+use crate::keys::Keys;
 use crate::page::MAX_MESSAGES;
+
+/// The name of the only parameter that may occur more than once.
+pub const KEY: &str = "key";
 
 /// The parameters of a stream: the query of a URL, or `auth` on Socket.IO.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct StreamQuery {
+    /// Every `key`.
+    #[serde(skip)]
+    pub key: Vec<String>,
     pub topic: Option<String>,
     pub after: Option<String>,
     pub from: Option<String>,
@@ -18,6 +26,16 @@ pub struct StreamQuery {
     /// All other parameters.
     #[serde(flatten)]
     pub other: HashMap<String, String>,
+}
+
+/// Parses the query of a URL: the values of every `key`, and all other parameters, each of which may occur once.
+pub fn parse<T: DeserializeOwned>(query: &str) -> Option<(Vec<String>, T)> {
+    let parameters: Vec<(String, String)> = serde_urlencoded::from_str(query).ok()?;
+    let (keys, others): (Vec<_>, Vec<_>) =
+        parameters.into_iter().partition(|(name, _)| name == KEY);
+    let others = serde_urlencoded::to_string(others).ok()?;
+    let keys = keys.into_iter().map(|(_, key)| key).collect();
+    Some((keys, serde_urlencoded::from_str(&others).ok()?))
 }
 
 /// Names under which clients send a cursor if they cannot send a header (such as React Native's), lower case and letters only.
@@ -73,9 +91,26 @@ pub enum Start {
     /// Milliseconds since 1970.
     Time(i64),
     Last(usize),
+    /// With the last record of each key.
+    LatestPerKey,
 }
 
 impl StreamQuery {
+    /// Parses the query of a URL; `None` if it cannot be read.
+    pub fn parse(query: &str) -> Option<Self> {
+        let (key, others) = parse::<Self>(query)?;
+        Some(Self { key, ..others })
+    }
+
+    /// The keys that the client wants; `None` for all records.
+    ///
+    /// # Errors
+    ///
+    /// One sentence for the client.
+    pub fn keys(&self) -> Result<Option<Keys>, String> {
+        Keys::parse(&self.key)
+    }
+
     /// Where to start: `Last-Event-ID` takes precedence over `after`, then `from`, then `last`. A browser that reconnects
     /// sends its header to the same URL, so the others are not even validated.
     ///
@@ -93,8 +128,10 @@ impl StreamQuery {
         if let Some(cursor) = cursor {
             return Ok(Start::After(cursor));
         }
-        if let Some(from) = given(self.from.as_deref()) {
-            return start_from(&from);
+        match given(self.from.as_deref()).as_deref() {
+            Some(LATEST_PER_KEY) => return Ok(Start::LatestPerKey),
+            Some(from) => return start_from(from),
+            None => {}
         }
         match given(self.last.as_deref()) {
             Some(last) => number("last", &last, 0).map(Start::Last),
@@ -117,6 +154,9 @@ impl StreamQuery {
         )
     }
 }
+
+/// The `from` of a stream that starts with the last record of each key.
+const LATEST_PER_KEY: &str = "latest-per-key";
 
 /// Parses `earliest` or a time.
 pub fn start_from(from: &str) -> Result<Start, String> {
@@ -215,6 +255,32 @@ mod tests {
         for name in ["_", "t", "access"] {
             assert_eq!(with(name).start(None), Ok(Start::Last(3)), "{name}");
         }
+    }
+
+    #[test]
+    fn only_key_may_occur_more_than_once() {
+        let query = StreamQuery::parse("key=a&topic=t&key=b%20c&x=1&x=2&key=d+e").unwrap();
+        assert_eq!(query.key, ["a", "b c", "d e"]);
+        assert_eq!(query.topic.as_deref(), Some("t"));
+        assert!(!query.other.contains_key("key"));
+        assert!(StreamQuery::parse("last=1&key=a&last=2").is_none());
+        assert!(
+            StreamQuery::parse("offset=1&key=a")
+                .unwrap()
+                .start(None)
+                .is_err()
+        );
+        assert!(StreamQuery::parse("key=").unwrap().keys().is_err());
+        assert_eq!(StreamQuery::parse("").unwrap().keys(), Ok(None));
+    }
+
+    #[test]
+    fn the_latest_of_each_key_is_a_start_but_no_page() {
+        assert_eq!(
+            query("", "latest-per-key", "3").start(None),
+            Ok(Start::LatestPerKey)
+        );
+        assert!(start_from("latest-per-key").is_err());
     }
 
     #[test]

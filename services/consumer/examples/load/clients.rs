@@ -37,6 +37,8 @@ struct Connection {
     decoder: Decoder,
     /// The number of the message that is due.
     next: u64,
+    /// Between its messages: one, or the number of rooms.
+    step: u64,
 }
 
 /// What was published and what came of it.
@@ -51,8 +53,13 @@ pub struct Tally {
 }
 
 impl Clients {
-    /// Opens the connections and waits until all streams have started.
-    pub fn open(server: SocketAddr, protocol: Protocol, count: usize) -> anyhow::Result<Self> {
+    /// Opens the connections, each in one of the rooms in turn, and waits until all streams have started.
+    pub fn open(
+        server: SocketAddr,
+        protocol: Protocol,
+        count: usize,
+        rooms: Option<u64>,
+    ) -> anyhow::Result<Self> {
         let mut clients = Self {
             poll: Poll::new()?,
             events: Events::with_capacity(EVENTS),
@@ -62,7 +69,8 @@ impl Clients {
         };
         for number in 0..count {
             let mut stream = connect(server, number)?;
-            stream.write_all(protocol.request().as_bytes())?;
+            let room = rooms.map(|rooms| number as u64 % rooms);
+            stream.write_all(protocol.request(room).as_bytes())?;
             clients
                 .poll
                 .registry()
@@ -70,7 +78,8 @@ impl Clients {
             clients.connections.push(Connection {
                 stream,
                 decoder: Decoder::new(protocol),
-                next: 0,
+                next: room.unwrap_or(0),
+                step: rooms.unwrap_or(1),
             });
             if (number + 1) % AT_ONCE == 0 || number + 1 == count {
                 let deadline = Instant::now() + Duration::from_secs(20);
@@ -135,7 +144,7 @@ impl Connection {
                     Told::Ready => ready = 1,
                     Told::Message(number) => {
                         tally.misplaced += u64::from(number != self.next);
-                        self.next = number + 1;
+                        self.next = number + self.step;
                         tally.delays.extend(
                             tally
                                 .published

@@ -48,6 +48,11 @@ struct Args {
     #[arg(long, default_value_t = 1)]
     burst_rate: u64,
 
+    /// Spread the connections over this many rooms, each with its own key; a message goes to one room. Must divide the number
+    /// of connections. Compare 10000 connections in 10000 rooms with 10000 in one. Not for the floor.
+    #[arg(long)]
+    rooms: Option<u64>,
+
     /// Bytes of a message.
     #[arg(long, default_value_t = 200)]
     message_bytes: usize,
@@ -137,12 +142,30 @@ fn serve(config: Config) -> ExitCode {
     launch(&common, |shutdown| async move {
         let public = listen::bind(config.listen)?;
         let admin = listen::bind(config.common.admin_listen)?;
-        consumer::run(config, Listeners { public, admin }, shutdown).await
+        consumer::run(
+            config,
+            Listeners {
+                public,
+                rooms: None,
+                admin,
+            },
+            shutdown,
+        )
+        .await
     })
 }
 
 /// Round by round, so that what disturbs the machine disturbs all.
 fn compare(args: &Args) -> anyhow::Result<()> {
+    if let Some(rooms) = args.rooms {
+        let divides = rooms > 0 && (args.connections as u64).is_multiple_of(rooms);
+        anyhow::ensure!(divides, "--rooms must divide --connections");
+        let keyed = args.peers.is_none() && !args.only.contains(&Target::Floor);
+        anyhow::ensure!(
+            keyed,
+            "--rooms requires --only without floor, and no --peers"
+        );
+    }
     process::pin_this();
     let kafka = Kafka::start(
         args.kafka_bootstrap_servers.as_deref(),

@@ -57,7 +57,7 @@ pub fn measure(args: &Args, target: Target, kafka: &Kafka) -> anyhow::Result<Mea
     };
     let mut control = server.control.map(Publisher::control).transpose()?;
     let empty = server.memory()?;
-    let mut clients = Clients::open(server.public, protocol, args.connections)?;
+    let mut clients = Clients::open(server.public, protocol, args.connections, args.rooms)?;
     let per_connection = |now: u64| now.saturating_sub(empty) as f64 / args.connections as f64;
     clients.read_until(
         Instant::now() + Duration::from_secs(2),
@@ -162,7 +162,7 @@ fn load(
             let due = start + interval * time as u32;
             clients.read_until(due, tally)?;
             tally.published.extend((0..pending).map(|_| due));
-            publisher.publish(*number..*number + pending, args.message_bytes)?;
+            publisher.publish(*number..*number + pending, args.message_bytes, args.rooms)?;
             *number += pending;
         }
         clients.read_until(start + interval * times as u32, tally)
@@ -180,7 +180,8 @@ fn load(
     );
     publish(clients, &mut tally, rate * args.seconds)?;
     let share = (our_cpu()? - ours).as_secs_f64() / start.elapsed().as_secs_f64();
-    let expected = rate * args.seconds * pending * args.connections as u64;
+    let receivers = args.connections as u64 / args.rooms.unwrap_or(1);
+    let expected = rate * args.seconds * pending * receivers;
     let deadline = Instant::now() + Duration::from_secs(5);
     while (tally.delays.len() as u64) < expected && Instant::now() < deadline {
         clients.read_until(Instant::now() + Duration::from_millis(20), &mut tally)?;

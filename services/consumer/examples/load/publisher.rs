@@ -40,13 +40,23 @@ impl Publisher {
         Ok(Self::Control(stream))
     }
 
-    /// Publishes messages with these numbers, together.
-    pub fn publish(&mut self, numbers: std::ops::Range<u64>, bytes: usize) -> anyhow::Result<()> {
+    /// Publishes messages with these numbers, together. With rooms, each goes to one of them in turn: its key.
+    pub fn publish(
+        &mut self,
+        numbers: std::ops::Range<u64>,
+        bytes: usize,
+        rooms: Option<u64>,
+    ) -> anyhow::Result<()> {
         match self {
             Self::Kafka { topic, producer } => {
                 for number in numbers {
                     let value = payload(number, bytes);
-                    let record = BaseRecord::<(), str>::to(topic).payload(&value);
+                    let key = rooms.map(|rooms| (number % rooms).to_string());
+                    let record = BaseRecord::<str, str>::to(topic).payload(&value);
+                    let record = match &key {
+                        Some(key) => record.key(key.as_str()),
+                        None => record,
+                    };
                     producer
                         .send(record)
                         .map_err(|(error, _)| error)

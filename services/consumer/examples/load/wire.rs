@@ -29,8 +29,8 @@ pub fn payload(number: u64, bytes: usize) -> String {
 }
 
 impl Protocol {
-    /// What the client says first.
-    pub fn request(self) -> String {
+    /// What the client says first; with a key, it wants only the messages with that key.
+    pub fn request(self, key: Option<u64>) -> String {
         let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
         let (path, headers) = match self {
@@ -39,7 +39,12 @@ impl Protocol {
             Self::WebSocket => ("/ws", upgrade),
             Self::SocketIo => ("/socket.io/?EIO=4&transport=websocket", upgrade),
         };
-        format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n")
+        let query = key.map(|key| {
+            let separator = if path.contains('?') { '&' } else { '?' };
+            format!("{separator}key={key}")
+        });
+        let query = query.unwrap_or_default();
+        format!("GET {path}{query} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n")
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::cursor::Vector;
+use crate::cursor::{Position, Vector};
 use crate::encode::{self, Encoding, Frame};
 use crate::record::{Event, Gap, GapReason, Payload};
 
@@ -15,8 +15,27 @@ pub struct RingReader {
     pub(super) cursor: Arc<str>,
     /// Events from here on are live, not backlog.
     pub(super) live_from: u64,
+    /// The client knows a cursor that is after all events before this one.
+    pub(super) announced: u64,
     /// Set until the connection's vector equals the ring's.
     pub(super) divergence: Option<Box<Divergence>>,
+}
+
+impl RingReader {
+    /// The number of the next event.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Whether the newest cursor that the client was sent is older than its position: what lies between has other keys.
+    pub fn is_unannounced(&self) -> bool {
+        self.position > self.announced
+    }
+
+    /// Records that the client was sent the cursor of its position.
+    pub fn announce(&mut self) {
+        self.announced = self.position;
+    }
 }
 
 /// Another replica may have read the partitions in another order. A client that comes from there is ahead of this ring's
@@ -35,16 +54,13 @@ pub struct Divergence {
 }
 
 impl Divergence {
-    /// The frame of the ring's next event for this client; `None` if the client already has it. `frame` returns the ring's own
-    /// frame.
-    pub(super) fn take(
+    /// Records the ring's next event. Returns the client's position before it; `None` if the client already has it.
+    pub(super) fn accept(
         &mut self,
         event: &Event,
         ring_cursor: &str,
         topic: &str,
-        encoding: Encoding,
-        frame: impl FnOnce() -> Frame,
-    ) -> Option<Frame> {
+    ) -> Option<Position> {
         let (partition, next) = (event.partition, event.next);
         let client = self.vector.get(partition);
         let resets = event.resets();
@@ -61,6 +77,34 @@ impl Divergence {
                 self.vector.topic_id = vector.topic_id;
             }
         }
+        Some(client)
+    }
+
+    /// Records that the client needs nothing else of the ring up to this vector of the ring: what it has not taken has other
+    /// keys.
+    pub(super) fn pass(&mut self, ring: &Vector) {
+        self.ahead.clear();
+        for (partition, &position) in ring.positions.iter().enumerate() {
+            if position.offset >= self.vector.get(partition).offset {
+                self.vector.set(partition, position);
+            } else {
+                self.ahead.push(partition);
+            }
+        }
+    }
+
+    /// The frame of the ring's next event for this client; `None` if the client already has it. `frame` returns the ring's own
+    /// frame.
+    pub(super) fn take(
+        &mut self,
+        event: &Event,
+        ring_cursor: &str,
+        topic: &str,
+        encoding: Encoding,
+        frame: impl FnOnce() -> Frame,
+    ) -> Option<Frame> {
+        let (partition, next) = (event.partition, event.next);
+        let client = self.accept(event, ring_cursor, topic)?;
         let cursor = self.vector.encode(topic);
         let Payload::Gap(gap) = &event.payload else {
             return Some(encode::with_cursor(

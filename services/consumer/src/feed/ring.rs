@@ -4,9 +4,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::index::Index;
 use super::reader::{Divergence, RingReader};
 use crate::cursor::{Position, TopicId, Vector};
 use crate::encode::{Encoding, Frame};
+use crate::keys::{self, Keys};
 use crate::page::{Limit, Page};
 use crate::record::{Event, Payload};
 
@@ -38,8 +40,9 @@ pub struct Ring {
     pub head_cursor: Arc<str>,
     /// The first entry is the oldest of the log.
     begins_log: bool,
-    /// Bytes of the entries without their frames.
+    /// Bytes of the entries without their frames, and of the index.
     pub record_bytes: usize,
+    index: Index,
 }
 
 pub struct Entry {
@@ -47,7 +50,17 @@ pub struct Entry {
     /// The token of the ring's vector after this event.
     pub cursor: Arc<str>,
     pub frames: [OnceLock<Box<Frame>>; Encoding::COUNT],
+    /// The number of the event before this one with the same key; 0: none.
+    previous: u64,
     added: Instant,
+}
+
+/// An event that the ring has evicted.
+pub struct Evicted {
+    pub event: Arc<Event>,
+    pub number: u64,
+    /// Bytes of its frames.
+    pub frame_bytes: usize,
 }
 
 impl Entry {
@@ -75,6 +88,7 @@ impl Ring {
             head_cursor: "".into(),
             begins_log: false,
             record_bytes: 0,
+            index: Index::default(),
         }
     }
 
@@ -114,13 +128,15 @@ impl Ring {
         self.head.set(event.partition, event.next);
         self.head_cursor = self.head.encode(&self.topic).into();
         let resets = event.resets();
+        let (previous, index_bytes) = self.index.push(&event, self.end());
         let entry = Entry {
             event,
             cursor: self.head_cursor.clone(),
             frames: Default::default(),
+            previous,
             added: Instant::now(),
         };
-        self.record_bytes += entry.weight();
+        self.record_bytes += entry.weight() + index_bytes;
         self.entries.push_back(Box::new(entry));
         if resets {
             self.begins_log = false;
@@ -129,9 +145,8 @@ impl Ring {
         }
     }
 
-    /// Evicts the oldest event if the ring is over its limits; returns the bytes of its frames. `frame_bytes` is the total of all
-    /// frames.
-    pub fn evict(&mut self, limits: &Limits, frame_bytes: usize) -> Option<usize> {
+    /// Evicts the oldest event if the ring is over its limits. `frame_bytes` is the total of all frames.
+    pub fn evict(&mut self, limits: &Limits, frame_bytes: usize) -> Option<Evicted> {
         let oldest = self.entries.front()?;
         let many = self.entries.len() > limits.events && oldest.added.elapsed() > limits.age;
         let large = self.record_bytes + frame_bytes > limits.bytes && self.entries.len() > 1;
@@ -139,14 +154,19 @@ impl Ring {
             return None;
         }
         let entry = self.entries.pop_front()?;
-        self.record_bytes -= entry.weight();
+        let number = self.first;
+        self.record_bytes -= entry.weight() + self.index.evict(&entry.event, number);
         self.begins_log = false;
         if self.first == self.joinable {
             self.joinable += 1;
             self.tail.set(entry.event.partition, entry.event.next);
         }
         self.first += 1;
-        Some(entry.frame_bytes())
+        Some(Evicted {
+            frame_bytes: entry.frame_bytes(),
+            event: entry.event,
+            number,
+        })
     }
 
     /// The number of the next event.
@@ -162,18 +182,27 @@ impl Ring {
         &self.entries[(number - self.first) as usize]
     }
 
+    /// The numbers of the events from `from` on that concern these keys, ascending.
+    pub fn numbers(&self, keys: &Keys, from: u64) -> Vec<u64> {
+        let from = from.max(self.first);
+        self.index
+            .numbers(keys, from, |number| self.entry(number).previous)
+    }
+
     /// Where a client starts that wants only live events.
     pub fn live(&self) -> RingReader {
         RingReader {
             position: self.end(),
             cursor: self.head_cursor.clone(),
             live_from: self.end(),
+            announced: self.end(),
             divergence: None,
         }
     }
 
-    /// Before the newest `count` messages. If the ring holds fewer: before all of them if `fewer` is acceptable, else `None`.
-    pub fn newest(&self, count: usize, fewer: bool) -> Option<RingReader> {
+    /// Before the newest `count` messages with these keys. If the ring holds fewer: before all of them if `fewer` is acceptable,
+    /// else `None`.
+    pub fn newest(&self, count: usize, fewer: bool, keys: Option<&Keys>) -> Option<RingReader> {
         let mut position = self.end();
         let mut missing = count;
         while missing > 0 {
@@ -184,7 +213,8 @@ impl Ring {
                 return None;
             }
             position -= 1;
-            if matches!(self.entry(position).event.payload, Payload::Message(_)) {
+            let event = &self.entry(position).event;
+            if matches!(event.payload, Payload::Message(_)) && keys::want(keys, event) {
                 missing -= 1;
             }
         }
@@ -192,6 +222,7 @@ impl Ring {
             position,
             cursor: self.cursor_before(position),
             live_from: self.end(),
+            announced: position,
             divergence: None,
         })
     }
@@ -259,23 +290,29 @@ impl Ring {
             position,
             cursor: vector.encode(&self.topic).into(),
             live_from: self.end(),
+            announced: position,
             divergence,
         })
     }
 
-    /// The newest page, and whether the ring holds as much as was requested.
-    pub fn newest_page(&self, limit: Limit) -> (Page, bool) {
+    /// The newest page of these keys, and whether the ring holds as much as was requested.
+    pub fn newest_page(&self, limit: Limit, keys: Option<&Keys>) -> (Page, bool) {
         let (mut position, mut messages, mut bytes) = (self.end(), 0, 0);
         while position > self.joinable && messages < limit.events && bytes < limit.bytes {
             position -= 1;
             let event = &self.entry(position).event;
+            if !keys::want(keys, event) {
+                continue;
+            }
             messages += usize::from(matches!(event.payload, Payload::Message(_)));
             bytes += event.weight();
         }
         let numbers = position..self.end();
         let page = Page {
             events: numbers
-                .map(|number| self.entry(number).event.clone())
+                .map(|number| &self.entry(number).event)
+                .filter(|event| keys::want(keys, event))
+                .cloned()
                 .collect(),
             before: self.vector_before(position),
             after: self.head.clone(),
@@ -286,8 +323,8 @@ impl Ring {
         (page, whole)
     }
 
-    /// The page after a vector; `None` if the ring cannot continue from it.
-    pub fn page_after(&self, vector: &Vector, limit: Limit) -> Option<Page> {
+    /// The page of these keys after a vector; `None` if the ring cannot continue from it.
+    pub fn page_after(&self, vector: &Vector, limit: Limit, keys: Option<&Keys>) -> Option<Page> {
         let mut position = self.locate(vector, false)?.position;
         let mut after = vector.clone();
         after.topic_id = self.head.topic_id;
@@ -296,9 +333,11 @@ impl Ring {
             let event = &self.entry(position).event;
             position += 1;
             if event.next.offset > after.get(event.partition).offset {
-                bytes += event.weight();
                 after.set(event.partition, event.next);
-                events.push(event.clone());
+                if keys::want(keys, event) {
+                    bytes += event.weight();
+                    events.push(event.clone());
+                }
             }
         }
         Some(Page {
@@ -320,6 +359,18 @@ impl Ring {
         known
             .filter(|position| position.fingerprint.is_some())
             .collect()
+    }
+
+    /// The token of the vector before an event that is in the ring, or before the next one; `None` if it is not known, because
+    /// the ring begins before a reset.
+    pub fn token_before(&self, number: u64) -> Option<Arc<str>> {
+        if number == self.end() {
+            Some(self.head_cursor.clone())
+        } else if number > self.first {
+            Some(self.entry(number - 1).cursor.clone())
+        } else {
+            (self.first == self.joinable).then(|| self.tail.encode(&self.topic).into())
+        }
     }
 
     /// The vector before an event.

@@ -26,6 +26,8 @@ const REMEMBERED_IDS: usize = 16;
 /// The state of one topic.
 pub struct Health {
     pub topic: String,
+    /// It may be missing, which is no problem then: set until it is read.
+    pub optional: AtomicBool,
     source: watch::Sender<Source>,
     /// Set when the topic's id has changed, until the reader handles it.
     pub recreated: AtomicBool,
@@ -71,9 +73,10 @@ impl State {
 }
 
 impl Health {
-    pub fn new(topic: &str) -> Self {
+    pub fn new(topic: &str, optional: bool) -> Self {
         Self {
             topic: topic.to_owned(),
+            optional: AtomicBool::new(optional),
             source: watch::Sender::new(Source::Unknown),
             recreated: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -322,7 +325,9 @@ impl ClientContext for ReaderContext {
         for (name, health) in self.topics.iter() {
             health.observe(is_topic_healthy(&statistics, name));
             let source = *health.source.borrow();
-            self.metrics.source(name, source);
+            if !health.optional.load(Ordering::Relaxed) {
+                self.metrics.source(name, source);
+            }
             let partitions = statistics.topics.get(name).map(|topic| &topic.partitions);
             for (number, partition) in partitions.into_iter().flatten() {
                 // -1 is not a partition.
@@ -363,7 +368,7 @@ mod tests {
 
     #[test]
     fn the_id_of_a_deleted_topic_is_never_adopted_again() {
-        let health = Health::new("my-topic");
+        let health = Health::new("my-topic", false);
         health.observe_id("a", true);
         health.observe_id("b", false);
         assert!(health.id_differs());
@@ -384,7 +389,7 @@ mod tests {
 
     #[test]
     fn a_topic_that_may_not_be_read_is_down_with_its_reason_until_that_is_resolved() {
-        let health = Health::new("my-topic");
+        let health = Health::new("my-topic", false);
         health.observe(true);
         assert_eq!(*health.source().borrow(), Source::Up);
         health.fail(Scope::Partition(1), "not authorized");
@@ -408,7 +413,7 @@ mod tests {
 
     #[test]
     fn the_loss_of_all_brokers_must_be_confirmed_once_by_statistics() {
-        let health = Health::new("my-topic");
+        let health = Health::new("my-topic", false);
         health.observe(true);
         health.suspect();
         assert_eq!(*health.source().borrow(), Source::Up);
@@ -418,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_client_from_before_several_truncations_continues_at_the_lowest_of_them() {
-        let health = Health::new("my-topic");
+        let health = Health::new("my-topic", false);
         for (kept, end) in [(15, 20), (12, 18)] {
             let kept = Position::at(kept);
             health.remember(Truncation {

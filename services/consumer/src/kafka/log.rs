@@ -5,7 +5,7 @@ mod unreadable;
 mod watermarks;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::topic_partition_list::Offset;
 
@@ -16,11 +16,21 @@ use super::health::Health;
 use super::pool::{Budget, Client, Pool, Purpose};
 use super::range::{Found, Range, merge_backward, merge_forward};
 use crate::cursor::{Position, Vector};
+use crate::keys::Keys;
 use crate::page::{Limit, Page};
 use crate::record::Event;
 
 /// Maximum silence of Kafka before a request fails.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The limit of one read in search of the records of some keys.
+const SCAN: Limit = Limit {
+    events: 5_000,
+    bytes: 4 << 20,
+};
+
+/// How long a page searches for the records of some keys. After that it ends where it has come to.
+const SCAN_TIME: Duration = Duration::from_secs(5);
 
 /// The log of a topic in Kafka.
 pub struct Log {
@@ -142,6 +152,70 @@ impl Log {
             log.read_backward(client, budget, before, limit)
         })
         .await
+    }
+
+    /// Like [`forward`](Self::forward), but only the records of these keys: reads on until the page is full, complete, or has
+    /// taken 5 s.
+    pub async fn forward_of(
+        self: &Arc<Self>,
+        keys: Option<&Keys>,
+        from: Vector,
+        until: Vector,
+        limit: Limit,
+        purpose: Purpose,
+    ) -> anyhow::Result<Page> {
+        let Some(keys) = keys else {
+            return self.forward(from, until, limit, purpose).await;
+        };
+        let begun = Instant::now();
+        let mut whole = Page {
+            before: from.clone(),
+            after: from,
+            ..Page::default()
+        };
+        loop {
+            let from = whole.after.clone();
+            let page = self.forward(from.clone(), until.clone(), SCAN, purpose);
+            let page = page.await?.first_of(keys, limit.without(&whole));
+            whole.complete = page.complete;
+            whole.after = page.after;
+            whole.events.extend(page.events);
+            let full = limit.is_reached(&whole);
+            let stuck = whole.after == from;
+            if full || whole.complete || stuck || begun.elapsed() > SCAN_TIME {
+                return Ok(whole);
+            }
+        }
+    }
+
+    /// Like [`backward`](Self::backward), but only the records of these keys: reads on until the page is full, has reached the
+    /// start of the log, or has taken as long as `patience`.
+    pub async fn backward_of(
+        self: &Arc<Self>,
+        keys: Option<&Keys>,
+        before: Vector,
+        limit: Limit,
+        purpose: Purpose,
+        patience: Duration,
+    ) -> anyhow::Result<Page> {
+        let Some(keys) = keys else {
+            return self.backward(before, limit, purpose).await;
+        };
+        let begun = Instant::now();
+        let page = self.backward(before, SCAN, purpose).await?;
+        let mut whole = page.last_of(keys, limit);
+        while !limit.is_reached(&whole) && !whole.from_start && begun.elapsed() <= patience {
+            let before = whole.before.clone();
+            let older = self.backward(before.clone(), SCAN, purpose).await?;
+            let older = older.last_of(keys, limit.without(&whole));
+            whole.from_start = older.from_start;
+            whole.before = older.before;
+            whole.events.splice(0..0, older.events);
+            if whole.before == before {
+                break;
+            }
+        }
+        Ok(whole)
     }
 
     /// The first offset at or after `from` that can be read: `from` itself if nothing is wrong.

@@ -24,6 +24,8 @@ pub enum Purpose {
     Replay,
     /// A page of history.
     Page,
+    /// The whole log, for what the process keeps of it.
+    Index,
     /// Checking whether the log is still the same.
     Audit,
 }
@@ -110,7 +112,7 @@ impl Pool {
             permit.expect("the semaphore is never closed")
         };
         let held = match purpose {
-            Purpose::Replay => vec![acquire(&self.readers).await],
+            Purpose::Replay | Purpose::Index => vec![acquire(&self.readers).await],
             Purpose::Page => vec![acquire(&self.pages).await, acquire(&self.readers).await],
             Purpose::Audit => vec![acquire(&self.auditors).await],
         };

@@ -27,9 +27,10 @@ use super::health::{Health, ReaderContext, Scope};
 use super::pool::Pool;
 use super::supervisor::Supervisor;
 use super::{Log, Topic, decode};
-use crate::config::Config;
+use crate::config::{Config, Served};
 use crate::cursor::TopicId;
 use crate::feed::{Feed, Limits};
+use crate::latest::Latest;
 use crate::metrics::Metrics;
 use crate::record::{Event, Payload, Value};
 
@@ -96,10 +97,13 @@ impl Reader {
         client
             .set("debug", debug)
             .set_log_level(RDKafkaLogLevel::Debug);
-        let names = config.kafka_topic.names();
-        let healths: HashMap<_, _> = names
+        let served = config.topics();
+        let healths: HashMap<_, _> = served
             .iter()
-            .map(|name| (name.clone(), Arc::new(Health::new(name))))
+            .map(|served| {
+                let health = Health::new(&served.name, served.optional);
+                (served.name.clone(), Arc::new(health))
+            })
             .collect();
         let healths = Arc::new(healths);
         // One shared connection state, so that an unreachable Kafka is logged once, not by each client.
@@ -126,7 +130,7 @@ impl Reader {
         let ready: Arc<Ready> = Arc::default();
         let (commands, receiver) = Commands::new(ready.clone());
         let (mut topics, mut supervisors, mut problems) = (Vec::new(), Vec::new(), Vec::new());
-        for (number, name) in names.iter().enumerate() {
+        for (number, Served { name, optional }) in served.iter().enumerate() {
             let health = healths[name].clone();
             let topic = Arc::new(Topic {
                 name: name.clone(),
@@ -137,6 +141,8 @@ impl Reader {
                     health.clone(),
                     config.max_message_bytes,
                 )),
+                latest: Latest::new(config.latest_bytes),
+                optional: *optional,
                 source: health.source(),
                 recheck: Arc::default(),
             });

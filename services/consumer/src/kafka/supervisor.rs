@@ -1,7 +1,8 @@
 //! Decides where a topic is read: at startup, when a position cannot be read, and when the topic was recreated.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use herald_runtime::kafka::Source;
 use tokio::sync::{mpsc, watch};
@@ -26,6 +27,9 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 
 /// The delay after a failed attempt.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// The delay between two attempts to find a topic that need not exist.
+const OPTIONAL_PAUSE: Duration = Duration::from_secs(5);
 
 /// The number of failed attempts before clients and operators are notified that a topic does not exist: it may be created
 /// shortly after the service starts.
@@ -109,12 +113,14 @@ impl Supervisor {
                 return;
             };
             denied += usize::from(error.is::<Denied>());
-            if denied >= MAX_DENIALS {
+            let known = denied >= MAX_DENIALS;
+            if known && !self.topic.optional {
                 self.record_denial(&error);
             }
             let error = format!("{error:#}");
             tracing::debug!(topic = self.topic.name, error, "waiting for the topic");
-            tokio::time::sleep(PAUSE).await;
+            let rare = known && self.topic.optional;
+            tokio::time::sleep(if rare { OPTIONAL_PAUSE } else { PAUSE }).await;
         }
     }
 
@@ -133,6 +139,7 @@ impl Supervisor {
             "reading topic"
         );
         self.health.resolve(Scope::Topic);
+        self.health.optional.store(false, Ordering::Relaxed);
         feed.fill(page);
         self.command(vec![], None, Some(partitions), 0..partitions);
         Ok(())
@@ -207,7 +214,21 @@ impl Supervisor {
             Some(partitions),
             0..partitions,
         );
+        self.announced(topic_id).await;
         Ok(())
+    }
+
+    /// Waits until the feed continues with a recreated topic. Several partitions may report the recreation at once; the second
+    /// report must find that it is announced.
+    async fn announced(&self, topic_id: TopicId) {
+        let known = topic_id != TopicId::default();
+        let begun = Instant::now();
+        while known
+            && !self.topic.feed.head().topic_id.is(topic_id)
+            && begun.elapsed() < RETRY_EVERY
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     async fn out_of_range(&self, partition: usize) -> anyhow::Result<()> {

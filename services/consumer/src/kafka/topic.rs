@@ -7,11 +7,15 @@ use tokio::sync::{Notify, watch};
 
 use super::Log;
 use crate::feed::Feed;
+use crate::latest::Latest;
 
 pub struct Topic {
     pub name: String,
     pub feed: Arc<Feed>,
     pub log: Arc<Log>,
+    pub latest: Latest,
+    /// It need not exist. Until it does, it is not served.
+    pub optional: bool,
     pub source: watch::Receiver<Source>,
     /// Makes the supervisor check whether the log is still the same.
     pub recheck: Arc<Notify>,
@@ -24,6 +28,11 @@ impl Topic {
             Source::Down { reason, .. } => Some(reason),
             Source::Unknown | Source::Up => None,
         }
+    }
+
+    /// Whether clients may read it.
+    pub fn is_served(&self) -> bool {
+        !self.optional || self.feed.is_filled()
     }
 
     /// Whether the topic is known to be unreadable now.

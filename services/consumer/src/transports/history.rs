@@ -4,6 +4,7 @@ use herald_runtime::http::{failure, unavailable};
 use hyper::header::{CACHE_CONTROL, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -14,12 +15,19 @@ use crate::app::App;
 use crate::cursor::{Position, Vector};
 use crate::encode::{self, Encoding, Format, Kind};
 use crate::kafka::{Purpose, Topic};
+use crate::keys::Keys;
 use crate::page::{Limit, MAX_PAGE, Page};
-use crate::query::{Start, StreamQuery, cursor_of, number, start_from};
+use crate::query::{Start, StreamQuery, cursor_of, number, parse, start_from};
 use crate::record::{Gap, GapReason, Payload};
+
+/// How long a page searches backward for the records of some keys. After that it begins where it has come to.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default, Deserialize)]
 pub struct PageQuery {
+    /// Every `key`.
+    #[serde(skip)]
+    key: Vec<String>,
     topic: Option<String>,
     after: Option<String>,
     before: Option<String>,
@@ -44,7 +52,9 @@ pub async fn answer(app: &App, query: PageQuery, headers: &HeaderMap) -> Respons
         Ok((topic, _)) => topic,
         Err(error) => return error.response(),
     };
-    let (start, limit, binary) = match query.read() {
+    let keys = Keys::parse(&query.key);
+    let read = || Ok::<_, String>((query.read()?, keys?));
+    let ((start, limit, binary), keys) = match read() {
         Ok(read) => read,
         Err(sentence) => return failure(StatusCode::BAD_REQUEST, &sentence),
     };
@@ -57,7 +67,7 @@ pub async fn answer(app: &App, query: PageQuery, headers: &HeaderMap) -> Respons
         return unavailable(unreachable, 1);
     }
     let mut gaps = Vec::new();
-    match read(&topic, start, limit, &mut gaps).await {
+    match page(&topic, start, keys.as_ref(), limit, &mut gaps).await {
         Ok(page) => reply(&topic.name, page, gaps, binary),
         Err(error) => {
             tracing::warn!(
@@ -71,6 +81,12 @@ pub async fn answer(app: &App, query: PageQuery, headers: &HeaderMap) -> Respons
 }
 
 impl PageQuery {
+    /// Parses the query of a URL; `None` if it cannot be read.
+    pub fn parse(query: &str) -> Option<Self> {
+        let (key, others) = parse::<Self>(query)?;
+        Some(Self { key, ..others })
+    }
+
     fn read(self) -> Result<(PageStart, Limit, bool), String> {
         let given = |value: Option<String>| value.filter(|value| !value.is_empty());
         if self.other.contains_key("last") {
@@ -101,9 +117,10 @@ impl PageQuery {
     }
 }
 
-async fn read(
+async fn page(
     topic: &Topic,
     start: PageStart,
+    keys: Option<&Keys>,
     limit: Limit,
     gaps: &mut Vec<Gap>,
 ) -> anyhow::Result<Page> {
@@ -124,9 +141,12 @@ async fn read(
     match start {
         PageStart::After(token) => match cursor(&token) {
             // From memory if that is enough: a client that only checks for missed messages then causes no read from Kafka.
-            Some(vector) => match feed.page_after(&vector, limit) {
+            Some(vector) => match feed.page_after(&vector, limit, keys) {
                 Some(page) => Ok(page),
-                None => log.forward(vector, head, limit, Purpose::Page).await,
+                None => {
+                    log.forward_of(keys, vector, head, limit, Purpose::Page)
+                        .await
+                }
             },
             // As on a stream: the gap is reported, and the client continues live from here.
             None => Ok(Page {
@@ -137,7 +157,7 @@ async fn read(
         },
         PageStart::From(Start::Time(time)) => {
             let from = log.at_time(time, head.clone(), Purpose::Page).await?;
-            log.forward(from, head, limit, Purpose::Page).await
+            log.forward_of(keys, from, head, limit, Purpose::Page).await
         }
         PageStart::From(_) => {
             let starts = log
@@ -147,7 +167,7 @@ async fn read(
                 .map(|(low, _)| Position::at(low))
                 .collect();
             let page = log
-                .forward(Vector::new(starts), head, limit, Purpose::Page)
+                .forward_of(keys, Vector::new(starts), head, limit, Purpose::Page)
                 .await?;
             Ok(Page {
                 from_start: true,
@@ -155,24 +175,27 @@ async fn read(
             })
         }
         PageStart::Before(token) => match cursor(&token) {
-            Some(vector) => log.backward(vector, limit, Purpose::Page).await,
-            None => newest(topic, limit).await,
+            Some(vector) => {
+                log.backward_of(keys, vector, limit, Purpose::Page, PATIENCE)
+                    .await
+            }
+            None => newest(topic, keys, limit).await,
         },
-        PageStart::Newest => newest(topic, limit).await,
+        PageStart::Newest => newest(topic, keys, limit).await,
     }
 }
 
 /// The newest page, from the ring if it holds enough: that works even while Kafka is unavailable.
-async fn newest(topic: &Topic, limit: Limit) -> anyhow::Result<Page> {
-    let (page, whole) = topic.feed.newest_page(limit);
+async fn newest(topic: &Topic, keys: Option<&Keys>, limit: Limit) -> anyhow::Result<Page> {
+    let (page, whole) = topic.feed.newest_page(limit, keys);
     if whole || topic.is_down() {
         return Ok(page);
     }
-    match topic
+    let head = topic.feed.head();
+    let older = topic
         .log
-        .backward(topic.feed.head(), limit, Purpose::Page)
-        .await
-    {
+        .backward_of(keys, head, limit, Purpose::Page, PATIENCE);
+    match older.await {
         // While Kafka is unavailable, fewer messages than requested are better than none; `before` leads to the rest.
         Err(_) if !page.events.is_empty() => Ok(page),
         result => result,

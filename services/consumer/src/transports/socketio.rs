@@ -1,6 +1,8 @@
 //! Socket.IO, with socketioxide: the events of the contract and our own.
 
-use std::collections::{HashMap, VecDeque};
+mod emitter;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,65 +11,87 @@ use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderName, HeaderValue, UPGRADE};
 use hyper::{HeaderMap, Method, Request, Response as HttpResponse, StatusCode};
 use serde_json::{Value as Json, json};
+use socketioxide::SocketIo;
 use socketioxide::extract::{SocketRef, TryData};
 use socketioxide::handler::ConnectHandler as _;
 use socketioxide::layer::SocketIoLayer;
-use socketioxide::{SendError, SocketError, SocketIo, TransportType};
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt as _};
 use warp::Reply;
 use warp::reply::Response;
 
+pub(super) use self::emitter::{Emitter, STALLED};
+use super::rooms;
 use crate::app::{App, TopicError};
-use crate::encode::{Encoding, Format, Frame};
+use crate::encode::{Encoding, Format};
 use crate::feed::Batch;
-use crate::query::{Start, StreamQuery};
-use crate::sessions::{BYE_FLUSH, Sessions};
+use crate::query::{KEY, Start, StreamQuery, parse};
+use crate::sessions::Sessions;
 use crate::stream::{End, Stream};
 
 /// The library's path.
 pub const PATH: &str = "/socket.io";
 
-/// While the library's queue is full because the client is slow: the first and the longest delay between two attempts.
-const FULL: Duration = Duration::from_millis(1);
-const MAX_FULL: Duration = Duration::from_millis(50);
-
 /// Capacity of the library's queue per session, in packets. Pings share the queue, and one that finds it full ends the session,
-/// so events fill only a part of it.
+/// so events fill only a part of it (see `emitter`).
 const QUEUE: usize = 32;
-const EVENT_QUEUE: usize = 24;
 
-/// Maximum bytes in flight, or one message: each packet is a copy of its own.
-const MAX_IN_FLIGHT: u64 = 128 << 10;
+/// The protocol's default.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Packets between two polls: python-socketio rejects a response of more than 16, and one may contain those of two polls, and
-/// the `bye`.
-const POLL_PACKETS: usize = 7;
-
-/// A client that accepts nothing for this long is disconnected.
-const STALLED: Duration = Duration::from_secs(10);
+/// As the original's server of rooms had it.
+const ROOMS_PING_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The layer around the other endpoints.
 pub fn layer(app: Arc<App>) -> SocketIoLayer {
-    let (layer, io) = SocketIo::builder()
-        .ping_interval(Duration::from_secs(25))
-        .ping_timeout(Duration::from_secs(20))
-        .connect_timeout(Duration::from_secs(10))
-        .max_buffer_size(QUEUE)
-        .ws_read_buffer_size(1 << 10)
-        .ws_max_message_size(64 << 10)
-        .ws_max_frame_size(64 << 10)
-        .build_layer();
+    let (layer, io) = library(PING_TIMEOUT);
     let check = app.clone();
+    // Before the client is told that it is connected, so that nothing that it sends then is missed.
     let reject_invalid = move |socket: SocketRef, TryData(auth): TryData<Json>| {
         let app = check.clone();
-        async move { open(&app, &socket, auth.ok()).map(|_| ()) }
+        async move {
+            open(&app, &socket, auth.ok())?;
+            if let Some(rooms) = &app.rooms {
+                rooms::admit(rooms, &socket);
+            }
+            Ok::<_, String>(())
+        }
     };
     let serve = move |socket: SocketRef, TryData(auth): TryData<Json>| {
         serve(app.clone(), socket, auth.ok())
     };
     io.ns("/", serve.with(reject_invalid));
     layer
+}
+
+/// The layer of an address that has nothing but rooms.
+pub fn rooms_layer(app: Arc<App>) -> SocketIoLayer {
+    let (layer, io) = library(ROOMS_PING_TIMEOUT);
+    let check = app.clone();
+    let admit = move |socket: SocketRef| {
+        let app = check.clone();
+        async move {
+            if let Some(rooms) = &app.rooms {
+                rooms::admit(rooms, &socket);
+            }
+            Ok::<_, String>(())
+        }
+    };
+    let serve = move |socket: SocketRef| rooms::serve(app.clone(), socket);
+    io.ns("/", serve.with(admit));
+    layer
+}
+
+fn library(ping_timeout: Duration) -> (SocketIoLayer, SocketIo) {
+    SocketIo::builder()
+        .ping_interval(Duration::from_secs(25))
+        .ping_timeout(ping_timeout)
+        .connect_timeout(Duration::from_secs(10))
+        .max_buffer_size(QUEUE)
+        .ws_read_buffer_size(1 << 10)
+        .ws_max_message_size(64 << 10)
+        .ws_max_frame_size(64 << 10)
+        .build_layer()
 }
 
 /// Whether the Engine.IO library would handle this path: its own, and everything below it.
@@ -177,19 +201,19 @@ pub fn session(request: &Request<Incoming>) -> Option<String> {
 /// # Errors
 ///
 /// One sentence, which the client receives as `connect_error`.
-fn open(
-    app: &App,
-    socket: &SocketRef,
-    auth: Option<Json>,
-) -> Result<(Stream, Encoding, Permit, String), String> {
+fn open(app: &App, socket: &SocketRef, auth: Option<Json>) -> Result<Opened, String> {
     let query = socket.req_parts().uri.query().unwrap_or_default();
-    let query: HashMap<String, String> = serde_urlencoded::from_str(query).unwrap_or_default();
+    let (keys, query) = parse::<HashMap<String, String>>(query).unwrap_or_default();
     let given = |name: &str| match auth.as_ref().map(|auth| &auth[name]) {
         Some(Json::String(text)) => Some(text.clone()),
         Some(Json::Number(number)) => Some(number.to_string()),
         _ => query.get(name).cloned(),
     };
     let query = StreamQuery {
+        key: match auth.as_ref().map(|auth| &auth[KEY]) {
+            None | Some(Json::Null) => keys,
+            Some(given) => keys_of(given)?,
+        },
         topic: given("topic"),
         after: given("after"),
         from: given("from"),
@@ -207,13 +231,43 @@ fn open(
         format: Format::SocketIo,
         binary: query.binary()?,
     };
-    let name = topic.name.clone();
-    Ok((Stream::new(topic, start, encoding), encoding, permit, name))
+    let keys = query.keys()?;
+    Ok(Opened {
+        topic: topic.name.clone(),
+        keyed: keys.is_some(),
+        stream: Stream::new(topic, start, keys, encoding),
+        encoding,
+        permit,
+    })
+}
+
+/// A stream that is ready to be served.
+struct Opened {
+    topic: String,
+    keyed: bool,
+    stream: Stream,
+    encoding: Encoding,
+    permit: Permit,
+}
+
+/// The keys in `auth`: a string or an array of strings, as numbers too.
+fn keys_of(given: &Json) -> Result<Vec<String>, String> {
+    let text = |value: &Json| match value {
+        Json::String(text) => Some(text.clone()),
+        Json::Number(number) => Some(number.to_string()),
+        _ => None,
+    };
+    let keys = match given {
+        Json::Array(keys) => keys.iter().map(text).collect(),
+        key => text(key).map(|key| vec![key]),
+    };
+    keys.ok_or_else(|| "key must be a string or an array of strings".to_owned())
 }
 
 /// The parameters that neither a stream nor Engine.IO defines.
 fn other(auth: Option<&Json>, query: &HashMap<String, String>) -> HashMap<String, String> {
-    const KNOWN: [&str; 10] = [
+    const KNOWN: [&str; 11] = [
+        KEY,
         "topic",
         "after",
         "from",
@@ -234,22 +288,21 @@ fn other(auth: Option<&Json>, query: &HashMap<String, String>) -> HashMap<String
 
 async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     // The middleware has accepted the same parameters.
-    let Ok((mut stream, encoding, permit, topic)) = open(&app, &socket, auth) else {
+    let Ok(opened) = open(&app, &socket, auth) else {
         return;
     };
-    app.sessions.join(socket.id.as_str());
-    let disconnected = CancellationToken::new();
-    let (owner, sid, notify) = (app.clone(), socket.id.to_string(), disconnected.clone());
-    socket.on_disconnect(move || {
-        owner.sessions.remove(&sid);
-        notify.cancel();
-        std::future::ready(())
-    });
-    if !socket.connected() {
-        // It disconnected before `on_disconnect` was registered.
-        return app.sessions.remove(socket.id.as_str());
-    }
-    let mut open = app.metrics.open(encoding.format);
+    let Opened {
+        topic,
+        keyed,
+        mut stream,
+        encoding,
+        permit,
+    } = opened;
+    let Some(disconnected) = join(&app, &socket) else {
+        return;
+    };
+    let member = rooms::member(&socket);
+    let mut open = app.metrics.open(encoding.format, keyed);
     // Sent to this client on every connect: the page of the original contract shows them.
     for (event, data) in [("env", &topic), ("custom_header", &app.custom_header)] {
         if socket.emit(event, &json!({ "data": data })).is_err() {
@@ -267,7 +320,15 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
             () = disconnected.cancelled() => break None,
             () = &mut drained => break Some(End::Drain),
             () = &mut expired => break Some(End::Expired),
-            () = stream.next(&mut batch) => {
+            results = member.next() => {
+                if let Err(end) = emitter.emit_results(results).await {
+                    break end;
+                }
+            }
+            taken = stream.next(&mut batch) => {
+                if let Err(end) = taken {
+                    break Some(*end);
+                }
                 let deadline = Instant::now() + STALLED;
                 if let Err(end) = emitter.emit_all(&batch.frames, deadline).await {
                     break end;
@@ -277,187 +338,42 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
             }
         }
     };
-    if let Some(end) = end {
-        open.reason = end.reason();
-        // Events left in the batch were not sent: the client keeps the cursor of the last event that it received.
-        let cursor = if batch.frames.is_empty() {
-            stream.cursor()
-        } else {
-            String::new()
-        };
-        emitter
-            .finish(&end.frame(&cursor, end.retry(), encoding))
-            .await;
-        app.sessions.cut(&socket, end.reason());
-    } else if let Some(reason) = app
-        .sessions
-        .connection(&socket)
-        .and_then(|connection| connection.cut_reason())
-    {
-        open.reason = reason;
-    }
-}
-
-/// Passes events to the library.
-struct Emitter<'a> {
-    socket: SocketRef,
-    sessions: &'a Sessions,
-    /// The number of answered polls at the last check, and what was emitted since.
-    polls: u64,
-    packets: usize,
-    bytes: u64,
-    /// On a WebSocket: the end of each emitted packet in the connection's byte stream.
-    connection: Option<Arc<Connection>>,
-    written: u64,
-    ends: VecDeque<u64>,
-}
-
-impl<'a> Emitter<'a> {
-    /// `packets` were emitted already.
-    fn new(socket: SocketRef, sessions: &'a Sessions, packets: usize) -> Self {
-        Self {
-            socket,
-            sessions,
-            polls: 0,
-            packets,
-            bytes: 0,
-            connection: None,
-            written: 0,
-            ends: VecDeque::new(),
-        }
-    }
-
-    /// Emits all frames. Waits while the queue is full, as long as the client makes progress.
-    ///
-    /// # Errors
-    ///
-    /// `None` if the client has disconnected, [`End::Slow`] if it accepted nothing until the deadline. Each byte that it accepts
-    /// extends the deadline, because a large message takes a slow client longer.
-    async fn emit_all(
-        &mut self,
-        frames: &[Frame],
-        mut deadline: Instant,
-    ) -> Result<(), Option<End>> {
-        let answered = self.sessions.answered(self.socket.id.as_str());
-        for frame in frames {
-            let payload = frame
-                .value
-                .as_deref()
-                .expect("frames of this format have one");
-            let mut pause = FULL;
-            loop {
-                if self.has_room() {
-                    match self.socket.emit(frame.kind.name(), payload) {
-                        Ok(()) => break,
-                        Err(SendError::Socket(SocketError::InternalChannelFull)) => {}
-                        Err(error) => {
-                            tracing::debug!(%error, "socket.io client has disconnected");
-                            return Err(None);
-                        }
-                    }
-                }
-                if self.has_progressed() {
-                    deadline = deadline.max(Instant::now() + STALLED);
-                }
-                if Instant::now() > deadline {
-                    return Err(Some(End::Slow));
-                }
-                _ = tokio::time::timeout(pause, answered.notified()).await;
-                pause = (pause * 2).min(MAX_FULL);
-            }
-            self.record_emitted(packet_bytes(frame));
-            deadline = deadline.max(Instant::now() + STALLED);
-        }
-        Ok(())
-    }
-
-    /// Whether a WebSocket has accepted any bytes since the last call.
-    fn has_progressed(&mut self) -> bool {
-        let connection = self.connection.as_ref();
-        let written = connection.map_or(0, |connection| connection.written());
-        std::mem::replace(&mut self.written, written) != written
-    }
-
-    /// Emits the last frame, and waits until it has been written, as far as that is observable, or a second has passed.
-    async fn finish(&mut self, bye: &Frame) {
-        let deadline = Instant::now() + Duration::from_secs(1);
-        let sid = self.socket.id.as_str();
-        let polls = self.sessions.polls(sid);
-        let payload = bye
-            .value
-            .as_deref()
-            .expect("frames of this format have one");
-        // The queue and a response to a poll have room for it beside the events that fill their share.
-        if self.socket.emit(bye.kind.name(), payload).is_err() {
-            return;
-        }
-        self.record_emitted(packet_bytes(bye));
-        tokio::time::sleep(BYE_FLUSH).await;
-        while Instant::now() < deadline {
-            let written = match (&self.connection, self.ends.back()) {
-                (Some(connection), Some(end)) => connection.written() >= *end,
-                // A client that is between two polls receives it with the next one.
-                _ if self.socket.transport_type() == TransportType::Polling => {
-                    self.sessions.polls(self.socket.id.as_str()) != polls
-                }
-                _ => true,
-            };
-            if written {
-                return;
-            }
-            tokio::time::sleep(MAX_FULL).await;
-        }
-    }
-
-    fn record_emitted(&mut self, bytes: u64) {
-        self.packets += 1;
-        self.bytes += bytes;
-        if let Some(connection) = &self.connection {
-            let begin = self
-                .ends
-                .back()
-                .copied()
-                .unwrap_or_default()
-                .max(connection.written());
-            self.ends.push_back(begin + bytes);
-        }
-    }
-
-    /// Whether the client can accept one more packet now.
-    fn has_room(&mut self) -> bool {
-        if self.socket.transport_type() == TransportType::Polling {
-            if self.packets < POLL_PACKETS && self.bytes < MAX_IN_FLIGHT {
-                return true;
-            }
-            let polls = self.sessions.polls(self.socket.id.as_str());
-            let polled = std::mem::replace(&mut self.polls, polls) != polls;
-            if polled {
-                (self.packets, self.bytes) = (0, 0);
-            }
-            return polled || !self.socket.connected();
-        }
-        if self.connection.is_none() {
-            self.connection = self.sessions.connection(&self.socket);
-        }
-        let Some(connection) = &self.connection else {
-            return true;
-        };
-        let written = connection.written();
-        while self.ends.front().is_some_and(|end| *end <= written) {
-            self.ends.pop_front();
-        }
-        let in_flight = self.ends.back().map_or(0, |end| end - written);
-        self.ends.len() < EVENT_QUEUE && in_flight < MAX_IN_FLIGHT
-    }
-}
-
-/// The bytes of an event's packet on a WebSocket: `42["message",…]` in a frame (RFC 6455, section 5.2).
-fn packet_bytes(frame: &Frame) -> u64 {
-    let text = frame.bytes.len() + frame.kind.name().len() + r#"42["",]"#.len();
-    let head = match text {
-        ..126 => 2,
-        126..0x1_0000 => 4,
-        _ => 10,
+    let Some(end) = end else {
+        open.reason = cut_reason(&app, &socket).unwrap_or(open.reason);
+        return;
     };
-    (text + head) as u64
+    open.reason = end.reason();
+    // Events left in the batch were not sent: the client keeps the cursor of the last event that it received.
+    let cursor = if batch.frames.is_empty() {
+        stream.cursor()
+    } else {
+        String::new()
+    };
+    emitter
+        .finish(&end.frame(&cursor, end.retry(), encoding))
+        .await;
+    app.sessions.cut(&socket, end.reason());
+}
+
+/// Registers a session, until it disconnects; the token is cancelled then. `None` if it has already.
+pub(super) fn join(app: &Arc<App>, socket: &SocketRef) -> Option<CancellationToken> {
+    app.sessions.join(socket.id.as_str());
+    let disconnected = CancellationToken::new();
+    let (owner, sid, notify) = (app.clone(), socket.id.to_string(), disconnected.clone());
+    socket.on_disconnect(move || {
+        owner.sessions.remove(&sid);
+        notify.cancel();
+        std::future::ready(())
+    });
+    if !socket.connected() {
+        // It disconnected before `on_disconnect` was registered.
+        app.sessions.remove(socket.id.as_str());
+        return None;
+    }
+    Some(disconnected)
+}
+
+/// Why the server cut the connection of a session, if it did.
+pub(super) fn cut_reason(app: &App, socket: &SocketRef) -> Option<&'static str> {
+    app.sessions.connection(socket)?.cut_reason()
 }

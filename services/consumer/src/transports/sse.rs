@@ -40,8 +40,11 @@ pub fn answer(
     let last_event_id = headers
         .get("last-event-id")
         .map(|id| id.to_str().unwrap_or("?"));
-    let read = || Ok::<_, String>((query.start(last_event_id)?, query.json()?, query.binary()?));
-    let (start, json, binary) = match read() {
+    let read = || {
+        let (start, keys) = (query.start(last_event_id)?, query.keys()?);
+        Ok::<_, String>((start, keys, query.json()?, query.binary()?))
+    };
+    let (start, keys, json, binary) = match read() {
         Ok(read) => read,
         Err(sentence) => return failure(StatusCode::BAD_REQUEST, &sentence),
     };
@@ -54,10 +57,10 @@ pub fn answer(
         binary,
     };
     let writer = Writer {
-        stream: Stream::new(topic, start, encoding),
+        open: app.metrics.open(encoding.format, keys.is_some()),
+        stream: Stream::new(topic, start, keys, encoding),
         encoding,
         batch: Batch::default(),
-        open: app.metrics.open(encoding.format),
         metrics: app.metrics.clone(),
         connection,
         permit,
@@ -147,7 +150,10 @@ impl Writer {
                 biased;
                 () = &mut *drained => break End::Drain,
                 () = self.permit.expired() => break End::Expired,
-                () = self.stream.next(&mut self.batch) => {
+                taken = self.stream.next(&mut self.batch) => {
+                    if let Err(end) = taken {
+                        break *end;
+                    }
                     self.written = true;
                     self.wrote = Instant::now();
                     return Some(self.batch.block());

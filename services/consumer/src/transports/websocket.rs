@@ -99,11 +99,11 @@ pub fn answer(
         };
         match opened {
             Err(end) => close(&mut socket, &end, "", encoding).await,
-            Ok((stream, encoding, permit)) => {
+            Ok((stream, encoding, permit, keyed)) => {
                 let mut writer = Writer {
                     stream,
                     encoding,
-                    open: metrics.open(encoding.format),
+                    open: metrics.open(encoding.format, keyed),
                     metrics,
                     permit,
                 };
@@ -121,7 +121,7 @@ fn open(
     app: &App,
     query: &StreamQuery,
     headers: &HeaderMap,
-) -> Result<(Stream, Encoding, Permit), String> {
+) -> Result<(Stream, Encoding, Permit, bool), String> {
     let encoding = Encoding {
         format: Format::WebSocket,
         binary: query.binary()?,
@@ -129,8 +129,10 @@ fn open(
     let (topic, permit) = app
         .topic(query.topic.as_deref(), headers)
         .map_err(TopicError::sentence)?;
-    let stream = Stream::new(topic, query.start(None)?, encoding);
-    Ok((stream, encoding, permit))
+    let keys = query.keys()?;
+    let keyed = keys.is_some();
+    let stream = Stream::new(topic, query.start(None)?, keys, encoding);
+    Ok((stream, encoding, permit, keyed))
 }
 
 struct Writer {
@@ -166,7 +168,10 @@ impl Writer {
                     Some(Ok(_)) => return finish(socket).await,
                     Some(Err(_)) | None => return,
                 },
-                () = self.stream.next(&mut batch) => {
+                taken = self.stream.next(&mut batch) => {
+                    if let Err(end) = taken {
+                        break *end;
+                    }
                     if write(socket, &mut batch, self.encoding, &self.metrics).await.is_err() {
                         return;
                     }

@@ -75,9 +75,16 @@ type Events = mpsc::Sender<Json>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn query(parameters: &[(String, String)]) -> String {
+    let escape = |byte: u8| match byte {
+        byte if byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte) => (byte as char).into(),
+        byte => format!("%{byte:02X}"),
+    };
     parameters
         .iter()
-        .map(|(name, value)| format!("&{name}={}", value.replace('+', "%2B")))
+        .map(|(name, value)| {
+            let value: String = value.bytes().map(escape).collect();
+            format!("&{name}={value}")
+        })
         .collect()
 }
 
@@ -196,14 +203,17 @@ async fn packet(packet: &str, connect: &str, events: &Events) -> Result<Option<S
     Ok(None)
 }
 
+/// A parameter that occurs more than once is an array.
 fn auth(parameters: &[(String, String)]) -> String {
-    Json::Object(
-        parameters
-            .iter()
-            .map(|(name, value)| (name.clone(), value.as_str().into()))
-            .collect(),
-    )
-    .to_string()
+    let mut auth = serde_json::Map::new();
+    for (name, value) in parameters {
+        match auth.get_mut(name) {
+            None => _ = auth.insert(name.clone(), value.as_str().into()),
+            Some(Json::Array(values)) => values.push(value.as_str().into()),
+            Some(first) => *first = json!([first.take(), value]),
+        }
+    }
+    Json::Object(auth).to_string()
 }
 
 async fn socketio(

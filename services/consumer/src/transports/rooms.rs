@@ -1,0 +1,124 @@
+//! Rooms over Socket.IO: the results of windows, to clients that registered the room of an identifier and asked for the window.
+//!
+//! `hub` holds who wants what, and the last result of each room; `results` reads the topics into it; `request` checks what
+//! clients send.
+
+mod hub;
+mod request;
+mod results;
+
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+use socketioxide::extract::{SocketRef, TryData};
+
+pub use self::hub::{Member, Outgoing, Rooms};
+pub use self::results::run;
+use super::socketio::{Emitter, cut_reason, join};
+use crate::app::App;
+use crate::encode::{Encoding, Format};
+use crate::stream::End;
+
+/// A window: its place in every list of the three.
+pub const WINDOWS: usize = 3;
+
+/// The labels of the windows in metrics.
+pub const LABELS: [&str; WINDOWS] = ["1min", "5min", "10min"];
+
+/// The events by which a client asks for a window.
+const CONSUME: [&str; WINDOWS] = [
+    "consume_1_min_aggregations",
+    "consume_5_min_aggregations",
+    "consume_10_min_aggregations",
+];
+
+/// Makes a socket a member, before it is told that it is connected, so that no event of it is missed.
+pub fn admit(rooms: &Arc<Rooms>, socket: &SocketRef) {
+    let member = Rooms::admit(rooms);
+    // The library calls each handler in the order of the client's events, and spawns only the future that it returns.
+    for (event, request) in [
+        (
+            "register_room",
+            Member::register as fn(&Arc<Member>, Option<&Json>),
+        ),
+        ("leave_room", Member::leave),
+    ] {
+        let member = member.clone();
+        socket.on(event, move |TryData(payload): TryData<Json>| {
+            request(&member, payload.ok().as_ref());
+            std::future::ready(())
+        });
+    }
+    for (window, event) in CONSUME.into_iter().enumerate() {
+        let member = member.clone();
+        socket.on(event, move || {
+            member.consume(window);
+            std::future::ready(())
+        });
+    }
+    socket.extensions.insert(Membership(member));
+}
+
+/// What a socket's extensions hold.
+#[derive(Clone)]
+struct Membership(Arc<Member>);
+
+/// The membership of a socket for as long as it is served.
+pub struct Serving(Option<Arc<Member>>);
+
+impl Serving {
+    /// Waits for what the member is to receive; for ever if there are no rooms. Cancel-safe.
+    pub async fn next(&self) -> Outgoing {
+        match &self.0 {
+            Some(member) => member.next().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        if let Some(member) = &self.0 {
+            member.end();
+        }
+    }
+}
+
+/// The membership that [`admit`] made.
+pub fn member(socket: &SocketRef) -> Serving {
+    Serving(socket.extensions.get::<Membership>().map(|member| member.0))
+}
+
+/// Serves a socket that has nothing but rooms.
+pub async fn serve(app: Arc<App>, socket: SocketRef) {
+    let member = member(&socket);
+    let Some(disconnected) = join(&app, &socket) else {
+        return;
+    };
+    let mut open = app.metrics.open_rooms();
+    let mut drained = std::pin::pin!(app.drain.deadline());
+    let mut emitter = Emitter::new(socket.clone(), &app.sessions, 0);
+    let end = loop {
+        tokio::select! {
+            biased;
+            () = disconnected.cancelled() => break None,
+            () = &mut drained => break Some(End::Drain),
+            results = member.next() => {
+                if let Err(end) = emitter.emit_results(results).await {
+                    break end;
+                }
+            }
+        }
+    };
+    let Some(end) = end else {
+        open.reason = cut_reason(&app, &socket).unwrap_or(open.reason);
+        return;
+    };
+    open.reason = end.reason();
+    let encoding = Encoding {
+        format: Format::SocketIo,
+        binary: false,
+    };
+    emitter.finish(&end.frame("", end.retry(), encoding)).await;
+    app.sessions.cut(&socket, end.reason());
+}
