@@ -1,4 +1,4 @@
-/** The gateway's page, against a gateway without Kafka that keeps its sessions in memory. */
+/** The gateway's pages, against a gateway without Kafka that keeps its sessions in memory. */
 import assert from "node:assert/strict";
 import { mkdirSync } from "node:fs";
 import { readFile } from "node:fs/promises";
@@ -8,8 +8,10 @@ import { after, before, describe, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { WebSocketServer } from "ws";
 import { launch, missing, until } from "./browser.js";
+import { VIDEOS } from "./likes.js";
 
 const FILES = new URL("../../services/gateway/src/page/", import.meta.url);
+const PAGES = { "/": "index.html", "/counts": "counts.html", "/likes": "likes.html" };
 const KINDS = { html: "text/html", css: "text/css", js: "text/javascript" };
 const POLICY =
   "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; " +
@@ -28,6 +30,15 @@ class FakeGateway {
   /** A response to every handshake, and to every request for a document: {status, body}. */
   noSession = null;
   noData = null;
+  /** The open streams of results, by their path; what each begins with; and a response to every request for one: {status, body}. */
+  streams = new Map();
+  begins = { "/aggregated/stream": [["snapshot", []]], "/windows/stream": [] };
+  noStream = null;
+  /** The paths of the likes, and a response to each: {status, body}. */
+  likes = [];
+  noLikes = null;
+  /** The pages that this address does not have. */
+  without = [];
 
   constructor() {
     this.server = createServer((request, response) => this.#answer(request, response));
@@ -58,6 +69,11 @@ class FakeGateway {
     return JSON.stringify({ session_id: id, type: "SESSION", start: time("SESSION_START"), end: time("SESSION_END"), children });
   }
 
+  /** Sends an event to the newest stream of this path. */
+  emit(path, name, data) {
+    this.streams.get(path).write(`event: ${name}\ndata: ${JSON.stringify(data)}\n\n`);
+  }
+
   async #answer(request, response) {
     const { pathname, searchParams } = new URL(request.url, "http://fake");
     const id = searchParams.get("session_id");
@@ -72,17 +88,35 @@ class FakeGateway {
       }
       return response.writeHead(200, { etag, "content-type": "application/json" }).end(this.#document(id));
     }
-    const name = pathname === "/" ? "index.html" : pathname.slice(1);
+    if (pathname.endsWith("/likes") && request.method === "POST") {
+      this.likes.push(pathname);
+      if (this.noLikes) return response.writeHead(this.noLikes.status, { "content-type": "application/json" }).end(this.noLikes.body);
+      return response.writeHead(200, { "content-type": "application/json" }).end(`{"new video": "${pathname.split("/")[2]}"}`);
+    }
+    if (pathname === "/videos/metadata") {
+      if (this.noLikes?.status === 404) return response.writeHead(404).end(this.noLikes.body);
+      const titles = ["First video", "Second <b>video</b>"];
+      return response.writeHead(200).end(JSON.stringify(VIDEOS.map((id, index) => ({ unique_identifier: id, title: titles[index] }))));
+    }
+    if (pathname in this.begins) {
+      if (this.noStream) return response.writeHead(this.noStream.status).end(this.noStream.body);
+      response.writeHead(200, { "content-type": "text/event-stream" }).write("retry: 100\n\n");
+      this.streams.set(pathname, response);
+      return this.begins[pathname].forEach(([name, data]) => this.emit(pathname, name, data));
+    }
+    if (this.without.includes(pathname)) return response.writeHead(404).end();
+    const name = PAGES[pathname] ?? pathname.slice(1);
     const file = await readFile(new URL(name, FILES)).catch(() => null);
     if (!file) return response.writeHead(404).end();
     response.writeHead(200, { "content-type": KINDS[name.split(".").at(-1)], "content-security-policy": POLICY }).end(file);
   }
 }
 
-async function setUp(context, { viewport = { width: 1100, height: 800 }, colorScheme = "light" } = {}) {
+async function setUp(context, { viewport = { width: 1100, height: 800 }, colorScheme = "light", reducedMotion = "no-preference", path = "/", prepare = () => {} } = {}) {
   const fake = new FakeGateway();
+  prepare(fake);
   await new Promise((resolve) => fake.server.listen(0, "127.0.0.1", resolve));
-  const window = await browser.newContext({ viewport, colorScheme });
+  const window = await browser.newContext({ viewport, colorScheme, reducedMotion });
   const complaints = [];
   window.on("weberror", (error) => complaints.push(error.error().message));
   window.on("console", (line) => line.type() === "error" && /Content Security/.test(line.text()) && complaints.push(line.text()));
@@ -94,7 +128,7 @@ async function setUp(context, { viewport = { width: 1100, height: 800 }, colorSc
     assert.deepEqual(complaints, []);
   });
   const page = await window.newPage();
-  await page.goto(`http://127.0.0.1:${fake.server.address().port}/`);
+  await page.goto(`http://127.0.0.1:${fake.server.address().port}${path}`);
   return { fake, page };
 }
 
@@ -198,5 +232,144 @@ describe("the gateway's page", { skip }, () => {
     );
     assert.deepEqual(unnamed, []);
     await screenshot(page, "gateway-phone");
+  });
+});
+
+const PHONE = { viewport: { width: 360, height: 640 }, colorScheme: "dark" };
+async function fitsAPhone(page) {
+  const [content, window] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
+  assert.ok(content <= window, `${content} > ${window}`);
+  assert.equal(await page.evaluate(() => getComputedStyle(document.body).backgroundColor), "rgb(18, 23, 22)");
+}
+
+describe("the page of counts", { skip }, () => {
+  const STREAM = "/aggregated/stream";
+  const FOODS = [["pie", 36], ["fig <b>", 4], ["apple", 12], ["onion rings with a long name", 12]].map(([food, count]) => ({ count, food }));
+  const open = (context, options) => setUp(context, { path: "/counts", prepare: (fake) => (fake.begins[STREAM] = [["snapshot", FOODS]]), ...options });
+  const rows = (page) => page.locator("#rows > li").evaluateAll((items) => items.map((item) => item.textContent));
+  const changed = (page) => page.locator("#rows > .new .food").allTextContents();
+
+  test("the largest count is first, and what changes moves and is highlighted for a while", async (context) => {
+    const { fake, page } = await open(context);
+    await shows(page, "#state", "Live");
+    await shows(page, "#total", "64");
+    assert.deepEqual(await rows(page), ["pie36", "apple12", "onion rings with a long name12", "fig <b>4"]);
+    assert.deepEqual(await changed(page), []);
+    const widths = await page.locator("rect").evaluateAll((all) => all.map((one) => Number.parseFloat(one.getAttribute("width"))));
+    assert.deepEqual(widths.map(Math.round), [100, 33, 33, 11]);
+    fake.emit(STREAM, "change", [{ count: 40, food: "fig <b>" }, { count: 1, food: "nut" }]);
+    await shows(page, "#total", "101");
+    assert.deepEqual(await rows(page), ["fig <b>40", "pie36", "apple12", "onion rings with a long name12", "nut1"]);
+    assert.deepEqual(await changed(page), ["fig <b>", "nut"]);
+    await screenshot(page, "counts");
+    await until("the highlight ends", async () => (await changed(page)).length === 0);
+  });
+
+  test("a stream that ends is opened again, and a database that is away is said", async (context) => {
+    const { fake, page } = await open(context);
+    await shows(page, "#total", "64");
+    fake.emit(STREAM, "status", { source: "down", reason: "cannot read the counts" });
+    await shows(page, "#notice", "No new results at present: cannot read the counts.");
+    fake.emit(STREAM, "status", { source: "up" });
+    await shows(page, "#state", "Live");
+    fake.begins[STREAM] = [["snapshot", [{ count: 7, food: "soup" }]]];
+    fake.emit(STREAM, "bye", { reason: "drain", retry: 100 });
+    fake.streams.get(STREAM).end();
+    await shows(page, "#total", "7");
+    assert.deepEqual(await rows(page), ["soup7"]);
+    await shows(page, "#state", "Live");
+  });
+
+  test("without a database the page says so in a sentence", async (context) => {
+    const { page } = await open(context, { prepare: (fake) => (fake.noStream = { status: 501, body: '{"error":"this gateway has no database"}' }) });
+    await shows(page, "#notice", "this gateway has no database.");
+    await shows(page, "#state", "Off");
+    assert.equal(await page.locator("#rows").isVisible(), false);
+    await screenshot(page, "counts-off");
+  });
+
+  test("it fits a phone, in the dark, and moves nothing when that is asked for", async (context) => {
+    const { page } = await open(context, { ...PHONE, reducedMotion: "reduce" });
+    await shows(page, "#total", "64");
+    await fitsAPhone(page);
+    assert.equal(await page.locator("rect").first().evaluate((one) => getComputedStyle(one).transitionDuration), "0s");
+    await screenshot(page, "counts-phone");
+  });
+});
+
+describe("the page of likes", { skip }, () => {
+  const STREAM = "/windows/stream";
+  const SIZES = { "1min": 60, "5min": 300, "10min": 600 };
+  const start = ["start", { windows: Object.entries(SIZES).map(([type, seconds]) => ({ type, seconds })), interim: true }];
+  const now = 1_769_860_800_000; // a multiple of ten minutes
+  const result = (video, type, count, ago, final = true) => {
+    const size = SIZES[type] * 1000;
+    return { type, video_uid: VIDEOS[video], count, start: now - ago * size, end: now - ago * size + size, final };
+  };
+  const history = [1, 2, 3, 4, 5, 6, 7].map((ago) => result(0, "1min", 10 * ago, ago));
+  const snapshot = ["snapshot", [...history, result(0, "1min", 2, 0, false), result(0, "5min", 1_234, 0, false), result(1, "10min", 5, 1)]];
+  const open = (context, options) => setUp(context, { path: "/likes", prepare: (fake) => (fake.begins[STREAM] = [start, snapshot]), ...options });
+  const window = (page, video, index) => page.locator(".video").nth(video).locator(".window").nth(index);
+  const counts = (page, video) => page.locator(".video").nth(video).locator(".now strong").allTextContents();
+  const lines = (page, video, index) => window(page, video, index).locator("li span").allTextContents();
+
+  test("each video has its three counts so far and its last results, which link to their likes", async (context) => {
+    const { fake, page } = await open(context);
+    await shows(page, "#state", "Live");
+    assert.deepEqual(await page.locator(".video h2").allTextContents(), ["First video", "Second <b>video</b>"]);
+    assert.deepEqual(await counts(page, 0), ["2", "1,234", "0"]);
+    assert.deepEqual(await counts(page, 1), ["0", "0", "0"]);
+    assert.deepEqual(await lines(page, 0, 0), ["10", "20", "30", "40", "50", "60"]);
+    const link = window(page, 1, 2).locator("a");
+    assert.equal(await link.getAttribute("href"), `windows/10min/${now - 600_000}/${VIDEOS[1]}/messages`);
+    fake.emit(STREAM, "change", [result(0, "1min", 3, 0, false)]);
+    await until("the count rises", async () => (await counts(page, 0))[0] === "3");
+    await screenshot(page, "likes");
+    fake.emit(STREAM, "change", [result(0, "1min", 4, 0)]);
+    await until("the window is closed", async () => (await counts(page, 0))[0] === "0");
+    assert.deepEqual(await lines(page, 0, 0), ["4", "10", "20", "30", "40", "50"]);
+  });
+
+  test("without interim counts the open windows are unknown, not 0", async (context) => {
+    const prepare = (fake) => (fake.begins[STREAM] = [["start", { ...start[1], interim: false }], snapshot]);
+    const { page } = await open(context, { prepare });
+    await shows(page, "#state", "Live");
+    await until("they are unknown", async () => (await counts(page, 1)).join() === "–,–,–");
+    assert.deepEqual(await lines(page, 1, 2), ["5"]);
+  });
+
+  test("a like is published, and the page says what became of it", async (context) => {
+    const { fake, page } = await open(context);
+    const answer = page.locator(".answer").nth(1);
+    const likes = page.getByRole("button", { name: "Like Second <b>video</b>" });
+    await likes.click();
+    await until("it is published", async () => (await answer.textContent()) === "Kafka has your like; it is counted in a moment.");
+    assert.deepEqual(fake.likes, [`/videos/${VIDEOS[1]}/likes`]);
+    fake.noLikes = { status: 503, body: '{"error":"kafka did not acknowledge the message in time"}' };
+    await likes.click();
+    await until("it is not", async () => (await answer.textContent()) === "Your like was not published: kafka did not acknowledge the message in time.");
+    assert.equal(await likes.isDisabled(), false);
+  });
+
+  test("without likes the page says so in a sentence, and links only to the pages that are there", async (context) => {
+    const prepare = (fake) => {
+      fake.noLikes = { status: 404, body: '{"error":"this gateway takes no likes"}' };
+      fake.without = ["/"];
+    };
+    const { page } = await open(context, { prepare });
+    await shows(page, "#notice", "this gateway takes no likes.");
+    await until("the page of counts is linked", () => page.getByRole("link", { name: "Counts" }).isVisible());
+    assert.equal(await page.getByRole("link", { name: "Sessions" }).isVisible(), false);
+    await page.getByRole("link", { name: "Counts" }).click();
+    await shows(page, "h1", "Food Counts");
+  });
+
+  test("it fits a phone, in the dark, and every control has a name", async (context) => {
+    const { page } = await open(context, PHONE);
+    await shows(page, "#state", "Live");
+    await fitsAPhone(page);
+    const unnamed = await page.evaluate(() => [...document.querySelectorAll("a, button")].filter((e) => !e.textContent.trim()).length);
+    assert.equal(unnamed, 0);
+    await screenshot(page, "likes-phone");
   });
 });

@@ -4,23 +4,35 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Parser;
-use herald_events::KeyFormat;
+use herald_events::{KeyFormat, Windows};
 use herald_runtime::CommonArgs;
 use herald_runtime::config::{duration, invalid, secret};
 use herald_runtime::http::{Hosts, Origins};
 use herald_runtime::kafka::KafkaArgs;
 use store::{DatabaseUrl, Name};
 
+use crate::likes::Videos;
 use crate::publish::PublishTopics;
 use crate::rates::RateArgs;
 
-/// Publishes the session events that clients send over WebSocket to a Kafka topic.
+const DEFAULT_WINDOWS: &str = "1m=one_minute_aggregation_topic,5m=five_minute_aggregation_topic,10m=ten_minute_aggregation_topic";
+
+/// Publishes what clients send to Kafka (session events, messages, likes), and answers queries for the results.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "gateway", version)]
 pub struct Config {
     /// Address of the endpoints, for clients.
     #[arg(long, env, default_value = "[::]:8080")]
     pub listen: SocketAddr,
+
+    /// A second address, with the likes alone, which pages of any origin may use: `[::]:3000`. If not set, there is none.
+    #[arg(long, env)]
+    pub likes_listen: Option<SocketAddr>,
+
+    /// Another address, with the counts (`/aggregated`) alone, which pages of any origin may read: `[::]:5000`. If not set, there
+    /// is none.
+    #[arg(long, env)]
+    pub counts_listen: Option<SocketAddr>,
 
     #[command(flatten)]
     pub common: CommonArgs,
@@ -49,7 +61,7 @@ pub struct Config {
     #[arg(long, env, default_value = "75s", value_parser = duration)]
     pub keep_alive: Duration,
 
-    /// Maximum number of concurrent connections; more are rejected and told when to retry.
+    /// Maximum number of concurrent connections, of each address that is listened on; more are rejected and told when to retry.
     #[arg(long, env, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
 
@@ -86,12 +98,28 @@ pub struct Config {
     #[arg(long, env, default_value_t = 256 << 10, value_parser = clap::value_parser!(u32).range(1..=900 << 10))]
     pub max_publish_bytes: u32,
 
-    /// How long a message that is published over HTTP may wait for Kafka before its client receives status 503.
+    /// How long a message or a like that is published over HTTP may wait for Kafka before its client receives status 503.
     #[arg(long, env, default_value = "10s", value_parser = duration)]
     pub message_timeout: Duration,
 
-    /// Database that the projector writes to, for `GET /data`: sqlite:///path/to/file.db or
-    /// postgres://user:password@host:5432/database, with a role that may only read. If not set, there is no `GET /data`.
+    /// Topic that likes are published to, with `POST /videos/<identifier>/likes`. It must exist. If empty, there are no likes.
+    #[arg(long, env, default_value = "video_clicks_ingestion")]
+    pub likes_topic: String,
+
+    /// Topic that the projector puts the likes into by identifier, which results of windows are counted from.
+    #[arg(long, env, default_value = "video_clicks_partitioned")]
+    pub partitioned_likes_topic: String,
+
+    /// Sizes of the windows in which likes are counted, each with the topic of its results, as for the projector.
+    #[arg(long, env, default_value = DEFAULT_WINDOWS)]
+    pub windows: Windows,
+
+    /// Videos of `GET /videos/metadata` and of the page of likes: `identifier=title`, separated by commas.
+    #[arg(long, env, default_value_t)]
+    pub videos: Videos,
+
+    /// Database that the projector writes to, for `/data` and `/aggregated`: sqlite:///path/to/file.db or
+    /// postgres://user:password@host:5432/database, with a role that may only read. If not set, there are neither.
     #[arg(long, env, hide_env_values = true, value_parser = secret::<DatabaseUrl>())]
     pub database_url: Option<DatabaseUrl>,
 

@@ -7,7 +7,7 @@ use futures_util::TryStreamExt as _;
 use herald_events::SessionId;
 use herald_runtime::Readiness;
 use herald_runtime::http::{failure, unavailable};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
 use hyper::{HeaderMap, Method, StatusCode};
 use store::{Reader, SESSIONS};
 use sync_wrapper::SyncStream;
@@ -18,7 +18,7 @@ use warp::reply::Response;
 
 use crate::App;
 use crate::cursor::Cursor;
-use crate::http::{Query, text};
+use crate::http::{Query, method_not_allowed, text};
 
 /// The pause between two reads of the projector's position: the first one, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -35,10 +35,7 @@ pub async fn answer(
     headers: &HeaderMap,
 ) -> Response {
     if method != Method::GET && method != Method::HEAD {
-        let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, "read with GET");
-        let allow = HeaderValue::from_static("GET, HEAD");
-        response.headers_mut().insert(ALLOW, allow);
-        return response;
+        return method_not_allowed("GET, HEAD");
     }
     let request = query.session().and_then(|id| {
         let after = After::parse(query, &app.config.events_topic, app.config.max_wait)?;
@@ -139,13 +136,18 @@ impl After {
     /// Waits until the projector has committed the frame; `false` if it has not in time.
     async fn is_passed(&self, reader: &Reader, topic: &str) -> anyhow::Result<bool> {
         let Cursor {
-            partition, offset, ..
+            partition,
+            offset,
+            time,
+            ..
         } = self.cursor;
         let end = Instant::now() + self.wait;
         let mut pause = FIRST_PAUSE;
         loop {
             let begun = Instant::now();
-            let passed = reader.has_passed(SESSIONS, topic, partition, offset).await;
+            let passed = reader
+                .has_passed(SESSIONS, topic, partition, offset, time)
+                .await;
             // The database may come back, or the projector create its tables, in time.
             if begun >= end || passed.as_ref().is_ok_and(|&passed| passed) {
                 return passed;

@@ -1,4 +1,4 @@
-//! The routes, and the checks that every request passes first.
+//! Every address on one screen: what each listener serves, and the checks that every request passes first.
 
 use std::convert::Infallible;
 use std::str::Utf8Error;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use herald_events::SessionId;
 use herald_runtime::http::{Connection, RequestId, cors, failure, unavailable};
 use hyper::body::Incoming;
-use hyper::header::{CACHE_CONTROL, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION};
+use hyper::header::{ALLOW, CACHE_CONTROL, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION};
 use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
 use tracing::Instrument as _;
@@ -17,10 +17,98 @@ use warp::reply::Response;
 use crate::App;
 use crate::kafka::{Origin, traceparent};
 use crate::rates::{Client, Kind};
-use crate::{data, page, publish, websocket};
+use crate::{counts, data, likes, messages, page, publish, sse, websocket, windows};
+
+/// What a listener serves, and to whose pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everything, to pages of the configured origins.
+    All,
+    /// The likes with their page, to pages of any origin.
+    Likes,
+    /// The counts, to pages of any origin: they name no person, and the response never has cookies.
+    Counts,
+}
+
+impl Scope {
+    fn serves(self, endpoint: &Endpoint) -> bool {
+        match self {
+            Self::All => true,
+            Self::Likes => match endpoint {
+                Endpoint::Like(_)
+                | Endpoint::Videos
+                | Endpoint::Windows
+                | Endpoint::Messages(_)
+                | Endpoint::Other => true,
+                Endpoint::File(path) => page::is_of_likes(path),
+                _ => false,
+            },
+            Self::Counts => matches!(
+                endpoint,
+                Endpoint::Counts | Endpoint::CountsStream | Endpoint::Other
+            ),
+        }
+    }
+}
+
+/// Every address.
+#[derive(Debug, PartialEq, Eq)]
+enum Endpoint<'a> {
+    /// `/websocket`.
+    Frames,
+    /// `/data`.
+    Document,
+    /// `/topics/<topic>/messages`.
+    Topic(&'a str),
+    /// `/videos/<identifier>/likes`; the identifier as it is in the path.
+    Like(&'a str),
+    /// `/videos/metadata`.
+    Videos,
+    /// `/aggregated`.
+    Counts,
+    /// `/aggregated/stream`.
+    CountsStream,
+    /// `/windows/stream`.
+    Windows,
+    /// `/windows/<window>/<start>/<identifier>/messages`; the segments as they are in the path.
+    Messages([&'a str; 3]),
+    /// A file of a page.
+    File(&'a str),
+    /// Nothing.
+    Other,
+}
+
+impl<'a> Endpoint<'a> {
+    fn of(path: &'a str) -> Self {
+        let segments: Vec<&str> = path.split('/').skip(1).collect();
+        match segments[..] {
+            ["websocket"] => Self::Frames,
+            ["data"] => Self::Document,
+            ["topics", topic, "messages"] if !topic.is_empty() => Self::Topic(topic),
+            // The original's API was at /dev.
+            ["videos", "metadata"] | ["dev", "videos", "metadata"] => Self::Videos,
+            ["videos", id, "likes"] | ["dev", "videos", id, "likes"] => Self::Like(id),
+            ["aggregated"] => Self::Counts,
+            ["aggregated", "stream"] => Self::CountsStream,
+            ["windows", "stream"] => Self::Windows,
+            ["windows", window, start, id, "messages"] => Self::Messages([window, start, id]),
+            _ if page::exists(path) => Self::File(path),
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether the response is a stream of server-sent events. A browser does not reconnect after a status other than 200.
+    fn is_stream(&self) -> bool {
+        matches!(self, Self::CountsStream | Self::Windows)
+    }
+}
 
 /// Answers one request, with its id. Every log line of it has the id, and that of its session.
-pub async fn answer(app: Arc<App>, request: Request<Incoming>) -> Result<Response, Infallible> {
+pub async fn answer(
+    app: Arc<App>,
+    scope: Scope,
+    request: Request<Incoming>,
+) -> Result<Response, Infallible> {
     let id = RequestId::of(request.headers());
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let session = query.as_ref().ok().and_then(|query| query.session().ok());
@@ -32,7 +120,7 @@ pub async fn answer(app: Arc<App>, request: Request<Incoming>) -> Result<Respons
     );
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let answered = async {
-        let response = respond(app, request, query, id).await;
+        let response = respond(app, scope, request, query, id).await;
         let status = response.status().as_u16();
         tracing::debug!(%method, path, status, "request");
         response
@@ -42,80 +130,97 @@ pub async fn answer(app: Arc<App>, request: Request<Incoming>) -> Result<Respons
 
 async fn respond(
     app: Arc<App>,
-    mut request: Request<Incoming>,
+    scope: Scope,
+    request: Request<Incoming>,
     query: Result<Query, Utf8Error>,
     id: RequestId,
 ) -> Response {
     let path = request.uri().path().to_owned();
-    let allow = app.config.allowed_origins.allow_header(request.headers());
+    let endpoint = Endpoint::of(&path);
+    let endpoint = if scope.serves(&endpoint) {
+        endpoint
+    } else {
+        Endpoint::Other
+    };
+    let (hosts, origins) = match scope {
+        Scope::All => (&app.config.allowed_hosts, &app.config.allowed_origins),
+        Scope::Likes | Scope::Counts => (&app.any_host, &app.any_origin),
+    };
+    let allow = origins.allow_header(request.headers());
     let client = app.rates.client(&request);
-    let kind = match path.as_str() {
-        "/websocket" => Kind::Connections,
+    let kind = match endpoint {
+        Endpoint::Frames => Kind::Connections,
         _ => Kind::Requests,
     };
-    let rejected = reject(&app, &request).or_else(|| app.rates.reject(&client, kind, 1));
+    let rejected = cors::reject(hosts, origins, &request)
+        .or_else(|| full(&app, &request, &endpoint))
+        .or_else(|| app.rates.reject(&client, kind, 1));
     let mut response = match (rejected, query) {
         (Some(response), _) => response,
         (None, Err(_)) => text(StatusCode::BAD_REQUEST, "the query is not UTF-8".to_owned()),
-        (None, Ok(query)) => match publish::topic(&path) {
-            Some(topic) => publish::answer(&app, topic, request, &client, &id).await,
-            None => route(&app, &mut request, &query, client, &id).await,
-        },
+        (None, Ok(query)) => route(&app, endpoint, request, &query, client, &id).await,
     };
     let exposed = "date, etag, retry-after, x-request-id";
     cors::add_headers(response.headers_mut(), id, allow, exposed);
     response
 }
 
-/// The response to a request that must not reach an endpoint.
-fn reject(app: &App, request: &Request<Incoming>) -> Option<Response> {
-    if let Some(response) = cors::reject(
-        &app.config.allowed_hosts,
-        &app.config.allowed_origins,
-        request,
-    ) {
-        return Some(response);
-    }
+/// The response while this replica is full, or shutting down.
+fn full(app: &App, request: &Request<Incoming>, endpoint: &Endpoint) -> Option<Response> {
     let connection = request.extensions().get::<Arc<Connection>>();
-    if connection.is_some_and(|connection| connection.overload) {
-        app.server_metrics.rejected("overload");
-        return Some(unavailable(
-            "this replica is full; try again in a moment",
-            2,
-        ));
-    }
-    if app.drain.is_rejecting() {
-        app.server_metrics.rejected("drain");
-        return Some(unavailable(
-            "this replica is shutting down; try again in a moment",
-            2,
-        ));
-    }
-    None
+    let overload = connection.is_some_and(|connection| connection.overload);
+    let (reason, sentence) = if overload {
+        ("overload", "this replica is full; try again in a moment")
+    } else if app.drain.is_rejecting() {
+        let sentence = "this replica is shutting down; try again in a moment";
+        ("drain", sentence)
+    } else {
+        return None;
+    };
+    app.server_metrics.rejected(reason);
+    Some(if endpoint.is_stream() {
+        sse::reject(reason)
+    } else {
+        unavailable(sentence, 2)
+    })
 }
 
 async fn route(
+    app: &Arc<App>,
+    endpoint: Endpoint<'_>,
+    mut request: Request<Incoming>,
+    query: &Query,
+    client: Client,
+    id: &RequestId,
+) -> Response {
+    let (method, headers) = (request.method(), request.headers());
+    match endpoint {
+        Endpoint::Frames => frames(app, &mut request, query, client, id),
+        Endpoint::Document => data::answer(app, method, query, headers).await,
+        Endpoint::Topic(topic) => publish::answer(app, topic, request, &client, id).await,
+        Endpoint::Like(segment) => likes::like(app, segment, method, headers, id).await,
+        Endpoint::Videos => likes::videos(app, method),
+        Endpoint::Counts => counts::answer(app, method, query).await,
+        Endpoint::CountsStream => counts::stream(app, method, headers),
+        Endpoint::Windows => windows::stream(app, method, query, headers),
+        Endpoint::Messages(segments) => messages::answer(app, segments, method, headers).await,
+        Endpoint::File(path) => page::file(method, path),
+        Endpoint::Other => failure(
+            StatusCode::NOT_FOUND,
+            "there is nothing at this address; /openapi.json lists the endpoints",
+        ),
+    }
+}
+
+fn frames(
     app: &Arc<App>,
     request: &mut Request<Incoming>,
     query: &Query,
     client: Client,
     id: &RequestId,
 ) -> Response {
-    if let Some(response) = page::file(request.method(), request.uri().path()) {
-        return response;
-    }
-    if request.uri().path() == "/data" {
-        let (method, headers) = (request.method(), request.headers());
-        return data::answer(app, method, query, headers).await;
-    }
-    if request.uri().path() != "/websocket" {
-        return failure(
-            StatusCode::NOT_FOUND,
-            "there is nothing at this address; /openapi.json lists the endpoints",
-        );
-    }
     if request.method() != Method::GET {
-        return failure(StatusCode::METHOD_NOT_ALLOWED, "connect with GET");
+        return method_not_allowed("GET");
     }
     let session = match query.session() {
         Ok(session) => session,
@@ -140,6 +245,15 @@ async fn route(
     websocket::answer(app, origin, client, ack, key, upgrade)
 }
 
+/// 405 with the methods of the endpoint.
+pub fn method_not_allowed(methods: &'static str) -> Response {
+    let sentence = format!("this endpoint only supports {methods}");
+    let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, &sentence);
+    let allow = HeaderValue::from_static(methods);
+    response.headers_mut().insert(ALLOW, allow);
+    response
+}
+
 /// The parameters of a request.
 pub struct Query(Vec<(String, String)>);
 
@@ -156,6 +270,12 @@ impl Query {
     pub fn get(&self, name: &str) -> Option<&str> {
         let mut named = self.0.iter().filter(|(key, _)| key == name);
         named.next().map(|(_, value)| value.as_str())
+    }
+
+    /// All values of this name.
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        let named = self.0.iter().filter(move |(key, _)| key == name);
+        named.map(|(_, value)| value.as_str())
     }
 
     /// # Errors
@@ -176,4 +296,52 @@ pub fn text(status: StatusCode, sentence: String) -> Response {
         .headers_mut()
         .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_one_endpoint() {
+        assert_eq!(Endpoint::of("/topics/a/messages"), Endpoint::Topic("a"));
+        assert_eq!(Endpoint::of("/videos/a/likes"), Endpoint::Like("a"));
+        assert_eq!(
+            Endpoint::of("/dev/videos/a%2F/likes"),
+            Endpoint::Like("a%2F")
+        );
+        assert_eq!(Endpoint::of("/dev/videos/metadata"), Endpoint::Videos);
+        let messages = Endpoint::Messages(["1min", "0", "a"]);
+        assert_eq!(Endpoint::of("/windows/1min/0/a/messages"), messages);
+        for other in [
+            "/topics//messages",
+            "/topics/a/b/messages",
+            "/topics/a",
+            "/topics",
+            "/videos/a/b/likes",
+            "/dev/aggregated",
+            "/aggregated/",
+            "",
+        ] {
+            assert_eq!(Endpoint::of(other), Endpoint::Other, "{other}");
+        }
+    }
+
+    #[test]
+    fn the_listeners_of_likes_and_counts_serve_nothing_else() {
+        for path in [
+            "/data",
+            "/websocket",
+            "/topics/a/messages",
+            "/",
+            "/aggregated",
+        ] {
+            assert!(!Scope::Likes.serves(&Endpoint::of(path)), "{path}");
+        }
+        for path in ["/likes", "/page.css", "/videos/a/likes", "/windows/stream"] {
+            assert!(Scope::Likes.serves(&Endpoint::of(path)), "{path}");
+            assert!(!Scope::Counts.serves(&Endpoint::of(path)), "{path}");
+        }
+        assert!(Scope::Counts.serves(&Endpoint::of("/aggregated")));
+    }
 }

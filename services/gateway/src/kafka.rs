@@ -1,4 +1,7 @@
-//! The Kafka producer: idempotent, acknowledged by all replicas, in order per session.
+//! Kafka: how it is read in `log`, and here the producer of frames: idempotent, acknowledged by all replicas, in order per session.
+
+pub mod log;
+pub mod murmur2;
 
 use std::time::Duration;
 

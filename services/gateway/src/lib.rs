@@ -1,25 +1,31 @@
-//! Session events from clients to Kafka: each valid frame of a WebSocket becomes one record, in the order of its session. The
-//! documents that the projector computes from them are read back with `GET /data`.
+//! What clients send goes to Kafka: session events, each valid frame of a WebSocket one record, in the order of its session; and
+//! messages and likes over HTTP. What the projector computes from it is read back: documents, counts and windows.
 
 mod address;
 mod config;
+mod counts;
 mod cursor;
 mod data;
 mod http;
 mod in_flight;
 mod kafka;
+mod likes;
+mod messages;
 mod metrics;
 mod page;
 mod publish;
 mod rates;
+mod sse;
 mod websocket;
+mod windows;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use futures_util::future::select_all;
 use herald_runtime::http::server::{self, Limits, ServerMetrics, Stop};
-use herald_runtime::http::{Connections, Drain};
+use herald_runtime::http::{Connections, Drain, Hosts, Origins};
 use herald_runtime::{Readiness, admin, task_ended};
 use store::Reader;
 use tokio::net::TcpListener;
@@ -27,9 +33,13 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+use tracing::field::display;
 
 pub use crate::config::Config;
+use crate::http::Scope;
 use crate::kafka::Kafka;
+use crate::kafka::log::Log;
+use crate::messages::Messages;
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
 use crate::rates::Rates;
@@ -38,6 +48,10 @@ use crate::rates::Rates;
 pub struct Listeners {
     /// For clients.
     pub public: TcpListener,
+    /// For clients of the likes alone.
+    pub likes: Option<TcpListener>,
+    /// For clients of the counts alone.
+    pub counts: Option<TcpListener>,
     /// For operators: health and metrics.
     pub admin: TcpListener,
 }
@@ -49,6 +63,14 @@ struct App {
     publisher: Publisher,
     /// `None` without a database.
     reader: Option<Reader>,
+    /// `None` without a database.
+    counts: Option<Arc<counts::Feed>>,
+    /// `None` without likes.
+    windows: Option<Arc<windows::Feed>>,
+    messages: Messages,
+    /// For the listeners that pages of any origin may use, under whatever name of a host.
+    any_host: Hosts,
+    any_origin: Origins,
     rates: Arc<Rates>,
     drain: Drain,
     metrics: Metrics,
@@ -84,8 +106,11 @@ struct Gateway {
     watching: JoinHandle<()>,
     checking: JoinHandle<()>,
     pruning: JoinHandle<()>,
+    /// Cancelled when what feeds the streams of results has failed.
+    feeds: CancellationToken,
     admin: JoinHandle<()>,
-    accept: JoinHandle<()>,
+    /// One accept loop for each public listener.
+    accept: Vec<JoinHandle<()>>,
     connections: Connections,
     /// Stops accepting, then the connections.
     stop: Stop,
@@ -99,11 +124,13 @@ impl Gateway {
         let server_metrics =
             ServerMetrics::new(&metrics.registry).context("cannot register the metrics")?;
         let readiness = Readiness::new();
-        if let (Ok(public), Ok(admin)) =
-            (listeners.public.local_addr(), listeners.admin.local_addr())
-        {
-            tracing::info!(%public, %admin, "listening");
-        }
+        let Listeners {
+            public,
+            likes,
+            counts,
+            admin,
+        } = listeners;
+        log_addresses(&public, likes.as_ref(), counts.as_ref(), &admin);
         let kafka = Kafka::new(&config)?;
         let publisher = Publisher::new(&config)?;
         let largest = config.max_frame_bytes.max(config.max_publish_bytes);
@@ -111,7 +138,7 @@ impl Gateway {
         metrics.registry.register(Box::new(rates.metric()))?;
         let observing = CancellationToken::new();
         let admin = tokio::spawn(admin::serve(
-            listeners.admin,
+            admin,
             readiness.clone(),
             metrics.registry.clone(),
             observing.clone(),
@@ -125,9 +152,19 @@ impl Gateway {
         let reader = url.map(|url| Reader::new(url, &config.database_schema));
         let checking = tokio::spawn(data::watch(reader.clone(), readiness.clone()));
         let pruning = tokio::spawn(rates.clone().prune());
+        let log = Log::new(&config)?;
+        let feeds = CancellationToken::new();
+        let windows = windows::Feed::new(log.clone(), config.windows.clone(), feeds.clone());
+        let count_feed = |reader| Arc::new(counts::Feed::new(reader, feeds.clone()));
+        let any_origin = Origins::parse("*").map_err(anyhow::Error::msg)?;
         let app = Arc::new(App {
             kafka,
             publisher,
+            counts: reader.clone().map(count_feed),
+            windows: (!config.likes_topic.is_empty()).then(|| Arc::new(windows)),
+            messages: Messages::new(log),
+            any_host: Hosts::default(),
+            any_origin,
             reader,
             rates,
             drain: Drain::new(config.drain_window),
@@ -137,19 +174,30 @@ impl Gateway {
             config,
         });
         let (stop, connections) = (Stop::default(), Connections::default());
-        let answer = {
-            let app = app.clone();
-            move |request| http::answer(app.clone(), request)
-        };
-        let accept = tokio::spawn(server::serve(
-            listeners.public,
-            Limits::new(app.config.max_connections as usize, app.config.keep_alive),
-            connections.clone(),
-            server_metrics,
-            answer,
-            app.tasks.clone(),
-            stop.clone(),
-        ));
+        let public = [
+            (Some(public), Scope::All),
+            (likes, Scope::Likes),
+            (counts, Scope::Counts),
+        ];
+        let public = public
+            .into_iter()
+            .filter_map(|(listener, scope)| Some((listener?, scope)));
+        let accept = public.map(|(listener, scope)| {
+            let answer = {
+                let app = app.clone();
+                move |request| http::answer(app.clone(), scope, request)
+            };
+            tokio::spawn(server::serve(
+                listener,
+                Limits::new(app.config.max_connections as usize, app.config.keep_alive),
+                connections.clone(),
+                server_metrics.clone(),
+                answer,
+                app.tasks.clone(),
+                stop.clone(),
+            ))
+        });
+        let accept = accept.collect();
         Ok(Self {
             app,
             readiness,
@@ -157,6 +205,7 @@ impl Gateway {
             watching,
             checking,
             pruning,
+            feeds,
             admin,
             accept,
             connections,
@@ -175,8 +224,11 @@ impl Gateway {
             ended = &mut self.watching => ("the topic watcher", ended.err()),
             ended = &mut self.checking => ("the database watcher", ended.err()),
             ended = &mut self.pruning => ("the rate limits", ended.err()),
+            () = self.feeds.cancelled() => {
+                return anyhow::anyhow!("the reader of results failed");
+            }
             ended = &mut self.admin => ("the admin server", ended.err()),
-            ended = &mut self.accept => ("the accept loop", ended.err()),
+            (ended, ..) = select_all(&mut self.accept) => ("the accept loop", ended.err()),
         };
         task_ended(task, reason)
     }
@@ -194,7 +246,9 @@ impl Gateway {
         tracing::info!(delay = ?config.drain_delay, window = ?config.drain_window, "draining");
         tokio::time::sleep(config.drain_delay).await;
         self.stop.shutdown.cancel();
-        _ = self.accept.await;
+        for accept in self.accept {
+            _ = accept.await;
+        }
         app.drain.end();
         self.stop.closing.cancel();
         app.tasks.close();
@@ -221,9 +275,53 @@ impl Gateway {
     }
 }
 
+fn log_addresses(
+    public: &TcpListener,
+    likes: Option<&TcpListener>,
+    counts: Option<&TcpListener>,
+    admin: &TcpListener,
+) {
+    let address = |listener: &TcpListener| listener.local_addr().ok().map(display);
+    tracing::info!(
+        public = address(public),
+        likes = likes.and_then(address),
+        counts = counts.and_then(address),
+        admin = address(admin),
+        "listening"
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A gateway without Kafka.
+    async fn gateway() -> Gateway {
+        let args = ["gateway", "--kafka-bootstrap-servers", "127.0.0.1:1"];
+        let config: Config = herald_runtime::config::parse_from(&args).unwrap();
+        let listen = || TcpListener::bind("127.0.0.1:0");
+        let listeners = Listeners {
+            public: listen().await.unwrap(),
+            likes: Some(listen().await.unwrap()),
+            counts: Some(listen().await.unwrap()),
+            admin: listen().await.unwrap(),
+        };
+        Gateway::start(config, listeners).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_service_ends_with_a_reason_when_the_reader_of_results_panics() {
+        let mut gateway = gateway().await;
+        let guard = gateway.feeds.clone().drop_guard();
+        let reader = tokio::spawn(async move {
+            let _guard = guard;
+            panic!("a bug");
+        });
+        assert!(reader.await.is_err());
+        let reason = timeout(Duration::from_secs(5), gateway.failed()).await;
+        let reason = reason.expect("it is noticed").to_string();
+        assert_eq!(reason, "the reader of results failed");
+    }
 
     #[tokio::test]
     async fn the_service_ends_with_a_reason_when_a_task_that_it_needs_ends() {
@@ -240,17 +338,12 @@ mod tests {
             }),
             ("the rate limits", |gateway| gateway.pruning.abort_handle()),
             ("the admin server", |gateway| gateway.admin.abort_handle()),
-            ("the accept loop", |gateway| gateway.accept.abort_handle()),
+            ("the accept loop", |gateway| {
+                gateway.accept[1].abort_handle()
+            }),
         ];
         for (name, task) in tasks {
-            let args = ["gateway", "--kafka-bootstrap-servers", "127.0.0.1:1"];
-            let config: Config = herald_runtime::config::parse_from(&args).unwrap();
-            let listen = || TcpListener::bind("127.0.0.1:0");
-            let listeners = Listeners {
-                public: listen().await.unwrap(),
-                admin: listen().await.unwrap(),
-            };
-            let mut gateway = Gateway::start(config, listeners).unwrap();
+            let mut gateway = gateway().await;
             let running = timeout(Duration::from_millis(100), gateway.failed()).await;
             assert!(running.is_err(), "{name}: {running:?}");
             task(&gateway).abort();

@@ -1,6 +1,6 @@
 //! The gateway's metrics.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -17,6 +17,12 @@ pub struct Metrics {
     pub paused: IntGauge,
     /// Messages of HTTP clients that Kafka has not acknowledged, by reason.
     pub messages_failed: IntCounterVec,
+    /// Likes that Kafka has acknowledged.
+    pub likes: IntCounter,
+    /// Likes that Kafka has not acknowledged, by reason.
+    pub likes_failed: IntCounterVec,
+    /// Streams of results that are open, by what they show: `aggregated` or `windows`.
+    pub streams: IntGaugeVec,
     /// Invalid frames, by the rule that they break.
     pub invalid: IntCounterVec,
     /// Connections that were closed, by reason.
@@ -51,6 +57,24 @@ impl Metrics {
                 ),
                 &["reason"],
             )?,
+            likes: IntCounter::new(
+                "herald_gateway_likes_published_total",
+                "likes acknowledged by Kafka",
+            )?,
+            likes_failed: IntCounterVec::new(
+                Opts::new(
+                    "herald_gateway_likes_failed_total",
+                    "likes that Kafka has not acknowledged, by reason",
+                ),
+                &["reason"],
+            )?,
+            streams: IntGaugeVec::new(
+                Opts::new(
+                    "herald_gateway_streams",
+                    "streams of results open now, by what they show",
+                ),
+                &["of"],
+            )?,
             invalid: IntCounterVec::new(
                 Opts::new(
                     "herald_gateway_frames_invalid_total",
@@ -84,6 +108,13 @@ impl Metrics {
         metrics
             .registry
             .register(Box::new(metrics.messages_failed.clone()))?;
+        metrics.registry.register(Box::new(metrics.likes.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.likes_failed.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.streams.clone()))?;
         metrics
             .registry
             .register(Box::new(metrics.invalid.clone()))?;

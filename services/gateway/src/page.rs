@@ -1,12 +1,13 @@
-//! The page to try the gateway, and the description of its endpoints; both are embedded in the binary.
+//! The pages, and the description of the endpoints; all are embedded in the binary.
 
-use herald_runtime::http::failure;
+use hyper::Method;
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY,
 };
-use hyper::{Method, StatusCode};
 use warp::Reply as _;
 use warp::reply::Response;
+
+use crate::http::method_not_allowed;
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
@@ -21,7 +22,32 @@ const FILES: &[(&str, &str, &str)] = &[
         "text/css; charset=utf-8",
         include_str!("page/page.css"),
     ),
+    (
+        "/counts",
+        "text/html; charset=utf-8",
+        include_str!("page/counts.html"),
+    ),
+    (
+        "/counts.css",
+        "text/css; charset=utf-8",
+        include_str!("page/counts.css"),
+    ),
+    ("/counts.js", JAVASCRIPT, include_str!("page/counts.js")),
+    (
+        "/likes",
+        "text/html; charset=utf-8",
+        include_str!("page/likes.html"),
+    ),
+    (
+        "/likes.css",
+        "text/css; charset=utf-8",
+        include_str!("page/likes.css"),
+    ),
+    ("/likes.js", JAVASCRIPT, include_str!("page/likes.js")),
+    ("/nav.js", JAVASCRIPT, include_str!("page/nav.js")),
+    ("/stream.js", JAVASCRIPT, include_str!("page/stream.js")),
     ("/page.js", JAVASCRIPT, include_str!("page/page.js")),
+    ("/sentence.js", JAVASCRIPT, include_str!("page/sentence.js")),
     ("/session.js", JAVASCRIPT, include_str!("page/session.js")),
     ("/data.js", JAVASCRIPT, include_str!("page/data.js")),
     ("/words.js", JAVASCRIPT, include_str!("page/words.js")),
@@ -32,20 +58,38 @@ const FILES: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// The files of the page of likes, which its own listener serves too.
+const OF_LIKES: &[&str] = &[
+    "/likes",
+    "/page.css",
+    "/likes.css",
+    "/likes.js",
+    "/stream.js",
+    "/nav.js",
+    "/sentence.js",
+];
+
 /// Scripts, styles and connections of our own origin and nothing else, so that an event can never become code.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The file at this path, if there is one. A HEAD is answered like a GET; hyper omits the body.
-pub fn file(method: &Method, path: &str) -> Option<Response> {
-    let &(_, kind, text) = FILES.iter().find(|(name, ..)| *name == path)?;
+/// Whether a file is at this path.
+pub fn exists(path: &str) -> bool {
+    FILES.iter().any(|(name, ..)| *name == path)
+}
+
+/// Whether the page of likes consists of this file, among others.
+pub fn is_of_likes(path: &str) -> bool {
+    OF_LIKES.contains(&path)
+}
+
+/// The file at this path; there must be one. A HEAD is answered like a GET; hyper omits the body.
+pub fn file(method: &Method, path: &str) -> Response {
     if method != Method::GET && method != Method::HEAD {
-        let sentence = "this endpoint only supports GET";
-        let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, sentence);
-        let allow = HeaderValue::from_static("GET, HEAD");
-        response.headers_mut().insert(ALLOW, allow);
-        return Some(response);
+        return method_not_allowed("GET, HEAD");
     }
+    let found = FILES.iter().find(|(name, ..)| *name == path);
+    let &(_, kind, text) = found.expect("the path is that of a file");
     let mut response = text.into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -53,7 +97,7 @@ pub fn file(method: &Method, path: &str) -> Option<Response> {
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     // The files change with the binary, but their names stay the same.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    Some(response)
+    response
 }
 
 #[cfg(test)]
@@ -85,23 +129,38 @@ mod tests {
                 (name.ends_with(".js") || name.ends_with(".css")).then_some(name)
             });
             for name in loaded {
-                assert!(file(&Method::GET, &format!("/{name}")).is_some(), "{name}");
+                assert!(exists(&format!("/{name}")), "{name}");
             }
         }
-        assert!(file(&Method::GET, "/other").is_none());
-        let posted = file(&Method::POST, "/").unwrap();
-        assert_eq!(posted.status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert!(!exists("/other"));
+        assert_eq!(file(&Method::POST, "/").status(), 405);
     }
 
     #[test]
     fn no_script_and_no_style_is_inline_and_nothing_is_loaded_from_elsewhere() {
-        let html = include_str!("page/index.html");
-        for inline in ["<style", "style=", "onclick", "https://"] {
-            assert!(!html.contains(inline), "{inline}");
+        for (name, _, html) in FILES.iter().filter(|(_, kind, _)| kind.contains("html")) {
+            for inline in ["<style", "style=", "onclick", "https://"] {
+                assert!(!html.contains(inline), "{name}: {inline}");
+            }
+            assert_eq!(
+                html.matches("<script").count(),
+                html.matches("<script type=\"module\" src=").count(),
+                "{name}"
+            );
         }
-        assert_eq!(
-            html.matches("<script").count(),
-            html.matches("<script type=\"module\" src=").count()
-        );
+    }
+
+    #[test]
+    fn the_listener_of_likes_serves_all_that_their_page_loads() {
+        for path in OF_LIKES {
+            assert!(exists(path), "{path}");
+            let (_, _, text) = FILES.iter().find(|(name, ..)| name == path).unwrap();
+            for part in text.split('"') {
+                let name = part.strip_prefix("./").unwrap_or(part);
+                if name.ends_with(".js") || name.ends_with(".css") {
+                    assert!(is_of_likes(&format!("/{name}")), "{name}");
+                }
+            }
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! `POST /topics/<topic>/messages`: any program that can send HTTP publishes to the topics of `--publish-topics`.
+//! `POST /topics/<topic>/messages`: any program that can send HTTP publishes to the topics of `--publish-topics`. Likes go through
+//! the same [`Publisher`].
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -8,8 +9,9 @@ use herald_runtime::http::{Action, RequestId, authorize, failure, unavailable};
 use herald_runtime::kafka::{Context, create};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE};
 use hyper::{Method, Request, StatusCode};
+use prometheus::IntCounterVec;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::future_producer::Delivery;
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -19,6 +21,7 @@ use tokio::time::timeout;
 use warp::Reply as _;
 use warp::reply::Response;
 
+use crate::http::method_not_allowed;
 use crate::kafka::{RESERVED, cloud_event, traceparent};
 use crate::rates::{Client, Kind};
 use crate::{App, Config};
@@ -53,12 +56,14 @@ impl FromStr for PublishTopics {
     }
 }
 
-/// Publishes the messages of HTTP clients. Its producer is not that of the frames, whose records never expire: a message that the
+/// Publishes the messages and the likes of HTTP clients. Its producer is not that of the frames, whose records never expire: a message that the
 /// client was told is not acknowledged must not be published minutes later.
 pub struct Publisher {
-    /// `None` if no topic may be published to.
+    /// `None` if there are neither topics that may be published to nor likes.
     pub producer: Option<FutureProducer<Context>>,
     topics: PublishTopics,
+    /// How long a record may wait for Kafka.
+    wait: Duration,
     /// Kilobytes of bodies that may be in memory.
     room: Semaphore,
 }
@@ -80,7 +85,7 @@ impl Publisher {
             ("topic.metadata.propagation.max.ms", "2000"),
         ];
         let topics = config.publish_topics.clone();
-        let producer = if topics.0.is_empty() {
+        let producer = if topics.0.is_empty() && config.likes_topic.is_empty() {
             None
         } else {
             let client = config
@@ -91,15 +96,30 @@ impl Publisher {
         Ok(Self {
             producer,
             topics,
+            wait: config.message_timeout,
             room: Semaphore::new(config.total_buffer_kbytes as usize),
         })
     }
-}
 
-/// The topic of a path such as `/topics/dev-topic/messages`.
-pub fn topic(path: &str) -> Option<&str> {
-    let topic = path.strip_prefix("/topics/")?.strip_suffix("/messages")?;
-    (!topic.is_empty() && !topic.contains('/')).then_some(topic)
+    /// Waits until Kafka has acknowledged the record.
+    pub async fn deliver(
+        &self,
+        record: FutureRecord<'_, String, [u8]>,
+    ) -> Result<Delivery, RDKafkaErrorCode> {
+        let code = |error: &KafkaError| {
+            let code = error.rdkafka_error_code();
+            code.unwrap_or(RDKafkaErrorCode::Fail)
+        };
+        let producer = self.producer.as_ref().ok_or(RDKafkaErrorCode::Fail)?;
+        let delivery = producer
+            .send_result(record)
+            .map_err(|(error, _)| code(&error))?;
+        // librdkafka expires messages once a second, and waits for a request that is under way.
+        match timeout(self.wait + Duration::from_secs(2), delivery).await {
+            Ok(Ok(result)) => result.map_err(|(error, _)| code(&error)),
+            Ok(Err(_)) | Err(_) => Err(RDKafkaErrorCode::MessageTimedOut),
+        }
+    }
 }
 
 /// Answers after Kafka has acknowledged the message.
@@ -123,18 +143,15 @@ async fn publish(
     id: &RequestId,
 ) -> Result<Response, Response> {
     if request.method() != Method::POST {
-        let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, "publish with POST");
-        let allow = HeaderValue::from_static("POST");
-        response.headers_mut().insert(ALLOW, allow);
-        return Err(response);
+        return Err(method_not_allowed("POST"));
     }
     let publisher = &app.publisher;
     let listed = publisher.topics.0.iter().any(|name| name == topic);
-    let Some(producer) = publisher.producer.as_ref().filter(|_| listed) else {
+    if !listed {
         let sentence =
             format!("topic {topic:?} cannot be published to; add it to --publish-topics");
         return Err(failure(StatusCode::NOT_FOUND, &sentence));
-    };
+    }
     if let Err(sentence) = authorize(request.headers(), Action::Write, topic) {
         return Err(failure(StatusCode::FORBIDDEN, &sentence));
     }
@@ -147,9 +164,10 @@ async fn publish(
     if bytes > max {
         return Err(too_large(max));
     }
+    let counter = &app.metrics.messages_failed;
     let kbytes = bytes.div_ceil(1 << 10).max(1) as u32;
     let Ok(_room) = publisher.room.try_acquire_many(kbytes) else {
-        return Err(failed(app, topic, id, RDKafkaErrorCode::QueueFull));
+        return Err(failed(counter, topic, id, RDKafkaErrorCode::QueueFull));
     };
     let value = read(body, max).await?;
     if let Some(response) = app.rates.reject(client, Kind::Bytes, value.len()) {
@@ -167,9 +185,8 @@ async fn publish(
     if let Some(key) = &key {
         record = record.key(key);
     }
-    let delivery = deliver(producer, record, app.config.message_timeout)
-        .await
-        .map_err(|code| failed(app, topic, id, code))?;
+    let delivery = publisher.deliver(record).await;
+    let delivery = delivery.map_err(|code| failed(counter, topic, id, code))?;
     app.metrics.messages.inc();
     let (partition, offset) = (delivery.partition, delivery.offset);
     let body = json!({"topic": topic, "partition": partition, "offset": offset});
@@ -187,26 +204,6 @@ async fn read(body: Incoming, max: usize) -> Result<Bytes, Response> {
             let sentence = format!("the body did not arrive within {BODY:?}");
             Err(failure(StatusCode::REQUEST_TIMEOUT, &sentence))
         }
-    }
-}
-
-/// Waits until Kafka has acknowledged the record.
-async fn deliver(
-    producer: &FutureProducer<Context>,
-    record: FutureRecord<'_, String, [u8]>,
-    wait: Duration,
-) -> Result<Delivery, RDKafkaErrorCode> {
-    let code = |error: &KafkaError| {
-        let code = error.rdkafka_error_code();
-        code.unwrap_or(RDKafkaErrorCode::Fail)
-    };
-    let delivery = producer
-        .send_result(record)
-        .map_err(|(error, _)| code(&error))?;
-    // librdkafka expires messages once a second, and waits for a request that is under way.
-    match timeout(wait + Duration::from_secs(2), delivery).await {
-        Ok(Ok(result)) => result.map_err(|(error, _)| code(&error)),
-        Ok(Err(_)) | Err(_) => Err(RDKafkaErrorCode::MessageTimedOut),
     }
 }
 
@@ -231,8 +228,13 @@ fn too_large(max: usize) -> Response {
     failure(StatusCode::PAYLOAD_TOO_LARGE, &sentence)
 }
 
-/// The response to a message that Kafka has not acknowledged.
-fn failed(app: &App, topic: &str, id: &RequestId, code: RDKafkaErrorCode) -> Response {
+/// The response to a message that Kafka has not acknowledged, which `counter` counts by reason.
+pub fn failed(
+    counter: &IntCounterVec,
+    topic: &str,
+    id: &RequestId,
+    code: RDKafkaErrorCode,
+) -> Response {
     let (reason, sentence) = match code {
         RDKafkaErrorCode::MessageSizeTooLarge => (
             "too-large",
@@ -257,10 +259,7 @@ fn failed(app: &App, topic: &str, id: &RequestId, code: RDKafkaErrorCode) -> Res
             format!("kafka did not accept the message: {code}"),
         ),
     };
-    app.metrics
-        .messages_failed
-        .with_label_values(&[reason])
-        .inc();
+    counter.with_label_values(&[reason]).inc();
     let request_id = id.as_str();
     tracing::warn!(request_id, topic, error = %code, "cannot publish a message");
     match code {
@@ -272,19 +271,6 @@ fn failed(app: &App, topic: &str, id: &RequestId, code: RDKafkaErrorCode) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_path_names_one_topic() {
-        assert_eq!(topic("/topics/dev-topic/messages"), Some("dev-topic"));
-        for other in [
-            "/topics//messages",
-            "/topics/a/b/messages",
-            "/topics/a",
-            "/topics",
-        ] {
-            assert_eq!(topic(other), None, "{other}");
-        }
-    }
 
     #[test]
     fn a_list_of_topics_may_be_empty_and_names_what_is_no_topic() {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use herald_events::{Frame, FrameError, Kind as EventKind, Limits};
 use herald_runtime::http::{failure, finish};
 use hyper::StatusCode;
@@ -77,7 +77,7 @@ pub fn answer(
         let max = app.config.max_frame_bytes as usize;
         let config = WebSocketConfig::default()
             .read_buffer_size(4 << 10)
-            .write_buffer_size(0)
+            .write_buffer_size(4 << 10)
             .max_write_buffer_size(64 << 10)
             .max_message_size(Some(max))
             .max_frame_size(Some(max));
@@ -223,7 +223,7 @@ impl Reader {
                     self.ending = Some(End(CloseCode::Away, "this replica is shutting down", "drain"));
                 }
                 answer = self.in_flight.next() => {
-                    if let Some(end) = self.answer(answer).await? {
+                    if let Some(end) = self.answer_ready(answer).await? {
                         return Ok(end);
                     }
                 }
@@ -366,7 +366,21 @@ impl Reader {
         }
     }
 
-    /// Answers the first frame in flight. Returns how the connection ends, if it does at once.
+    /// Writes the answer to the first frame in flight and those that are ready too, all at once. Returns how the connection ends, if
+    /// it does now.
+    async fn answer_ready(&mut self, first: Answer) -> Result<Option<End>, &'static str> {
+        let mut ready = Some(first);
+        while let Some(answer) = ready {
+            if let Some(end) = self.answer(answer).await? {
+                return Ok(Some(end));
+            }
+            ready = self.in_flight.next().now_or_never();
+        }
+        self.flush().await?;
+        Ok(None)
+    }
+
+    /// Queues the answer to a frame. Returns how the connection ends, if it does now.
     async fn answer(&mut self, answer: Answer) -> Result<Option<End>, &'static str> {
         match answer {
             Answer::Acknowledged(delivery) => {
@@ -374,9 +388,10 @@ impl Reader {
                 if self.ack {
                     let (partition, offset) = (delivery.partition, delivery.offset);
                     let topic = &self.app.config.events_topic;
-                    let cursor = Cursor::new(topic, partition, offset).to_string();
+                    let time = delivery.timestamp.to_millis().unwrap_or_default();
+                    let cursor = Cursor::new(topic, partition, offset, time).to_string();
                     let ack = json!({"type": "ack", "partition": partition, "offset": offset, "cursor": cursor});
-                    self.send(Message::text(ack.to_string())).await?;
+                    self.feed(Message::text(ack.to_string())).await?;
                 }
                 Ok(None)
             }
@@ -388,7 +403,7 @@ impl Reader {
                 } = rejection;
                 self.app.metrics.invalid.with_label_values(&[label]).inc();
                 let error = json!({"type": "error", "element": element, "error": sentence});
-                self.send(Message::text(error.to_string())).await?;
+                self.feed(Message::text(error.to_string())).await?;
                 if is_end {
                     // The end is not in Kafka, so the session goes on.
                     self.ending = None;
@@ -399,6 +414,15 @@ impl Reader {
                 tracing::warn!(error, "cannot publish a frame");
                 Ok(Some(TRY_LATER))
             }
+        }
+    }
+
+    /// Writes when several kilobytes are queued, or at the next flush.
+    async fn feed(&mut self, message: Message) -> Result<(), &'static str> {
+        match timeout(CLOSING, self.socket.feed(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err("client"),
+            Err(_) => Err("slow"),
         }
     }
 

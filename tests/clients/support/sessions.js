@@ -12,7 +12,7 @@ import { Service } from "./service.js";
 export async function startSessions(t, newDatabase) {
   const [topic, database, port] = [await newTopic(2), await newDatabase(), await freePort()];
   const kafka = ["--kafka-bootstrap-servers", kafkaAddress, "--events-topic", topic];
-  const projector = new Service("projector", [...kafka, "--kafka-group", topic, ...database.written], await freePort());
+  const projector = new Service("projector", [...kafka, "--group-prefix", topic, ...database.written], await freePort());
   const gateway = new Service("gateway", [...kafka, "--listen", `127.0.0.1:${port}`, ...database.read], await freePort());
   t.after(async () => {
     await Promise.all([gateway.kill(), projector.kill()]);

@@ -72,7 +72,7 @@ pub fn measure(args: &Args, store: &Store, kafka: &Kafka) -> anyhow::Result<Meas
         Store::Postgres(address) => (address.clone(), random_topic("load")),
     };
     let database = ["--database-url", &address, "--database-schema", &schema];
-    let mut arguments = vec!["projector", "--kafka-group", &topic];
+    let mut arguments = vec!["projector", "--group-prefix", &topic];
     arguments.extend(common(kafka, &topic));
     arguments.extend(database);
     let projector = Server::start(&std::env::current_exe()?, &arguments, None)?;

@@ -152,9 +152,13 @@ fn main() -> ExitCode {
 fn serve(config: gateway::Config) -> ExitCode {
     let common = config.common.clone();
     launch(&common, |shutdown| async move {
-        let public = listen::bind(config.listen)?;
-        let admin = listen::bind(config.common.admin_listen)?;
-        gateway::run(config, Listeners { public, admin }, shutdown).await
+        let listeners = Listeners {
+            public: listen::bind(config.listen)?,
+            likes: None,
+            counts: None,
+            admin: listen::bind(config.common.admin_listen)?,
+        };
+        gateway::run(config, listeners, shutdown).await
     })
 }
 

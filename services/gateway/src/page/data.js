@@ -1,5 +1,5 @@
 /** The document of a session, requested each second. */
-import { sentenceOf } from "./session.js";
+import { sentenceOf } from "./sentence.js";
 import { documentInWords } from "./words.js";
 
 const PERIOD = 1_000;

@@ -1,4 +1,5 @@
 /** One session over a WebSocket. */
+import { sentenceOf } from "./sentence.js";
 
 /**
  * Opens the session `id`, whose frames are acknowledged. Events: `open`; `answer` with what the server sent; `close` with the code, the
@@ -39,13 +40,4 @@ async function rejection(address) {
   const answer = await fetch(address, { cache: "no-store" }).catch(() => null);
   if (!answer || answer.status === 426) return ""; // the handshake itself was missing, so nothing else was wrong
   return sentenceOf(await answer.text());
-}
-
-/** The sentence of an error response, which is text or `{"error": …}`. */
-export function sentenceOf(body) {
-  try {
-    return JSON.parse(body).error ?? body;
-  } catch {
-    return body;
-  }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::SinkExt as _;
-use herald_testing::{Database, create_topic, eventually, random_topic};
+use herald_testing::{Database, create_topic, delete_topic, eventually, random_topic};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::Message;
@@ -20,7 +20,7 @@ async fn get(gateway: &Gateway, query: &str) -> Answer {
 }
 
 /// The body without the framing of `transfer-encoding: chunked`.
-fn body(answer: &Answer) -> String {
+pub fn body(answer: &Answer) -> String {
     if answer.header("transfer-encoding") != Some("chunked") {
         return answer.body.clone();
     }
@@ -40,7 +40,7 @@ fn body(answer: &Answer) -> String {
 async fn project(kafka: &str, topic: &str, database: &Database, role: Option<&str>) -> DropGuard {
     let schema = database.schema.as_str();
     let mut args = vec!["projector", "--kafka-bootstrap-servers", kafka];
-    args.extend(["--events-topic", topic, "--kafka-group", topic]);
+    args.extend(["--events-topic", topic, "--group-prefix", topic]);
     args.extend(["--database-url", &database.address]);
     args.extend(["--database-schema", schema]);
     if let Some(role) = role {
@@ -175,7 +175,7 @@ async fn a_frame_that_is_not_projected_in_time_and_a_wrong_cursor_are_told_apart
     for (query, sentence) in [
         ("session_id=a&after=7", text),
         ("session_id=a&after=", text),
-        ("session_id=a&after=00000000-0-0", other),
+        ("session_id=a&after=00000000-0-0-0", other),
         ("session_id=a&wait=2001", wait),
         ("session_id=a&wait=-1", wait),
         ("session_id=a&wait=soon", wait),
@@ -192,6 +192,35 @@ async fn a_frame_that_is_not_projected_in_time_and_a_wrong_cursor_are_told_apart
         let kind = answer.header("content-type").unwrap();
         assert!(kind.starts_with("text/plain"), "{kind}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_of_a_recreated_topic_is_not_taken_for_one_that_was_projected_before() {
+    let Some(kafka) = herald_testing::kafka_with("deletion of topics") else {
+        return;
+    };
+    let database = Database::sqlite();
+    let topic = random_topic("recreated");
+    create_topic(&kafka, &topic, 1, &[]).await;
+    let options = ["--database-url", &database.address];
+    {
+        let _projector = project(&kafka, &topic, &database, None).await;
+        let gateway = start(&kafka, &topic, &options).await;
+        let mut socket = gateway.open("?session_id=a&ack=1").await.unwrap();
+        publish(&mut socket, GOOD).await;
+        let cursor = publish(&mut socket, GOOD).await;
+        let answer = get(&gateway, &format!("?session_id=a&after={cursor}&wait=9000")).await;
+        assert_eq!(answer.status, 200);
+    }
+    delete_topic(&kafka, &topic).await;
+    create_topic(&kafka, &topic, 1, &[]).await;
+    let gateway = start(&kafka, &topic, &options).await;
+    let mut socket = gateway.open("?session_id=b&ack=1").await.unwrap();
+    let cursor = publish(&mut socket, GOOD).await;
+    let query = format!("?session_id=b&after={cursor}&wait=");
+    assert_eq!(get(&gateway, &format!("{query}300")).await.status, 504);
+    let _projector = project(&kafka, &topic, &database, None).await;
+    assert_eq!(get(&gateway, &format!("{query}30000")).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

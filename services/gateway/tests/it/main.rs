@@ -1,13 +1,18 @@
 //! The gateway as a client sees it, with real Kafka.
 
+mod counts;
 mod data;
 mod guarantees;
 mod http;
+mod likes;
 mod log;
+mod messages;
 mod page;
 mod process;
 mod publish;
 mod rates;
+mod sse;
+mod windows;
 
 use std::time::Duration;
 
@@ -29,6 +34,8 @@ struct Gateway {
     kafka: String,
     topic: String,
     address: String,
+    likes: String,
+    counts: String,
     admin: String,
     run: tokio::task::JoinHandle<anyhow::Result<()>>,
     _stop: tokio_util::sync::DropGuard,
@@ -56,12 +63,23 @@ async fn start(kafka: &str, topic: &str, options: &[&str]) -> Gateway {
     let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let admin_address = admin.local_addr().unwrap().to_string();
     let shutdown = CancellationToken::new();
-    let listeners = Listeners { public, admin };
+    let likes = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let likes_address = likes.local_addr().unwrap().to_string();
+    let counts = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let counts_address = counts.local_addr().unwrap().to_string();
+    let listeners = Listeners {
+        public,
+        likes: Some(likes),
+        counts: Some(counts),
+        admin,
+    };
     let run = tokio::spawn(gateway::run(config, listeners, shutdown.clone()));
     Gateway {
         kafka: kafka.to_owned(),
         topic: topic.to_owned(),
         address,
+        likes: likes_address,
+        counts: counts_address,
         admin: admin_address,
         run,
         _stop: shutdown.drop_guard(),

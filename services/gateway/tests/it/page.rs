@@ -1,21 +1,23 @@
-//! The page and the description of the endpoints.
+//! The pages and the description of the endpoints.
 
 use crate::http::send;
 use crate::start;
 
 #[tokio::test]
-async fn the_page_is_served_with_a_policy_that_allows_only_its_own_files() {
+async fn each_page_is_served_with_a_policy_that_allows_only_its_own_files() {
     let gateway = start("127.0.0.1:1", "page", &[]).await;
-    let page = send(&gateway.address, "GET", "/", &[], "").await;
-    assert_eq!(page.status, 200);
-    assert_eq!(
-        page.header("content-type"),
-        Some("text/html; charset=utf-8")
-    );
-    let policy = page.header("content-security-policy").unwrap();
-    assert!(policy.starts_with("default-src 'none'; script-src 'self'"));
-    assert!(!policy.contains("unsafe"), "{policy}");
-    assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
+    for path in ["/", "/counts", "/likes"] {
+        let page = send(&gateway.address, "GET", path, &[], "").await;
+        assert_eq!(page.status, 200);
+        assert_eq!(
+            page.header("content-type"),
+            Some("text/html; charset=utf-8")
+        );
+        let policy = page.header("content-security-policy").unwrap();
+        assert!(policy.starts_with("default-src 'none'; script-src 'self'"));
+        assert!(!policy.contains("unsafe"), "{policy}");
+        assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
+    }
 }
 
 #[tokio::test]
@@ -26,18 +28,37 @@ async fn each_endpoint_is_described_and_each_description_is_an_endpoint() {
     let described: Vec<&str> = paths.keys().map(String::as_str).collect();
     let expected = [
         "/",
+        "/aggregated",
+        "/aggregated/stream",
+        "/counts",
         "/data",
+        "/dev/videos/metadata",
+        "/dev/videos/{video_id}/likes",
+        "/likes",
         "/openapi.json",
         "/topics/{topic}/messages",
+        "/videos/metadata",
+        "/videos/{video_id}/likes",
         "/websocket",
+        "/windows/stream",
+        "/windows/{window}/{start}/{video_id}/messages",
     ];
     assert_eq!(described, expected);
-    // `/data` needs a database.
-    for (path, operations) in paths.into_iter().filter(|(path, _)| path != "/data") {
-        let path = path.replace("{topic}", "a");
-        let method = operations.as_object().unwrap().keys().next().unwrap();
+    for (path, operations) in paths {
+        let names = [
+            ("{topic}", "a"),
+            ("{video_id}", "a"),
+            ("{window}", "1min"),
+            ("{start}", "0"),
+        ];
+        let path = names
+            .iter()
+            .fold(path, |path, (name, value)| path.replace(name, value));
+        let operations = operations.as_object().unwrap();
         // A method that the endpoint does not have: an unknown path would be answered with 404.
-        let other = if method == "get" { "POST" } else { "GET" };
+        let mut others = ["GET", "POST", "PUT"].into_iter();
+        let is_other = |method: &&str| !operations.contains_key(&method.to_lowercase());
+        let other = others.find(is_other).unwrap();
         let answer = send(&gateway.address, other, &path, &[], "").await;
         assert_eq!(answer.status, 405, "{other} {path}: {}", answer.body);
     }

@@ -1,0 +1,54 @@
+/** A stream of server-sent events that continues whatever happens. */
+import { sentenceOf } from "./sentence.js";
+
+const PAUSE = 5_000;
+
+/**
+ * Follows the stream at `address`. Calls `on.start` with what it contains, if it says so; `on.snapshot` and `on.change` with rows; `on.state` with `live`, `waiting` or `off`, and a
+ * sentence. `off` means that this gateway does not have it, which does not change.
+ */
+export function follow(address, on) {
+  let problem = null;
+  const source = new EventSource(address);
+  const listen = (type, act) => source.addEventListener(type, ({ data }) => act(JSON.parse(data)));
+  const live = () => problem === null && on.state("live", "Live");
+  listen("start", (about) => on.start?.(about));
+  listen("snapshot", (rows) => {
+    on.snapshot(rows);
+    live();
+  });
+  listen("change", (rows) => {
+    on.change(rows);
+    live();
+  });
+  listen("status", ({ source: state, reason }) => {
+    problem = state === "down" ? reason : null;
+    if (problem === null) live();
+    else on.state("waiting", `No new results at present: ${problem}.`);
+  });
+  source.onopen = () => {
+    problem = null;
+    live();
+  };
+  source.onerror = async () => {
+    if (source.readyState !== EventSource.CLOSED) return on.state("waiting", "Disconnected; connecting again…");
+    // Browsers hide the response that ends a stream for good; a request without one has the same response.
+    const { status, sentence } = await rejection(address);
+    if (status >= 400 && status < 600 && status !== 429 && status !== 503) return on.state("off", `${sentence}.`);
+    on.state("waiting", `Disconnected: ${sentence}. Trying again…`);
+    setTimeout(() => follow(address, on), PAUSE);
+  };
+}
+
+async function rejection(address) {
+  const end = new AbortController();
+  try {
+    const answer = await fetch(address, { cache: "no-store", signal: end.signal });
+    if (answer.ok) return { status: 200, sentence: "the connection broke" };
+    return { status: answer.status, sentence: sentenceOf(await answer.text()) };
+  } catch {
+    return { status: 0, sentence: "the gateway cannot be reached" };
+  } finally {
+    end.abort();
+  }
+}

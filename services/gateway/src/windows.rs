@@ -1,0 +1,58 @@
+//! `GET /windows/stream`: the counts of videos in each window, interim and final, as they come.
+
+mod feed;
+mod reader;
+mod table;
+
+use std::sync::Arc;
+
+use herald_runtime::http::{Action, Permit, authorize, failure};
+use hyper::{HeaderMap, Method, StatusCode};
+use warp::reply::Response;
+
+use crate::App;
+use crate::http::{Query, method_not_allowed};
+use crate::{likes, sse};
+
+pub use feed::Feed;
+
+/// The most videos of one stream.
+const MAX_VIDEOS: usize = 20;
+
+/// Answers with a snapshot of the latest results, then those that are new.
+pub fn stream(app: &App, method: &Method, query: &Query, headers: &HeaderMap) -> Response {
+    if method != Method::GET {
+        return method_not_allowed("GET");
+    }
+    let Some(feed) = &app.windows else {
+        let sentence = "this gateway has no likes; set --likes-topic";
+        return failure(StatusCode::NOT_FOUND, sentence);
+    };
+    let topics = app.config.windows.iter().map(|(_, topic)| topic);
+    let permits = topics.map(|topic| authorize(headers, Action::Read, topic));
+    let permit = match permits.collect::<Result<Vec<_>, _>>() {
+        Ok(permits) => Permit {
+            until: permits.iter().filter_map(|permit| permit.until).min(),
+        },
+        Err(sentence) => return failure(StatusCode::FORBIDDEN, &sentence),
+    };
+    let videos: Result<Vec<&str>, String> = query.all("video").map(likes::check).collect();
+    let videos = match videos {
+        Ok(videos) if (1..=MAX_VIDEOS).contains(&videos.len()) => videos,
+        Ok(videos) => {
+            let sentence = format!(
+                "there are {} parameters video; give 1 to {MAX_VIDEOS}, each an identifier",
+                videos.len()
+            );
+            return failure(StatusCode::BAD_REQUEST, &sentence);
+        }
+        Err(sentence) => return failure(StatusCode::BAD_REQUEST, &sentence),
+    };
+    let Some(mut client) = Arc::clone(feed).watch(&videos) else {
+        app.server_metrics.rejected("overload");
+        return sse::reject("overload");
+    };
+    sse::answer(app, "windows", permit, feed.versions(), move |_| {
+        client.take()
+    })
+}
