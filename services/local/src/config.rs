@@ -8,9 +8,10 @@ use herald_runtime::CommonArgs;
 use herald_runtime::config::invalid;
 use herald_runtime::kafka::addresses;
 use herald_runtime::listen::{bind, bind_chosen};
+use tokio::net::TcpListener;
 
-use crate::Listeners;
 use crate::environments::{self, Environment};
+use crate::{Listeners, Originals};
 
 /// Runs all services of every environment in one process, with an embedded Kafka and SQLite.
 ///
@@ -43,6 +44,23 @@ pub struct Config {
     /// 8082.
     #[arg(long, env, value_delimiter = ',')]
     pub gateway_ports: Vec<u16>,
+
+    /// Port of the likes alone, as the system has it that Herald replaces; 0 is any free port. If another process uses this port or
+    /// one of the next two, it is left out.
+    #[arg(long, env, default_value_t = 3000)]
+    pub likes_port: u16,
+
+    /// Port of the counts alone.
+    #[arg(long, env, default_value_t = 5000)]
+    pub counts_port: u16,
+
+    /// Port of the rooms alone.
+    #[arg(long, env, default_value_t = 8000)]
+    pub rooms_port: u16,
+
+    /// Whether to send the name of a food to be counted every 1 or 2 seconds.
+    #[arg(long, env, default_value_t = true, action = clap::ArgAction::Set)]
+    pub foods: bool,
 
     /// Folder of the SQLite databases, one for each environment. It is created if it does not exist.
     #[arg(long, env, default_value = "data")]
@@ -119,8 +137,22 @@ impl Config {
             gateways: bind_all("--gateway-ports", &self.gateway_ports, |one| {
                 one.local_ports.gateway
             })?,
+            originals: Originals {
+                likes: self.bind_original("likes", self.likes_port),
+                counts: self.bind_original("counts", self.counts_port),
+                rooms: self.bind_original("rooms", self.rooms_port),
+            },
             admin: bind(self.common.admin_listen)?,
         })
+    }
+
+    /// A port of a replaced system. Others may need it more: macOS uses 5000 itself.
+    fn bind_original(&self, what: &str, port: u16) -> Option<TcpListener> {
+        let address = SocketAddr::new(self.listen_address, port);
+        let option = format!("--{what}-port");
+        let bound = bind_chosen(address, &option);
+        let left_out = |error| tracing::warn!("{error}; the {what} are served without this port");
+        bound.map_err(left_out).ok()
     }
 }
 

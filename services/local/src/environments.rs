@@ -7,10 +7,10 @@ use serde::Deserialize;
 pub struct Environment {
     /// `default`, `dev` or `prod`.
     pub name: String,
-    /// The Kafka topic of its messages.
+    /// The Kafka topic of its broadcasts.
     pub topic: String,
-    /// The Kafka topic of its session events.
-    pub events_topic: String,
+    /// The first part of the names of its other topics.
+    pub topic_prefix: String,
     /// The text that its page shows above the messages.
     pub custom_header: String,
     /// The ports of its services on a laptop.
@@ -27,11 +27,37 @@ pub struct LocalPorts {
 }
 
 impl Environment {
-    /// The projector's consumer group. The default environment has the name that the original had.
-    pub fn sessions_group(&self) -> String {
+    /// The topic of this name: `dev.message` for `message`.
+    pub fn prefixed(&self, topic: &str) -> String {
+        format!("{}{topic}", self.topic_prefix)
+    }
+
+    /// The topic of its session events.
+    pub fn events_topic(&self) -> String {
+        self.prefixed("websocket.events")
+    }
+
+    /// The topic of its foods.
+    pub fn counts_topic(&self) -> String {
+        self.prefixed("message")
+    }
+
+    /// The topic of its likes, and that of the same likes by identifier.
+    pub fn likes_topics(&self) -> [String; 2] {
+        ["video_clicks_ingestion", "video_clicks_partitioned"].map(|topic| self.prefixed(topic))
+    }
+
+    /// The topics of the results of windows of 1, 5 and 10 minutes.
+    pub fn window_topics(&self) -> [String; 3] {
+        let names = ["one", "five", "ten"];
+        names.map(|name| self.prefixed(&format!("{name}_minute_aggregation_topic")))
+    }
+
+    /// The first part of the names of its consumer groups.
+    pub fn group_prefix(&self) -> String {
         match self.name.as_str() {
-            "default" => "herald-sessions".to_owned(),
-            name => format!("herald-{name}-sessions"),
+            "default" => "herald".to_owned(),
+            name => format!("herald-{name}"),
         }
     }
 }
@@ -60,7 +86,12 @@ mod tests {
             .into_iter()
             .map(|row| {
                 let ports = [row.local_ports.consumer, row.local_ports.gateway];
-                (row.name, row.topic, row.events_topic, ports)
+                (
+                    row.name.clone(),
+                    row.topic.clone(),
+                    row.events_topic(),
+                    ports,
+                )
             })
             .collect();
         let rows: Vec<_> = rows

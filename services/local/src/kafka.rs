@@ -5,6 +5,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Context;
+use jiff::Timestamp;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::mocking::MockCluster;
@@ -15,6 +16,8 @@ use crate::Environment;
 /// memory. Dropping this value stops it.
 pub struct Embedded {
     address: String,
+    /// Before the time of every record.
+    since: Timestamp,
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -25,8 +28,22 @@ pub const READER_PROPERTIES: &str = "fetch.wait.max.ms=20";
 /// The topics of the services of these environments.
 pub fn topics(environments: &[Environment]) -> Vec<String> {
     let of = |environment: &Environment| {
-        let (topic, events) = (&environment.topic, &environment.events_topic);
-        [topic.clone(), events.clone(), format!("{events}.dlq")]
+        let mut topics = vec![environment.topic.clone()];
+        let [likes, partitioned] = environment.likes_topics();
+        for input in [
+            environment.events_topic(),
+            environment.counts_topic(),
+            likes,
+        ] {
+            topics.push(format!("{input}.dlq"));
+            topics.push(input);
+        }
+        topics.push(partitioned);
+        for results in environment.window_topics() {
+            topics.push(format!("{results}.live"));
+            topics.push(results);
+        }
+        topics
     };
     environments.iter().flat_map(of).collect()
 }
@@ -34,6 +51,7 @@ pub fn topics(environments: &[Environment]) -> Vec<String> {
 impl Embedded {
     /// Starts it, with `topics` of one partition each: it does not support requests that would create them later.
     pub fn start(topics: Vec<String>) -> anyhow::Result<Embedded> {
+        let since = Timestamp::now();
         let (stop, stopped) = mpsc::channel::<()>();
         let (started, address) = mpsc::channel();
         // The cluster must not leave the thread that created it.
@@ -63,6 +81,7 @@ impl Embedded {
             .context("cannot start the embedded kafka")?;
         Ok(Embedded {
             address,
+            since,
             stop: Some(stop),
             thread: Some(thread),
         })
@@ -79,6 +98,11 @@ impl Embedded {
         });
         let (_, end) = end.await?.context("cannot look up the end of a topic")?;
         Ok(end)
+    }
+
+    /// When it was started.
+    pub fn since(&self) -> Timestamp {
+        self.since
     }
 
     /// `host:port`.

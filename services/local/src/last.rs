@@ -1,9 +1,9 @@
-//! The last session events of the embedded Kafka, which is lost with this process.
+//! The last session events and foods of the embedded Kafka, which is lost with this process.
 
 use std::time::Duration;
 
 use anyhow::ensure;
-use store::{DatabaseUrl, Name, Reader, SESSIONS};
+use store::{COUNTS, DatabaseUrl, Name, Reader, SESSIONS};
 use tokio::time::{Instant, sleep};
 
 use crate::Environment;
@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Waits until the databases contain all session events that Kafka has acknowledged.
+/// Waits until the databases contain all session events and foods that Kafka has acknowledged.
 ///
 /// # Errors
 ///
@@ -26,18 +26,25 @@ pub async fn projected(
     data: &Data,
 ) -> anyhow::Result<()> {
     let deadline = Instant::now() + LIMIT;
+    // Until the projector has read the first record, its position is one of an earlier start.
+    let since = embedded.since().as_millisecond();
     for environment in environments {
-        let topic = &environment.events_topic;
-        let end = embedded.end(topic).await?;
         let url: DatabaseUrl = data.url(environment).parse().map_err(anyhow::Error::msg)?;
         let reader = Reader::new(&url, &Name::default());
-        while end > 0 && !reader.has_passed(SESSIONS, topic, 0, end - 1).await? {
-            ensure!(
-                Instant::now() < deadline,
-                "the last session events of {} are lost with the embedded kafka: they were not in the database within {LIMIT:?}",
-                environment.name
-            );
-            sleep(PAUSE).await;
+        for (projection, topic) in [
+            (SESSIONS, environment.events_topic()),
+            (COUNTS, environment.counts_topic()),
+        ] {
+            let end = embedded.end(&topic).await?;
+            let passed = || reader.has_passed(projection, &topic, 0, end - 1, since);
+            while end > 0 && !passed().await? {
+                ensure!(
+                    Instant::now() < deadline,
+                    "the last records of topic {topic:?} are lost with the embedded kafka: they were not in the database \
+                     within {LIMIT:?}"
+                );
+                sleep(PAUSE).await;
+            }
         }
     }
     Ok(())

@@ -32,8 +32,20 @@ pub struct Listeners {
     pub pages: Vec<TcpListener>,
     /// One for each chosen environment: its session events.
     pub gateways: Vec<TcpListener>,
+    /// Those of the systems that Herald replaces, for the first chosen environment.
+    pub originals: Originals,
     /// Health and metrics of all of them.
     pub admin: TcpListener,
+}
+
+/// The ports that clients of the replaced systems know; `None` if another process uses one.
+pub struct Originals {
+    /// Likes over HTTP.
+    pub likes: Option<TcpListener>,
+    /// The counts of foods.
+    pub counts: Option<TcpListener>,
+    /// Rooms over Socket.IO.
+    pub rooms: Option<TcpListener>,
 }
 
 /// Runs the chosen environments until `shutdown` is cancelled; then the services that write to Kafka end first, those that read
@@ -64,7 +76,7 @@ pub async fn run(
     }
     print(&about_kafka(&config, embedded.as_ref()));
     print(&format!(
-        "Sessions are kept in {}; --fresh deletes them.",
+        "Sessions and counts are kept in {}; --fresh deletes them.",
         data.folder().display()
     ));
 
@@ -74,6 +86,7 @@ pub async fn run(
     let mut services = Vec::new();
     let mut urls = Vec::new();
     let listeners_of = listeners.pages.into_iter().zip(listeners.gateways);
+    let mut originals = listeners.originals;
     for ((environment, configs), (page, gateway)) in
         environments.iter().zip(configs).zip(listeners_of)
     {
@@ -85,8 +98,11 @@ pub async fn run(
         });
 
         let (admin, service) = own_admin(environment, "consumer", &mut services)?;
-        let public = page;
-        let listeners = consumer::Listeners { public, admin };
+        let listeners = consumer::Listeners {
+            public: page,
+            rooms: originals.rooms.take(),
+            admin,
+        };
         readers.start(service, |end| {
             consumer::run(configs.consumer, listeners, end)
         });
@@ -94,14 +110,23 @@ pub async fn run(
         let (admin, service) = own_admin(environment, "producer", &mut services)?;
         writers.start(service, |end| producer::run(configs.producer, admin, end));
 
+        if config.foods {
+            let (admin, service) = own_admin(environment, "foods", &mut services)?;
+            writers.start(service, |end| producer::run(configs.foods, admin, end));
+        }
+
         let (admin, service) = own_admin(environment, "projector", &mut services)?;
         readers.start(service, |end| projector::run(configs.projector, admin, end));
 
         let (admin, service) = own_admin(environment, "gateway", &mut services)?;
-        let public = gateway;
-        let listeners = gateway::Listeners { public, admin };
+        let listeners = gateway::Listeners {
+            public: gateway,
+            likes: originals.likes.take(),
+            counts: originals.counts.take(),
+            admin,
+        };
         writers.start(service, async move |end| {
-            if let Some(topic) = configs.events_topic {
+            for topic in configs.topics {
                 // It needs no port: it only creates the topic.
                 let admin = listen::bind((Ipv4Addr::LOCALHOST, 0).into())?;
                 producer::run(topic, admin, end.clone()).await?;
@@ -197,7 +222,10 @@ async fn watch(mut urls: Vec<Urls>, services: Vec<Service>, readiness: Readiness
             }
             if reason.is_none() && !std::mem::replace(&mut urls.printed, true) {
                 print(&format!("{:<8} {}", urls.environment, urls.page));
-                print(&format!("{:<8} {} (session events)", "", urls.gateway));
+                print(&format!(
+                    "{:<8} {} (session events, food counts, likes)",
+                    "", urls.gateway
+                ));
             }
             unready = unready.or(reason);
         }

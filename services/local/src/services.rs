@@ -13,14 +13,19 @@ use crate::{Config, Environment};
 /// There is no load balancer to wait for, and the user who pressed Ctrl-C is waiting.
 const DRAIN: [&str; 2] = ["--drain-delay=0s", "--drain-window=1s"];
 
+/// The inputs of projections are kept, so that the results can be computed again.
+const KEPT: &str = "--topic-config=retention.ms=-1";
+
 /// The configurations of one environment.
 pub struct Configs {
     pub consumer: consumer::Config,
     pub producer: producer::Config,
     pub projector: projector::Config,
     pub gateway: gateway::Config,
-    /// For creating the topic of the session events; `None` with the embedded Kafka, which has it.
-    pub events_topic: Option<producer::Config>,
+    /// The feed of foods.
+    pub foods: producer::Config,
+    /// For creating the topics that no feed creates; none with the embedded Kafka, which has them.
+    pub topics: Vec<producer::Config>,
 }
 
 /// Builds the configurations. Options that it does not set come from the environment of the process, or are the defaults. The
@@ -64,7 +69,8 @@ impl<'a> Builder<'a> {
             producer: self.producer(environment)?,
             projector: self.projector(environment)?,
             gateway: self.gateway(environment, gateway)?,
-            events_topic: self.events_topic(environment)?,
+            foods: self.foods(environment)?,
+            topics: self.topics(environment)?,
         })
     }
 
@@ -75,7 +81,16 @@ impl<'a> Builder<'a> {
     ) -> anyhow::Result<consumer::Config> {
         let topic = format!("--kafka-topic={}", environment.topic);
         let header = format!("--custom-header={}", environment.custom_header);
-        let args = ["consumer", &topic, &header, DRAIN[0], DRAIN[1]];
+        let [one, five, ten] = environment.window_topics();
+        let results = [
+            format!("--likes-1-min-aggregation-topic-name={one}"),
+            format!("--likes-5-min-aggregation-topic-name={five}"),
+            format!("--likes-10-min-aggregation-topic-name={ten}"),
+        ];
+        let [one, five, ten] = &results;
+        let args = [
+            "consumer", &topic, &header, "--rooms", one, five, ten, DRAIN[0], DRAIN[1],
+        ];
         let mut config: consumer::Config = parse_from(&args)?;
         config.kafka = self.reader_kafka();
         allow_local_names(&mut config.allowed_hosts, address);
@@ -91,26 +106,60 @@ impl<'a> Builder<'a> {
         Ok(config)
     }
 
-    fn events_topic(&self, environment: &Environment) -> anyhow::Result<Option<producer::Config>> {
-        if self.embedded {
-            return Ok(None);
-        }
-        let topic = format!("--kafka-topic={}", environment.events_topic);
-        // Events are kept, so that the sessions can be computed again.
-        let topic = ["producer", &topic, "--topic-config=retention.ms=-1"];
-        let mut config: producer::Config =
-            parse_from(&[&topic[..], &["--create-topic=only"]].concat())?;
+    /// The feed of foods, which it also creates the topic for.
+    fn foods(&self, environment: &Environment) -> anyhow::Result<producer::Config> {
+        let topic = format!("--kafka-topic={}", environment.counts_topic());
+        let create_topic = format!("--create-topic={}", !self.embedded);
+        // An interval that the user sets is that of the broadcasts.
+        let interval = ["--interval-min=1s", "--interval-max=2s"];
+        let args = ["producer", "--feed=foods", &topic, &create_topic, KEPT];
+        let mut config: producer::Config = parse_from(&[&args[..], &interval].concat())?;
         config.kafka = self.kafka.clone();
-        Ok(Some(config))
+        Ok(config)
+    }
+
+    /// For creating the topics that no feed creates; none with the embedded Kafka, which has them.
+    fn topics(&self, environment: &Environment) -> anyhow::Result<Vec<producer::Config>> {
+        if self.embedded {
+            return Ok(Vec::new());
+        }
+        let create = |topic: &str, settings: &str| {
+            let topic = format!("--kafka-topic={topic}");
+            let args = ["producer", &topic, settings, "--create-topic=only"];
+            let mut config: producer::Config = parse_from(&args)?;
+            config.kafka = self.kafka.clone();
+            anyhow::Ok(config)
+        };
+        let mut topics = vec![
+            create(&environment.events_topic(), KEPT)?,
+            create(&environment.counts_topic(), KEPT)?,
+        ];
+        for likes in environment.likes_topics() {
+            topics.push(create(&likes, KEPT)?);
+        }
+        for results in environment.window_topics() {
+            topics.push(create(&results, "--topic-config=")?);
+            let interim = format!("{results}.live");
+            topics.push(create(&interim, "--topic-config=retention.ms=3600000")?);
+        }
+        Ok(topics)
     }
 
     fn projector(&self, environment: &Environment) -> anyhow::Result<projector::Config> {
-        let topic = format!("--events-topic={}", environment.events_topic);
-        let group = format!("--kafka-group={}", environment.sessions_group());
-        let create_topic = format!("--create-dead-letter-topic={}", !self.embedded);
-        let url = format!("--database-url={}", self.data.url(environment));
-        let args = ["projector", &topic, &group, &create_topic, &url];
-        let mut config: projector::Config = parse_from(&args)?;
+        let [likes, partitioned] = environment.likes_topics();
+        let args = [
+            "projector".to_owned(),
+            "--projections=sessions,counts,windows".to_owned(),
+            format!("--group-prefix={}", environment.group_prefix()),
+            format!("--events-topic={}", environment.events_topic()),
+            format!("--counts-topic={}", environment.counts_topic()),
+            format!("--likes-topic={likes}"),
+            format!("--partitioned-likes-topic={partitioned}"),
+            format!("--windows={}", windows(environment)),
+            format!("--create-dead-letter-topic={}", !self.embedded),
+            format!("--database-url={}", self.data.url(environment)),
+        ];
+        let mut config: projector::Config = parse_from(&args.each_ref().map(String::as_str))?;
         config.kafka = self.reader_kafka();
         Ok(config)
     }
@@ -120,11 +169,19 @@ impl<'a> Builder<'a> {
         environment: &Environment,
         address: IpAddr,
     ) -> anyhow::Result<gateway::Config> {
-        let topic = format!("--events-topic={}", environment.events_topic);
-        let url = format!("--database-url={}", self.data.url(environment));
-        let args = ["gateway", &topic, &url, DRAIN[0], DRAIN[1]];
-        let mut config: gateway::Config = parse_from(&args)?;
-        config.kafka = self.kafka.clone();
+        let [likes, partitioned] = environment.likes_topics();
+        let args = [
+            "gateway".to_owned(),
+            format!("--events-topic={}", environment.events_topic()),
+            format!("--likes-topic={likes}"),
+            format!("--partitioned-likes-topic={partitioned}"),
+            format!("--windows={}", windows(environment)),
+            format!("--database-url={}", self.data.url(environment)),
+            DRAIN[0].to_owned(),
+            DRAIN[1].to_owned(),
+        ];
+        let mut config: gateway::Config = parse_from(&args.each_ref().map(String::as_str))?;
+        config.kafka = self.reader_kafka();
         allow_local_names(&mut config.allowed_hosts, address);
         Ok(config)
     }
@@ -136,6 +193,12 @@ impl<'a> Builder<'a> {
         }
         kafka
     }
+}
+
+/// The sizes of the windows and the topics of their results.
+fn windows(environment: &Environment) -> String {
+    let [one, five, ten] = environment.window_topics();
+    format!("1m={one},5m={five},10m={ten}")
 }
 
 /// A page on the internet may rebind its own name to this machine's address (DNS rebinding).

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use herald_runtime::config::parse_from;
 use herald_testing::{eventually, random_topic};
-use local::Config;
+use local::{Config, Originals};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -24,6 +24,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 struct Running {
     pages: Vec<SocketAddr>,
     gateways: Vec<SocketAddr>,
+    /// Those of the replaced systems: likes, counts and rooms.
+    originals: [SocketAddr; 3],
     admin: SocketAddr,
     data: PathBuf,
     shutdown: CancellationToken,
@@ -49,6 +51,7 @@ impl Running {
         config.kafka_bootstrap_servers = kafka;
         let count = config.chosen().unwrap().len();
         (config.ports, config.gateway_ports) = (vec![0; count], vec![0; count]);
+        (config.likes_port, config.counts_port, config.rooms_port) = (0, 0, 0);
         let listeners = config.bind().unwrap();
         let addresses = |listeners: &[TcpListener]| {
             let all = listeners.iter().map(|one| one.local_addr().unwrap());
@@ -56,12 +59,20 @@ impl Running {
         };
         let pages = addresses(&listeners.pages);
         let gateways = addresses(&listeners.gateways);
+        let Originals {
+            likes,
+            counts,
+            rooms,
+        } = &listeners.originals;
+        let originals =
+            [likes, counts, rooms].map(|one| one.as_ref().unwrap().local_addr().unwrap());
         let admin = listeners.admin.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let run = tokio::spawn(local::run(config, listeners, shutdown.clone()));
         Running {
             pages,
             gateways,
+            originals,
             admin,
             data,
             shutdown,
@@ -206,6 +217,74 @@ async fn three_environments_are_live_with_a_real_kafka() {
     shows_three_live_environments(Some(kafka)).await;
 }
 
+/// Clients of the systems that Herald replaces know these ports.
+async fn serves_the_ports_of_the_replaced_systems(kafka: Option<String>) {
+    let local = Running::start(kafka, &["default"]);
+    local.ready().await;
+    let [likes, counts, rooms] = local.originals;
+    let counted = async || get(counts, "/aggregated").await.contains(r#"[{"count":"#);
+    eventually(DEADLINE, "foods to be counted", counted).await;
+    let id = "93f98662-8907-4f43-bb4c-280501481046";
+    assert!(get(likes, "/dev/videos/metadata").await.contains(id));
+    let mut like = TcpStream::connect(likes).await.unwrap();
+    let request = format!(
+        "POST /dev/videos/{id}/likes HTTP/1.1\r\nhost: {likes}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    );
+    like.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    like.read_to_string(&mut answer).await.unwrap();
+    assert!(
+        answer.ends_with(&format!(r#"{{"new video": "{id}"}}"#)),
+        "{answer}"
+    );
+    // Interim counts come within seconds; those of a whole window would take a minute.
+    let interim = "/messages?topic=one_minute_aggregation_topic.live";
+    let counted = async || get(local.pages[0], interim).await.contains(id);
+    eventually(DEADLINE, "the like to be counted", counted).await;
+    let handshake = get(rooms, "/socket.io/?EIO=4&transport=polling").await;
+    assert!(
+        handshake.starts_with("HTTP/1.1 200") && handshake.contains("\"sid\""),
+        "{handshake}"
+    );
+    assert!(get(rooms, "/").await.starts_with("HTTP/1.1 404"));
+    local.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ports_of_the_replaced_systems_are_served_with_the_embedded_kafka() {
+    serves_the_ports_of_the_replaced_systems(None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ports_of_the_replaced_systems_are_served_with_a_real_kafka() {
+    let Some(mut broker) = herald_testing::Broker::start().await else {
+        return;
+    };
+    serves_the_ports_of_the_replaced_systems(Some(broker.address().to_owned())).await;
+    broker.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_another_process_uses_is_left_out_with_a_warning() {
+    let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = format!("--counts-port={}", other.local_addr().unwrap().port());
+    let ports = [
+        "--ports=0",
+        "--gateway-ports=0",
+        "--likes-port=0",
+        "--rooms-port=0",
+    ];
+    let args = [
+        &["local", "dev", "--admin-listen=127.0.0.1:0", &port],
+        &ports[..],
+    ]
+    .concat();
+    let config: Config = parse_from(&args).unwrap();
+    let listeners = config.bind().unwrap();
+    assert!(listeners.originals.counts.is_none());
+    assert!(listeners.originals.likes.is_some() && listeners.originals.rooms.is_some());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_is_not_the_laptops_is_not_answered() {
     let local = Running::start(None, &["dev"]);
@@ -249,6 +328,8 @@ async fn sessions_of_earlier_starts_stay_readable_until_a_fresh_one() {
     local.ready().await;
     session(local.gateways[0], "first").await;
     session(local.gateways[0], "second").await;
+    let counts = async || get(local.gateways[0], "/aggregated").await.contains("food");
+    eventually(DEADLINE, "foods to be counted", counts).await;
     local.end_and_keep_data().await;
 
     let local = Running::start_in(data.clone(), None, &["dev"]);
@@ -257,6 +338,7 @@ async fn sessions_of_earlier_starts_stay_readable_until_a_fresh_one() {
     for id in ["first", "second", "third"] {
         assert!(document(local.gateways[0], id).await.is_some(), "{id}");
     }
+    assert!(get(local.gateways[0], "/aggregated").await.contains("food"));
     local.end_and_keep_data().await;
 
     let local = Running::start_in(data, None, &["dev", "--fresh"]);
