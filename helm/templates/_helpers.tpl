@@ -38,18 +38,18 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{ mergeOverwrite $labels .Values.monitoring.labels | toYaml }}
 {{- end }}
 
-{{/* The optional services, and with them the topic of session events: not empty if one of them is enabled. */}}
-{{- define "herald.hasSessions" -}}
-{{- if or .Values.gateway.enabled .Values.projector.enabled }}true{{ end -}}
+{{/* The components that run, separated by spaces, in the order of the flow. "foods" is a producer that feeds the counts. */}}
+{{- define "herald.components" -}}
+producer{{ if .Values.counts.feed.enabled }} foods{{ end }}{{ if .Values.gateway.enabled }} gateway{{ end }} consumer{{ if .Values.projector.enabled }} projector{{ end }}
 {{- end }}
 
-{{/* The enabled services, separated by spaces, in the order of the flow. */}}
-{{- define "herald.services" -}}
-producer{{ if .Values.gateway.enabled }} gateway{{ end }} consumer{{ if .Values.projector.enabled }} projector{{ end }}
+{{/* The key in the values of the service that a component is. */}}
+{{- define "herald.service" -}}
+{{ ternary "producer" .component (eq .component "foods") }}
 {{- end }}
 
-{{/* The image of a service, from its values. */}}
+{{/* The image of a component, from the values of its service. */}}
 {{- define "herald.image" -}}
-{{- $image := (index .root.Values .component).image -}}
+{{- $image := (index .root.Values (include "herald.service" .)).image -}}
 {{ printf "%s:%s" $image.repository ($image.tag | default .root.Chart.AppVersion) | quote }}
 {{- end }}

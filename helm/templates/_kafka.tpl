@@ -41,11 +41,47 @@ KAFKA_PROPERTIES_FILE: /etc/kafka/properties/properties
 {{- end }}
 {{- end }}
 
-{{/* The topics that the chart creates, as JSON: that of the broadcasts, and that of the session events. "job" names the Job. */}}
+{{/* The topics that the chart creates, as JSON, each once. "job" names the Job, "from" the value with the topic's name. */}}
 {{- define "herald.topics" -}}
-{{- $topics := list (dict "job" "topic" "name" .Values.kafka.topicName "partitions" .Values.kafka.partitions "config" .Values.kafka.topicConfig) -}}
-{{- if include "herald.hasSessions" . -}}
-{{- $topics = append $topics (dict "job" "events-topic" "name" .Values.sessions.eventsTopic "partitions" .Values.sessions.partitions "config" .Values.sessions.topicConfig) -}}
+{{- with .Values -}}
+{{- $topics := list (dict "job" "topic" "from" "kafka.topicName" "name" .kafka.topicName "partitions" .kafka.partitions "config" .kafka.topicConfig) -}}
+{{- if include "herald.hasEvents" $ -}}
+{{- $topics = append $topics (dict "job" "events-topic" "from" "sessions.eventsTopic" "name" .sessions.eventsTopic "partitions" .sessions.partitions "config" .sessions.topicConfig) -}}
+{{- end -}}
+{{- if .counts.enabled -}}
+{{- $topics = append $topics (dict "job" "counts-topic" "from" "counts.topic" "name" .counts.topic "partitions" .counts.partitions "config" .counts.topicConfig) -}}
+{{- end -}}
+{{- $results := list -}}
+{{- if .likes.enabled -}}
+{{- range $key := list "topic" "partitionedTopic" -}}
+{{- $topics = append $topics (dict "job" "likes-topics" "from" (printf "likes.%s" $key) "name" (get $.Values.likes $key) "partitions" $.Values.likes.partitions "config" $.Values.likes.topicConfig) -}}
+{{- end -}}
+{{- range include "herald.windowTopics" $ | fromJson -}}
+{{- $results = append $results . -}}
+{{- $topics = append $topics (dict "job" "results" "from" "likes.windows" "name" . "partitions" 1 "config" $.Values.likes.resultsConfig) -}}
+{{- $topics = append $topics (dict "job" "results" "from" "likes.windows" "name" (printf "%s.live" .) "partitions" 1 "config" $.Values.likes.interimConfig) -}}
+{{- end -}}
+{{- end -}}
+{{- if .rooms.enabled -}}
+{{- range $key, $topic := include "herald.roomTopics" $ | fromJson -}}
+{{- if not (has $topic $results) -}}
+{{- $topics = append $topics (dict "job" "results" "from" (printf "rooms.topics.%s" $key) "name" $topic "partitions" 1 "config" $.Values.likes.resultsConfig) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{ toJson $topics }}
+{{- end }}
+{{- end }}
+
+{{/* The topics of malformed records, as JSON, of the same form. */}}
+{{- define "herald.deadLetterTopics" -}}
+{{- $topics := list -}}
+{{- if .Values.projector.enabled -}}
+{{- range include "herald.topics" . | fromJsonArray -}}
+{{- if or (and (eq .from "sessions.eventsTopic") $.Values.sessions.enabled) (has .from (list "counts.topic" "likes.topic")) -}}
+{{- $topics = append $topics (dict "from" .from "name" (printf "%s.dlq" .name) "partitions" 1 "config" dict) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{ toJson $topics }}
 {{- end }}

@@ -2,8 +2,13 @@
 
 {{- define "herald.options" -}}
 {{ include "herald.kafkaOptions" . }}
-{{- with include "herald.sessionsOptions" . }}
+{{- with include "herald.projectionOptions" . | trim }}
 {{ . }}
+{{- end }}
+{{- range $option, $value := include "herald.roomsDefaults" . | fromYaml }}
+{{- if not (hasKey $.Values.configmap.data $option) }}
+{{ $option }}: {{ $value | quote }}
+{{- end }}
 {{- end }}
 {{- with omit .Values.configmap.data "KAFKA_PROPERTIES" }}
 {{ toYaml . }}
@@ -15,16 +20,20 @@
 KAFKA_TOPIC INTERVAL_MIN INTERVAL_MAX TZ
 {{- end }}
 
+{{/* The other producer, which has a topic and pauses of its own. */}}
+{{- define "herald.optionsOf.foods" -}}
+{{- end }}
+
 {{- define "herald.optionsOf.gateway" -}}
-EVENTS_TOPIC DATABASE_SCHEMA SESSION_KEY ALLOWED_ORIGINS ALLOWED_HOSTS KEEP_ALIVE MAX_CONNECTIONS MAX_FRAME_BYTES MAX_FRAME_EVENTS MAX_INVALID_FRAMES SESSION_BUFFER_BYTES TOTAL_BUFFER_KBYTES PUBLISH_TIMEOUT PUBLISH_TOPICS MAX_PUBLISH_BYTES MESSAGE_TIMEOUT MAX_WAIT TRUSTED_PROXIES SESSION_CONNECTIONS_PER_SECOND SESSION_FRAMES_PER_SECOND SESSION_BYTES_PER_SECOND SESSION_REQUESTS_PER_SECOND ADDRESS_CONNECTIONS_PER_SECOND ADDRESS_FRAMES_PER_SECOND ADDRESS_BYTES_PER_SECOND ADDRESS_REQUESTS_PER_SECOND DRAIN_DELAY DRAIN_WINDOW
+EVENTS_TOPIC DATABASE_SCHEMA LIKES_TOPIC PARTITIONED_LIKES_TOPIC WINDOWS VIDEOS SESSION_KEY ALLOWED_ORIGINS ALLOWED_HOSTS KEEP_ALIVE MAX_CONNECTIONS MAX_FRAME_BYTES MAX_FRAME_EVENTS MAX_INVALID_FRAMES SESSION_BUFFER_BYTES TOTAL_BUFFER_KBYTES PUBLISH_TIMEOUT PUBLISH_TOPICS MAX_PUBLISH_BYTES MESSAGE_TIMEOUT MAX_WAIT TRUSTED_PROXIES SESSION_CONNECTIONS_PER_SECOND SESSION_FRAMES_PER_SECOND SESSION_BYTES_PER_SECOND SESSION_REQUESTS_PER_SECOND ADDRESS_CONNECTIONS_PER_SECOND ADDRESS_FRAMES_PER_SECOND ADDRESS_BYTES_PER_SECOND ADDRESS_REQUESTS_PER_SECOND DRAIN_DELAY DRAIN_WINDOW
 {{- end }}
 
 {{- define "herald.optionsOf.consumer" -}}
-KAFKA_TOPIC CUSTOM_HEADER ALLOWED_ORIGINS ALLOWED_HOSTS KEEP_ALIVE MAX_CONNECTIONS MAX_MESSAGE_BYTES RING_MESSAGES RING_TIME RING_BYTES REPLAY_READERS DRAIN_DELAY DRAIN_WINDOW
+KAFKA_TOPIC ROOMS ROOMS_ALLOWED_ORIGINS LIKES_1_MIN_AGGREGATION_TOPIC_NAME LIKES_5_MIN_AGGREGATION_TOPIC_NAME LIKES_10_MIN_AGGREGATION_TOPIC_NAME ONE_MINUTE_AGGREGATIONS_EVENT_NAME FIVE_MINUTE_AGGREGATIONS_EVENT_NAME TEN_MINUTE_AGGREGATIONS_EVENT_NAME CUSTOM_HEADER ALLOWED_ORIGINS ALLOWED_HOSTS KEEP_ALIVE MAX_CONNECTIONS MAX_MESSAGE_BYTES RING_MESSAGES RING_TIME RING_BYTES LATEST_BYTES REPLAY_READERS DRAIN_DELAY DRAIN_WINDOW
 {{- end }}
 
 {{- define "herald.optionsOf.projector" -}}
-EVENTS_TOPIC KAFKA_GROUP DATABASE_SCHEMA DATABASE_READER_ROLE SESSION_KEY BATCH_RECORDS BATCH_INTERVAL RETENTION
+PROJECTIONS GROUP_PREFIX EVENTS_TOPIC COUNTS_TOPIC LIKES_TOPIC PARTITIONED_LIKES_TOPIC WINDOWS WINDOW_GRACE INTERIM_INTERVAL DATABASE_SCHEMA DATABASE_READER_ROLE SESSION_KEY BATCH_RECORDS BATCH_INTERVAL RETENTION
 {{- end }}
 
 {{- define "herald.optionsOf.all" -}}
@@ -50,12 +59,22 @@ INTERVAL_MIN: 1s
 INTERVAL_MAX: 10s
 MAX_CONNECTIONS: "10000"
 RING_BYTES: "67108864"
+LATEST_BYTES: "67108864"
 TOTAL_BUFFER_KBYTES: "65536"
+{{- end }}
+
+{{/* With rooms, the consumer reads seven topics, and these limits are for each: small enough for its default memory limit. */}}
+{{- define "herald.roomsDefaults" -}}
+{{- if .Values.rooms.enabled -}}
+RING_BYTES: "8388608"
+LATEST_BYTES: "4194304"
+{{- end }}
 {{- end }}
 
 {{/* The effective value of an option, whether set in the values or not; takes a dict with "root" and "option". */}}
 {{- define "herald.option" -}}
-{{ get .root.Values.configmap.data .option | default (get (include "herald.optionDefaults" .root | fromYaml) .option) }}
+{{- $defaults := merge (include "herald.roomsDefaults" .root | fromYaml) (include "herald.optionDefaults" .root | fromYaml) -}}
+{{ get .root.Values.configmap.data .option | default (get $defaults .option) }}
 {{- end }}
 
 {{/* The same for a duration, in milliseconds; the schema allows only forms like 500ms, 30s or 2m. */}}

@@ -20,9 +20,9 @@ securityContext:
     drop: [ALL]
 {{- end }}
 
-{{/* A service's container, but for its own variables and ports. */}}
+{{/* A component's container, but for its own variables and ports. */}}
 {{- define "herald.serviceContainer" -}}
-{{- $values := index .root.Values .component -}}
+{{- $values := index .root.Values (include "herald.service" .) -}}
 name: {{ .component }}
 image: {{ include "herald.image" . }}
 imagePullPolicy: {{ $values.image.pullPolicy }}

@@ -17,6 +17,7 @@ pub mod rollout;
 mod servers;
 mod status;
 mod up;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -27,6 +28,7 @@ pub enum Command {
     Status(status::Args),
     Logs(logs::Args),
     Doctor(doctor::Args),
+    Verify(verify::Args),
     Down(down::Args),
     Images(images::Args),
 }
@@ -39,6 +41,7 @@ impl Command {
             Self::Status(args) => status::run(args),
             Self::Logs(args) => logs::run(args),
             Self::Doctor(args) => doctor::run(args),
+            Self::Verify(args) => verify::run(args),
             Self::Down(args) => down::run(args),
             Self::Images(args) => images::run(args),
         }

@@ -65,6 +65,18 @@ pub fn required() -> Vec<&'static Service> {
     all().iter().filter(|service| !service.optional).collect()
 }
 
+/// What else a release does only if its value `NAME.enabled` is true.
+const FEATURES: [&str; 4] = ["counts", "counts.feed", "likes", "rooms"];
+
+/// The values of the chart with which a release runs all services and does all that they can do: `gateway.enabled=true`.
+pub fn everything() -> impl Iterator<Item = String> {
+    let optional = all().iter().filter(|service| service.optional);
+    let names = optional.map(|service| service.name.as_str());
+    names
+        .chain(FEATURES)
+        .map(|name| format!("{name}.enabled=true"))
+}
+
 /// Panics if there is no such service.
 pub fn named(name: &str) -> &'static Service {
     let found = all().iter().find(|service| service.name == name);

@@ -47,6 +47,8 @@ authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 super.users=User:CN=${BROKER}
 auto.create.topics.enable=false
 offsets.topic.replication.factor=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
 log.dirs=${path.join(folder, "data")}
 `,
   );

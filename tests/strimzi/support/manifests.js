@@ -11,7 +11,7 @@ import { parseAllDocuments } from "yaml";
 const { AclOperationTypes, AclPermissionTypes, AclResourceTypes, ResourcePatternTypes } = kafkajs;
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../../..");
 
-const ALL = ["--set", "gateway.enabled=true,projector.enabled=true"];
+const ALL = ["--set", "gateway.enabled=true,projector.enabled=true,counts.enabled=true,counts.feed.enabled=true,likes.enabled=true,rooms.enabled=true"];
 
 /** The KafkaUsers. */
 export const users = documents(readFileSync(path.join(root, "k8s/strimzi/users.yaml"), "utf8"));
@@ -38,11 +38,21 @@ function constant(name) {
 
 /** The options of a release with all services in an environment, as the chart writes them into its ConfigMap. */
 export function options(environment) {
+  return render(environment).find(({ kind, data }) => kind === "ConfigMap" && data.KAFKA_TOPIC).data;
+}
+
+/** The names of the topics that such a release declares. */
+export function topics(environment) {
+  return render(environment).filter(({ kind }) => kind === "KafkaTopic").map(({ spec }) => spec.topicName);
+}
+
+/** The manifests of such a release. */
+function render(environment) {
   const release = environment === "default" ? "hello-world" : `hello-world-${environment}`;
   const own = environment === "default" ? [] : ["-f", path.join(root, `helm/values-${environment}.yaml`)];
   const ours = ["-f", path.join(root, "k8s/strimzi/values.yaml")];
-  const rendered = execFileSync("helm", ["template", release, path.join(root, "helm"), "-n", environment, ...own, ...ours, ...ALL], { encoding: "utf8" });
-  return documents(rendered).find(({ kind, data }) => kind === "ConfigMap" && data.KAFKA_TOPIC).data;
+  const args = ["template", release, path.join(root, "helm"), "-n", environment, ...own, ...ours, ...ALL];
+  return documents(execFileSync("helm", args, { encoding: "utf8" }));
 }
 
 function documents(text) {

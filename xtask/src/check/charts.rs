@@ -81,12 +81,11 @@ fn dependency(rendered: &Rendered) -> anyhow::Result<Tally> {
     let mut package = command("helm", ["package", "helm", "--destination"]);
     run(package.arg(umbrella.join("charts")))?;
     let mut tally = Tally::default();
-    for (enabled, deployments) in [("true", services::all().len()), ("false", 0)] {
+    // The feed of foods is a second producer.
+    for (enabled, deployments) in [("true", services::all().len() + 1), ("false", 0)] {
         let mut helm = command("helm", ["template", "herald"]);
         helm.arg(&umbrella);
-        for service in services::all().iter().filter(|service| service.optional) {
-            helm.arg(format!("--set=herald.{}.enabled=true", service.name));
-        }
+        helm.args(services::everything().map(|value| format!("--set=herald.{value}")));
         helm.args([
             "--set",
             &format!("global.registry=x,herald.enabled={enabled}"),
@@ -133,20 +132,12 @@ fn schemas(rendered: &Rendered) -> anyhow::Result<Tally> {
 
 /// The alerting rules are valid, and fire as `helm/ci/alerts_test.yaml` expects.
 fn alerts(rendered: &Rendered) -> anyhow::Result<Tally> {
-    const ON: &str = "monitoring.alerts=true,monitoring.podMonitor=true,gateway.enabled=true,projector.enabled=true";
+    const ON: &str = "monitoring.alerts=true,monitoring.podMonitor=true";
     const RULES: &str = "templates/prometheusrule.yaml";
-    let text = output(&mut command(
-        "helm",
-        [
-            "template",
-            "herald",
-            "helm",
-            "--set",
-            ON,
-            "--show-only",
-            RULES,
-        ],
-    ))?;
+    let args = ["template", "herald", "helm", "--set", ON];
+    let mut helm = command("helm", args);
+    helm.args(services::everything().map(|value| format!("--set={value}")));
+    let text = output(helm.args(["--show-only", RULES]))?;
     let (_, rules) = text
         .split_once("\nspec:\n")
         .context("a PrometheusRule has a spec")?;
@@ -307,8 +298,12 @@ mod tests {
     fn alerts_and_dashboard_use_existing_metrics() {
         let read = |path: &str| fs::read_to_string(crate::root().join(path)).unwrap();
         let paths = services::names().map(|name| format!("services/{name}/src/metrics.rs"));
+        let others = [
+            "services/projector/src/windows/metrics.rs",
+            "services/runtime/src/http/server.rs",
+        ];
         let services: Vec<String> = paths
-            .chain(["services/runtime/src/http/server.rs".to_owned()])
+            .chain(others.map(str::to_owned))
             .map(|path| read(&path))
             .collect();
         let services = services.join("\n");
@@ -362,7 +357,11 @@ mod tests {
             let (option, default) = line.split_once(": ").unwrap();
             let field = format!("pub {}: ", option.to_lowercase());
             let (before, _) = services.split_once(&field).unwrap();
-            let (_, attribute) = before.rsplit_once("#[arg(").unwrap();
+            let (comment, attribute) = before.rsplit_once("#[arg(").unwrap();
+            let (_, comment) = comment.rsplit_once("\n\n").unwrap_or_default();
+            if comment.contains(&format!("By default {default},")) {
+                continue;
+            }
             let attribute = attribute.replace('_', "");
             let default = default.trim_matches('"');
             // The services write some as `64 << 20`.

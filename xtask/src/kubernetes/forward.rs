@@ -279,7 +279,7 @@ mod tests {
             namespace: "elsewhere".to_owned(),
             release: "hello-world-dev".to_owned(),
             topic: "dev-topic".to_owned(),
-            events_topic: "dev.websocket.events".to_owned(),
+            topic_prefix: "dev.".to_owned(),
             database_schema: "herald_dev".to_owned(),
             local_ports: [("consumer".to_owned(), 8002), ("gate".to_owned(), 8081)].into(),
         };

@@ -211,14 +211,14 @@ impl Report {
         Ok(())
     }
 
-    /// The consumers can read their topic.
+    /// The consumers can read their topics.
     async fn topic(&mut self, client: &Client, environment: &Environment) -> anyhow::Result<()> {
         let consumers = pods::consumers(client, environment).await?;
         let down = pods::without_source(&consumers);
         let state = if down.is_empty() {
-            let offsets = consumers
-                .iter()
-                .filter_map(|(_, metrics)| metrics.sum("herald_end_offset"));
+            let offsets = consumers.iter().filter_map(|(_, metrics)| {
+                metrics.sum_of_topic("herald_end_offset", &environment.topic)
+            });
             let end = offsets.reduce(f64::max);
             let end = end.map_or("unknown".to_owned(), |end| end.to_string());
             let connections = consumers
@@ -227,7 +227,7 @@ impl Report {
             let connections: f64 = connections.sum();
             Ok(format!("end offset {end}, connections {connections}"))
         } else {
-            Err(format!("{} cannot read it", down.join(", ")))
+            Err(down.join(", "))
         };
         let remedy = format!("{UP} {}", environment.name);
         self.add(&format!("topic {}", environment.topic), state, &remedy);

@@ -38,7 +38,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(service) => labels::selector_of(&environment.release, service),
         None => labels::selector(&environment.release),
     };
-    let mut logs = Cluster::minikube().kubectl(&["logs", "--prefix", "--max-log-requests", "50"]);
+    let mut logs = Cluster::minikube().kubectl(&[
+        "logs",
+        "--prefix",
+        "--all-containers",
+        "--max-log-requests",
+        "50",
+    ]);
     logs.args([
         "--namespace",
         &environment.namespace,

@@ -30,16 +30,33 @@ impl Metrics {
         Self(samples.collect())
     }
 
+    /// The samples of a metric, with their labels: `{topic="my-topic"}`.
+    fn of(&self, name: &str) -> impl Iterator<Item = (&str, f64)> {
+        self.0.iter().filter_map(move |(sample, &value)| {
+            let labels = sample.strip_prefix(name)?;
+            (labels.is_empty() || labels.starts_with('{')).then_some((labels, value))
+        })
+    }
+
     /// The sum over all labels; `None` when there is no such metric.
     pub fn sum(&self, name: &str) -> Option<f64> {
-        let of = |sample: &str| {
-            let labels = sample.strip_prefix(name);
-            labels.is_some_and(|labels| labels.is_empty() || labels.starts_with('{'))
-        };
-        let mut values = self.0.iter().filter(|(sample, _)| of(sample)).peekable();
-        values.peek()?;
-        Some(values.map(|(_, value)| value).sum())
+        self.of(name).map(|(_, value)| value).reduce(|a, b| a + b)
     }
+
+    /// The sum over all partitions of a topic; `None` when there is no such metric.
+    pub fn sum_of_topic(&self, name: &str, topic: &str) -> Option<f64> {
+        let own = self
+            .of(name)
+            .filter(|(labels, _)| topic_in(labels) == topic);
+        own.map(|(_, value)| value).reduce(|a, b| a + b)
+    }
+}
+
+/// The topic among the labels of a sample; empty if there is none.
+fn topic_in(labels: &str) -> &str {
+    let topic = labels.split_once("topic=\"").map(|(_, topic)| topic);
+    let topic = topic.and_then(|topic| topic.split_once('"'));
+    topic.map_or("", |(topic, _)| topic)
 }
 
 /// The metrics of one of Herald's pods.
@@ -69,13 +86,18 @@ pub async fn consumers(
     Ok(ready)
 }
 
-/// The names of those that cannot read their topic.
-pub fn without_source(consumers: &[(String, Metrics)]) -> Vec<&str> {
-    consumers
-        .iter()
-        .filter(|(_, metrics)| metrics.sum("herald_source_up") == Some(0.0))
-        .map(|(name, _)| name.as_str())
-        .collect()
+/// Which of them cannot read which topics: `a cannot read my-topic`.
+pub fn without_source(consumers: &[(String, Metrics)]) -> Vec<String> {
+    let mut down = Vec::new();
+    for (name, metrics) in consumers {
+        for (labels, up) in metrics.of("herald_source_up") {
+            if up == 0.0 {
+                down.push(format!("{name} cannot read {}", topic_in(labels)));
+            }
+        }
+    }
+    down.sort();
+    down
 }
 
 /// The reason that `/readyz` gives when a pod is not ready; `None` when it is ready.
@@ -119,5 +141,19 @@ mod tests {
         assert_eq!(metrics.sum("a_total"), Some(5.0));
         assert_eq!(metrics.sum("b"), Some(1.5));
         assert_eq!(metrics.sum("c"), None);
+    }
+
+    #[test]
+    fn a_consumer_that_cannot_read_one_of_its_topics_is_found() {
+        let metrics = Metrics::parse(
+            "herald_source_up{topic=\"my-topic\"} 1\nherald_source_up{topic=\"results\"} 0\n\
+             herald_end_offset{partition=\"0\",topic=\"my-topic\"} 3\nherald_end_offset{partition=\"1\",topic=\"my-topic\"} 4\n\
+             herald_end_offset{partition=\"0\",topic=\"results\"} 9\n",
+        );
+        let end = |topic| metrics.sum_of_topic("herald_end_offset", topic);
+        assert_eq!(end("my-topic"), Some(7.0));
+        assert_eq!(end("topic"), None);
+        let down = without_source(&[("a".to_owned(), metrics)]);
+        assert_eq!(down, ["a cannot read results"]);
     }
 }

@@ -61,7 +61,7 @@ pub enum Difference {
     Drifted,
     /// The chart, its values or the images are newer.
     Outdated,
-    /// A consumer cannot read its topic. An upgrade creates a topic that was deleted.
+    /// A consumer cannot read one of its topics. An upgrade creates a topic that was deleted.
     SourceDown,
 }
 
@@ -252,9 +252,7 @@ impl Release<'_> {
             ));
             helm.arg(format!("--set-string={service}.image.tag={}", image.tag));
         }
-        for service in services::all().iter().filter(|service| service.optional) {
-            helm.arg(format!("--set={}.enabled=true", service.name));
-        }
+        helm.args(services::everything().map(|value| format!("--set={value}")));
         helm.args(self.kafka.iter().flat_map(|kafka| kafka.values()));
         helm
     }

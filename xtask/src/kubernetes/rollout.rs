@@ -147,17 +147,22 @@ impl Workloads {
             text += &format!("\n  {failure}");
         }
         let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-        let log = LogParams {
-            tail_lines: Some(LOG_LINES),
-            ..LogParams::default()
-        };
         for pod in self.pods(client).await?.iter().filter(|pod| !is_ready(pod)) {
             let name = pod.name_any();
             let reason = problem(pod).unwrap_or_else(|| "is not ready".to_owned());
             text += &format!("\n  pod {name}: {reason}");
-            let lines = pods.logs(&name, &log).await.unwrap_or_default();
-            for line in lines.lines() {
-                text += &format!("\n    {line}");
+            // The pod of a Job has one for each topic.
+            let spec = pod.spec.iter();
+            for container in spec.flat_map(|spec| &spec.containers) {
+                let log = LogParams {
+                    container: Some(container.name.clone()),
+                    tail_lines: Some(LOG_LINES),
+                    ..LogParams::default()
+                };
+                let lines = pods.logs(&name, &log).await.unwrap_or_default();
+                for line in lines.lines() {
+                    text += &format!("\n    {line}");
+                }
             }
         }
         let hint = format!("kubectl describe pods --namespace {namespace}");

@@ -9,6 +9,26 @@ use anyhow::{Context, ensure};
 use crate::command::{command, output, show};
 use crate::{environments, services, tools};
 
+/// The options with the names of topics that have the prefix of their environment.
+const TOPICS: [(&str, &str); 7] = [
+    ("EVENTS_TOPIC", "websocket.events"),
+    ("COUNTS_TOPIC", "message"),
+    ("LIKES_TOPIC", "video_clicks_ingestion"),
+    ("PARTITIONED_LIKES_TOPIC", "video_clicks_partitioned"),
+    (
+        "LIKES_1_MIN_AGGREGATION_TOPIC_NAME",
+        "one_minute_aggregation_topic",
+    ),
+    (
+        "LIKES_5_MIN_AGGREGATION_TOPIC_NAME",
+        "five_minute_aggregation_topic",
+    ),
+    (
+        "LIKES_10_MIN_AGGREGATION_TOPIC_NAME",
+        "ten_minute_aggregation_topic",
+    ),
+];
+
 /// Files in `target/charts`.
 pub struct Rendered {
     pub folder: PathBuf,
@@ -31,12 +51,19 @@ impl Rendered {
         for environment in environments::chosen(&[])? {
             let values = values(&environment.name);
             let text = rendered.release(&environment.release, &environment.namespace, &values)?;
-            let sessions = output(&mut enabled(&environment.release, &values))?;
-            for (text, option, value) in [
-                (&text, "KAFKA_TOPIC", &environment.topic),
-                (&sessions, "EVENTS_TOPIC", &environment.events_topic),
-                (&sessions, "DATABASE_SCHEMA", &environment.database_schema),
-            ] {
+            let everything = output(&mut enabled(&environment.release, &values))?;
+            let mut options = vec![
+                (&text, "KAFKA_TOPIC", environment.topic.clone()),
+                (
+                    &everything,
+                    "DATABASE_SCHEMA",
+                    environment.database_schema.clone(),
+                ),
+            ];
+            for (option, topic) in TOPICS {
+                options.push((&everything, option, environment.prefixed(topic)));
+            }
+            for (text, option, value) in options {
                 let line = format!("{option}: {value:?}");
                 ensure!(
                     text.contains(&line),
@@ -86,14 +113,12 @@ impl Rendered {
     }
 }
 
-/// The release with all optional services.
+/// The release with everything that is optional.
 fn enabled(name: &str, values: &str) -> Command {
     let mut helm = command("helm", ["template", name, "helm", "--values", values]);
     // Some values files allow only their own namespace.
     helm.arg("--set-string=namespace=");
-    for service in services::all().iter().filter(|service| service.optional) {
-        helm.arg(format!("--set={}.enabled=true", service.name));
-    }
+    helm.args(services::everything().map(|value| format!("--set={value}")));
     helm
 }
 
