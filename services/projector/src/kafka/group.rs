@@ -37,8 +37,8 @@ pub enum Polled {
     Nothing,
 }
 
-/// A consumer that shares the partitions of the topic with the other members of its group. The positions come from the store
-/// alone, and Kafka's are for tools that show lag.
+/// A consumer that shares the partitions of the topic with the other members of its group. The positions of projections
+/// that are kept in a database come from there alone, and Kafka's are for tools that show lag.
 pub struct Group {
     consumer: BaseConsumer<GroupContext>,
     context: GroupContext,

@@ -33,3 +33,28 @@ pub struct WindowArgs {
     #[arg(long, env, default_value = "5s", value_parser = duration)]
     pub interim_interval: Duration,
 }
+
+#[cfg(test)]
+mod tests {
+    use herald_runtime::config::parse_from;
+
+    use crate::Config;
+
+    #[test]
+    fn the_windows_are_those_of_the_contract_and_need_no_database() {
+        let config: Config = parse_from(&["projector", "--projections", "windows"]).unwrap();
+        assert!(config.counts_windows());
+        assert!(config.chosen().unwrap().is_empty());
+        let likes = config.likes;
+        assert_eq!(likes.likes_topic, "video_clicks_ingestion");
+        assert_eq!(likes.partitioned_likes_topic, "video_clicks_partitioned");
+        let labels: Vec<String> = likes.windows.iter().map(|(size, _)| size.label()).collect();
+        assert_eq!(labels, ["1min", "5min", "10min"]);
+    }
+
+    #[test]
+    fn wrong_windows_are_one_sentence() {
+        let error = parse_from::<Config>(&["projector", "--windows", "1m"]).unwrap_err();
+        assert!(error.to_string().contains("size=topic"), "{error}");
+    }
+}

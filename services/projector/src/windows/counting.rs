@@ -263,8 +263,13 @@ impl Work for Counting {
             }
             Err(reason) => {
                 let (partition, offset) = (record.partition, record.offset);
-                warn!(partition, offset, %reason, "another program has written to the partitioned topic");
-                self.metrics.ignored.inc();
+                // One line per process: there may be many.
+                if self.metrics.ignored.get() == 0 {
+                    warn!(partition, offset, %reason, "another program has written to the partitioned topic");
+                }
+                if offset >= owned.rebuilt_at {
+                    self.metrics.ignored.inc();
+                }
             }
         }
         false

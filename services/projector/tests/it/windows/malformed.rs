@@ -67,7 +67,7 @@ async fn what_is_not_a_like_becomes_a_dead_letter_and_time_does_not_jump() {
     // Later likes are not late.
     setup.like(&[like(0, "a", now())]).await;
     setup.all_counted(3).await;
-    assert_eq!(setup.late("2s").await, 0);
+    assert_eq!(setup.late("1s").await, 0);
     let counted = async || {
         let letters = projector.metric("herald_windows_dead_letters_total").await;
         letters == reasons.len() as f64

@@ -17,7 +17,7 @@ async fn a_predecessor_that_was_killed_in_a_transaction_holds_back_nobody() {
     let setup = Setup::new(&kafka, 1).await;
     for (id, topic) in [
         ("likes-0", setup.partitioned_topic()),
-        ("windows-0", setup.topic("2s")),
+        ("windows-0", setup.topic("1s")),
     ] {
         let id = format!("{}-{id}", setup.name);
         let kafka = kafka.clone();
@@ -32,7 +32,7 @@ async fn a_predecessor_that_was_killed_in_a_transaction_holds_back_nobody() {
     setup.all_counted(1).await;
     assert!(began.elapsed() < Duration::from_secs(10), "{began:?}");
     assert_eq!(setup.read(&setup.partitioned_topic()).await.len(), 1);
-    assert_eq!(setup.results("2s").await.len(), 1);
+    assert_eq!(setup.results("1s").await.len(), 1);
     projector.end().await;
 }
 
@@ -67,9 +67,9 @@ async fn a_topic_of_likes_that_was_recreated_is_read_from_its_start() {
     create_topic(&kafka, &setup.likes_topic(), 1, &[]).await;
     setup.like(&likes(8)).await;
     setup.all_counted(13).await;
-    let results = setup.results("5s").await;
+    let results = setup.results("3s").await;
     let counted: u64 = results.iter().map(|count| count.count).sum();
-    assert_eq!(counted + setup.late("5s").await, 13);
+    assert_eq!(counted + setup.late("3s").await, 13);
     let recreated = async || {
         let recreated = projector
             .metric("herald_windows_recreated_logs_total")
