@@ -5,6 +5,9 @@ import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import { after, before, describe, test } from "node:test";
 import { gunzipSync as gunzip, gzipSync as gzip } from "node:zlib";
 import { launch, texts, until } from "../page/browser.js";
+import { firstResults } from "../clients/support/rooms.js";
+import { counts } from "../page/counts.js";
+import { like, metadata, VIDEOS } from "../page/likes.js";
 import { address, ended, ORIGINAL, send } from "../page/session.js";
 import { WebSocket } from "../page/websocket.js";
 import { homedir } from "node:os";
@@ -80,6 +83,42 @@ describe("./setup.sh", { skip }, () => {
       const statement = `DELETE FROM ${schema}.sessions WHERE false`;
       assert.match(psql("projector-url", statement).stdout, /^DELETE 0$/m);
       assert.match(psql("gateway-url", statement).stderr, /permission denied/);
+    });
+  }
+
+  /** When each environment's likes were sent, by its name. */
+  const liked = {};
+  for (const { name, gateway, url, topic_prefix: prefix } of environments) {
+    test(`in ${name} foods are counted, and likes reach the topic of interim counts`, async () => {
+      await until("foods to be counted", async () => (await counts(gateway)).length > 0, 60_000);
+      const ids = (await metadata(gateway)).map((video) => video.unique_identifier);
+      assert.deepEqual(ids, VIDEOS);
+      for (let number = 0; number < 3; number++) assert.deepEqual(await like(`${gateway}/dev`, VIDEOS[0]), { "new video": VIDEOS[0] });
+      liked[name] = Date.now();
+      const interim = `${url}/messages?topic=${prefix}one_minute_aggregation_topic.live&key=${VIDEOS[0]}`;
+      const counted = async () => (await (await fetch(interim)).json()).messages?.length > 0;
+      await until("an interim count", counted, 60_000);
+    });
+  }
+
+  for (const { name, gateway, url, topic_prefix: prefix } of environments) {
+    test(`in ${name} the windows of the likes are closed a minute later, in every room, and all results are equal to Kafka's records`, async () => {
+      const topic = `${prefix}one_minute_aggregation_topic`;
+      const results = async () => {
+        const { messages } = await (await fetch(`${url}/messages?topic=${topic}&key=${VIDEOS[0]}`)).json();
+        return messages.map(({ data }) => JSON.parse(data));
+      };
+      // The three likes may lie in two windows.
+      const sum = async () => (await results()).reduce((all, { count }) => all + count, 0);
+      await until("the results of three likes", async () => (await sum()) === 3, 120_000);
+      const [{ type, video_uid: id, count, start, end }] = await results();
+      assert.deepEqual([type, id, end - start], ["1min", VIDEOS[0], 60_000]);
+      assert.ok(start <= liked[name] && liked[name] - start < 120_000);
+      const opened = await (await fetch(`${gateway}/windows/1min/${start}/${id}/messages`)).json();
+      assert.equal(opened.messages.length, count);
+      assert.deepEqual(await firstResults(url, [VIDEOS[0]]), [{ id, count: (await results()).at(-1).count }]);
+      const { stdout } = run("cargo", ["xtask", "verify", name]);
+      assert.equal(stdout.match(/^ {2}equal$/gm)?.length, 2, stdout);
     });
   }
 
@@ -317,7 +356,7 @@ describe("./setup.sh", { skip }, () => {
     const images = ["consumer", "gateway", "producer", "projector"].map((name) => `herald/${name}:[0-9a-f]{16}`).join(", ");
     for (const { name, release, topic, url, gateway } of environments) {
       assert.match(status, new RegExp(`^ok {5}release ${release}: revision \\d+$`, "m"));
-      assert.match(status, new RegExp(`^ok {5}pods of ${name}: 4/4 ready, ${images}$`, "m"));
+      assert.match(status, new RegExp(`^ok {5}pods of ${name}: 5/5 ready, ${images}$`, "m"));
       assert.match(status, new RegExp(`^ok {5}topic ${topic}: end offset [1-9]\\d*, connections \\d+$`, "m"));
       assert.match(status, new RegExp(`^ok {5}page ${url}: answers$`, "m"));
       assert.match(status, new RegExp(`^ok {5}session events ${gateway}: answers$`, "m"));

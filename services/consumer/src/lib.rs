@@ -2,6 +2,7 @@
 //!
 //! A message passes through the modules in this order: `kafka` reads it, `feed` buffers and encodes it once, `stream` carries it
 //! to one client, and `sse`, `websocket` or `socketio` writes it. `history` and `kafka::log` serve messages older than the feed.
+//! What the process keeps of whole topics is read by a `follower`: `latest` for `from=latest-per-key`, and `rooms`.
 
 mod app;
 mod config;

@@ -34,7 +34,12 @@ pub fn parse<T: DeserializeOwned>(query: &str) -> Option<(Vec<String>, T)> {
     let (keys, others): (Vec<_>, Vec<_>) =
         parameters.into_iter().partition(|(name, _)| name == KEY);
     let others = serde_urlencoded::to_string(others).ok()?;
-    let keys = keys.into_iter().map(|(_, key)| key).collect();
+    let keys: Vec<String> = keys.into_iter().map(|(_, key)| key).collect();
+    // The decoder replaces bytes that are not UTF-8 by U+FFFD, which is another key.
+    let replaced = keys.iter().any(|key| key.contains('\u{FFFD}'));
+    if replaced && !query.to_ascii_uppercase().contains("%EF%BF%BD") {
+        return None;
+    }
     Some((keys, serde_urlencoded::from_str(&others).ok()?))
 }
 
@@ -272,6 +277,8 @@ mod tests {
         );
         assert!(StreamQuery::parse("key=").unwrap().keys().is_err());
         assert_eq!(StreamQuery::parse("").unwrap().keys(), Ok(None));
+        assert!(StreamQuery::parse("key=%ff").is_none());
+        assert!(StreamQuery::parse("key=%EF%BF%BD").is_some());
     }
 
     #[test]

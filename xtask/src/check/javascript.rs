@@ -55,6 +55,8 @@ pub fn ingress(env: &TestEnv, upstream: Option<&str>) -> anyhow::Result<Tally> {
 pub fn cluster(env: &TestEnv) -> anyhow::Result<Tally> {
     // The first run builds everything.
     let test = [TEST[0], TEST[1], "--test-timeout=3600000"];
+    // One of its clients is that of Socket.IO.
+    npm_ci(&folder("clients"))?;
     node(env, &folder("cluster"), &mut in_browser(&test)?)
 }
 

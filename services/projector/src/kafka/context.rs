@@ -14,6 +14,9 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::util::Timeout;
 use tracing::{debug, warn};
 
+/// The id of a topic before it is known, in base64.
+const NO_ID: &str = " from AAAAAAAAAAAAAAAAAAAAAA to ";
+
 /// Shared by the consumer and its owner.
 #[derive(Clone)]
 pub struct GroupContext(Arc<Shared>);
@@ -66,7 +69,7 @@ impl ClientContext for GroupContext {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
         // librdkafka reports a new id of a topic in its debug log alone, before it reads from the new topic.
         let changed = format!("Topic {} changed id from ", self.0.topic);
-        if message.contains(&changed) {
+        if message.contains(&changed) && !message.contains(NO_ID) {
             self.with_news(|news| news.recreated = true);
         }
         // The other lines of the debug log come because `debug` is set for this one.
