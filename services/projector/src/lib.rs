@@ -144,11 +144,7 @@ impl Member {
     }
 
     /// The database, as soon as it answers. An error is for the user: a file that cannot be counted into.
-    async fn open(
-        &self,
-        config: &Config,
-        database: &OnceCell<Writer>,
-    ) -> anyhow::Result<Target> {
+    async fn open(&self, config: &Config, database: &OnceCell<Writer>) -> anyhow::Result<Target> {
         if self.projection == Projection::Counts
             && let Some(path) = &config.counts_database
         {
