@@ -1,18 +1,21 @@
 //! Counts in a file of SQLite that belongs to others, with the positions in a second file beside it.
 
+use std::fmt;
 use std::fs::{File, TryLockError};
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::Context as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteRow};
 use sqlx::{Connection as _, Executor as _, Row as _};
 use tokio::sync::Mutex;
 
 use crate::{Advance, Applied, Batch, Counted, CountsState, Position, Summary};
 
-/// How long a commit waits for readers of the file, which hold it for a few seconds at most.
-const BUSY: Duration = Duration::from_secs(30);
+/// How long a commit waits for readers of the file, which hold it for a few seconds at most. Less than the projector waits for a
+/// commit.
+const BUSY: Duration = Duration::from_secs(20);
 
 /// The only table of the file; its readers depend on it.
 const TABLE: &str = r#"CREATE TABLE IF NOT EXISTS "aggregated" ("food" TEXT, "count" INTEGER, PRIMARY KEY("food"))"#;
@@ -21,7 +24,6 @@ const ADD: &str = r#"INSERT INTO main."aggregated" ("food", "count") VALUES ($1,
     ON CONFLICT ("food") DO UPDATE SET "count" = "count" + excluded."count""#;
 
 const OFFSETS: &str = "
-    CREATE TABLE IF NOT EXISTS offsets.file (path TEXT NOT NULL);
     CREATE TABLE IF NOT EXISTS offsets.positions (
         topic TEXT NOT NULL,
         partition BIGINT NOT NULL,
@@ -32,17 +34,43 @@ const OFFSETS: &str = "
         -- Where counting began.
         begun BIGINT NOT NULL,
         PRIMARY KEY (topic, partition)
-    );";
+    );
+    -- The sum of all counts: one row.
+    CREATE TABLE IF NOT EXISTS offsets.total (count BIGINT NOT NULL);";
+
+const SUM: &str = r#"SELECT COALESCE(SUM("count"), 0) AS total FROM main."aggregated""#;
 
 /// A file `db.sqlite` with the single table `aggregated(food, count)`, which other programs read at any time, and
 /// `db.sqlite-offsets` with the positions. Both are changed in one transaction, which is atomic over the two files as long as every
 /// program opens them at the same absolute path and may write to their folder: after a crash, whoever opens one first completes or
-/// undoes what was begun.
+/// undoes what was begun. That path is in `db.sqlite-lock`.
 pub struct CountsFile {
     path: PathBuf,
-    connection: Mutex<SqliteConnection>,
+    connection: Mutex<Writing>,
     /// No other process counts into the file while it is locked.
     _lock: File,
+}
+
+struct Writing {
+    connection: SqliteConnection,
+    /// A transaction was begun, and it is not known that it has ended.
+    is_open: bool,
+}
+
+/// The file must not be counted into: a sentence for the user, who has to change something.
+#[derive(Debug)]
+pub struct Refused(String);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+fn refuse<T>(sentence: String) -> anyhow::Result<T> {
+    Err(Refused(sentence).into())
 }
 
 impl CountsFile {
@@ -51,34 +79,20 @@ impl CountsFile {
     ///
     /// # Errors
     ///
-    /// One sentence for the user: another process counts into the file, it is at another path than before, it has another table,
-    /// or it cannot be written.
+    /// [`Refused`] if another process counts into the file, it is at another path than before, or it has another table. Other errors
+    /// may pass, such as a full disk, or a program that holds the file.
     pub async fn open(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new("."));
-        let folder = folder.canonicalize().with_context(|| {
-            format!(
-                "the folder of {shown} cannot be opened; create it, or correct --counts-database"
-            )
-        })?;
-        let name = path
-            .file_name()
-            .with_context(|| format!("{shown} is not the path of a file"))?;
-        let path = folder.join(name);
-        let lock = lock(&beside(&path, "-lock"))?;
+        let path = canonical(path)?;
+        // Before SQLite opens anything: it completes what a killed process had begun, and needs the same path for that.
+        let lock = lock(&path)?;
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .create_if_missing(true)
             .busy_timeout(BUSY);
         let opened = async {
             let mut connection = SqliteConnection::connect_with(&options).await?;
-            let offsets = beside(&path, "-offsets");
-            let attached =
-                sqlx::query("ATTACH DATABASE $1 AS offsets").bind(offsets.display().to_string());
-            attached.execute(&mut connection).await?;
+            attach(&mut connection, &path).await?;
             prepare(&mut connection, &path).await?;
             anyhow::Ok(connection)
         };
@@ -87,19 +101,23 @@ impl CountsFile {
             .with_context(|| format!("cannot count into {shown}"))?;
         Ok(Self {
             path,
-            connection: Mutex::new(connection),
+            connection: Mutex::new(Writing {
+                connection,
+                is_open: false,
+            }),
             _lock: lock,
         })
     }
 
     /// As [`Writer::position`](crate::Writer::position).
     pub async fn position(&self, topic: &str, partition: i32) -> anyhow::Result<Option<Position>> {
-        let mut connection = self.connection.lock().await;
+        let mut writing = self.connection.lock().await;
+        let connection = writing.ready().await?;
         let select = "SELECT next, fingerprint, record_time, epoch FROM offsets.positions WHERE topic = $1 AND partition = $2";
         let row = sqlx::query(select)
             .bind(topic)
             .bind(i64::from(partition))
-            .fetch_optional(&mut *connection)
+            .fetch_optional(connection)
             .await?;
         row.as_ref().map(position).transpose()
     }
@@ -107,35 +125,35 @@ impl CountsFile {
     /// Whether the file has counts, but no position for this topic: it was made by another program, which has read the topic up to
     /// its end.
     pub async fn is_continued(&self, topic: &str) -> anyhow::Result<bool> {
-        let mut connection = self.connection.lock().await;
+        let mut writing = self.connection.lock().await;
+        let connection = writing.ready().await?;
         let select = r#"SELECT EXISTS (SELECT 1 FROM main."aggregated") AND NOT EXISTS (SELECT 1 FROM offsets.positions WHERE topic = $1) AS continued"#;
         let row = sqlx::query(select)
             .bind(topic)
-            .fetch_one(&mut *connection)
+            .fetch_one(connection)
             .await?;
         Ok(row.try_get::<i64, _>("continued")? == 1)
     }
 
-    /// As [`Writer::begin`](crate::Writer::begin).
-    pub async fn begin(
-        &self,
-        topic: &str,
-        partition: i32,
-        position: Position,
-    ) -> anyhow::Result<()> {
-        let mut connection = self.connection.lock().await;
-        sqlx::query(
-            "INSERT INTO offsets.positions (topic, partition, next, fingerprint, record_time, epoch, begun) \
-             VALUES ($1, $2, $3, $4, $5, $6, $3) ON CONFLICT DO NOTHING",
-        )
-        .bind(topic)
-        .bind(i64::from(partition))
-        .bind(position.next)
-        .bind(position.fingerprint.map(i64::from))
-        .bind(position.record_time)
-        .bind(i64::from(position.epoch))
-        .execute(&mut *connection)
-        .await?;
+    /// As [`Writer::begin`](crate::Writer::begin), for several partitions: all of them, or none.
+    pub async fn begin(&self, topic: &str, positions: &[(i32, Position)]) -> anyhow::Result<()> {
+        let mut writing = self.connection.lock().await;
+        let connection = writing.begin().await?;
+        for (partition, position) in positions {
+            sqlx::query(
+                "INSERT INTO offsets.positions (topic, partition, next, fingerprint, record_time, epoch, begun) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $3) ON CONFLICT DO NOTHING",
+            )
+            .bind(topic)
+            .bind(i64::from(*partition))
+            .bind(position.next)
+            .bind(position.fingerprint.map(i64::from))
+            .bind(position.record_time)
+            .bind(i64::from(position.epoch))
+            .execute(&mut *connection)
+            .await?;
+        }
+        writing.end("COMMIT").await?;
         Ok(())
     }
 
@@ -146,14 +164,12 @@ impl CountsFile {
     /// If there is no such file, or it cannot be read.
     pub async fn read(path: &Path, topic: &str) -> anyhow::Result<CountsState> {
         let read = async {
-            let path = path.canonicalize()?;
+            let path = canonical(path)?;
             let options = SqliteConnectOptions::new()
                 .filename(&path)
                 .busy_timeout(BUSY);
             let mut connection = SqliteConnection::connect_with(&options).await?;
-            let offsets = beside(&path, "-offsets").display().to_string();
-            let attached = sqlx::query("ATTACH DATABASE $1 AS offsets").bind(offsets);
-            attached.execute(&mut connection).await?;
+            attach(&mut connection, &path).await?;
             let mut transaction = connection.begin().await?;
             let select = r#"SELECT "food", "count" FROM main."aggregated" ORDER BY rowid"#;
             let counts = transaction.fetch_all(select).await?;
@@ -185,42 +201,59 @@ impl CountsFile {
 
     /// As [`Writer::apply`](crate::Writer::apply), for the counts of a batch.
     pub async fn apply(&self, topic: &str, batch: &Batch) -> anyhow::Result<Applied> {
-        let mut connection = self.connection.lock().await;
-        let applied = apply(&mut connection, topic, batch).await;
-        if applied.is_err() {
-            // The driver does not notice when SQLite has ended the transaction by itself, such as on a full disk.
-            _ = connection.execute("ROLLBACK").await;
-        }
+        let mut writing = self.connection.lock().await;
+        let applied = writing.apply(topic, batch).await;
         applied.with_context(|| format!("cannot store a batch in {}", self.path.display()))
     }
 }
 
-async fn apply(
-    connection: &mut SqliteConnection,
-    topic: &str,
-    batch: &Batch,
-) -> sqlx::Result<Applied> {
-    // All locks that the transaction needs are taken now, so that a reader cannot make it fail halfway.
-    connection.execute("BEGIN IMMEDIATE").await?;
-    let mut superseded = Vec::new();
-    for step in &batch.advances {
-        if !advance(connection, topic, step).await? {
-            superseded.push(step.partition);
+impl Writing {
+    /// The connection, without a transaction. One may be left of a commit that failed, or that nobody waited for.
+    async fn ready(&mut self) -> sqlx::Result<&mut SqliteConnection> {
+        if self.is_open {
+            // It fails if SQLite has ended the transaction by itself, such as on a full disk.
+            _ = self.connection.execute("ROLLBACK").await;
+            self.is_open = false;
         }
+        Ok(&mut self.connection)
     }
-    if !superseded.is_empty() {
-        connection.execute("ROLLBACK").await?;
-        return Ok(Applied::Superseded(superseded));
+
+    /// Begins a transaction with all locks that it needs, so that a reader cannot make it fail halfway.
+    async fn begin(&mut self) -> sqlx::Result<&mut SqliteConnection> {
+        self.ready().await?;
+        self.is_open = true;
+        self.connection.execute("BEGIN IMMEDIATE").await?;
+        Ok(&mut self.connection)
     }
-    for (food, count) in batch.counts.rows() {
-        sqlx::query(ADD)
-            .bind(food)
-            .bind(count)
-            .execute(&mut *connection)
-            .await?;
+
+    async fn end(&mut self, statement: &'static str) -> sqlx::Result<()> {
+        self.connection.execute(statement).await?;
+        self.is_open = false;
+        Ok(())
     }
-    connection.execute("COMMIT").await?;
-    Ok(Applied::Committed(Summary::default()))
+
+    async fn apply(&mut self, topic: &str, batch: &Batch) -> sqlx::Result<Applied> {
+        let connection = self.begin().await?;
+        let mut superseded = Vec::new();
+        for step in &batch.advances {
+            if !advance(connection, topic, step).await? {
+                superseded.push(step.partition);
+            }
+        }
+        if !superseded.is_empty() {
+            self.end("ROLLBACK").await?;
+            return Ok(Applied::Superseded(superseded));
+        }
+        for (food, count) in batch.counts.rows() {
+            let add = sqlx::query(ADD).bind(food).bind(count);
+            add.execute(&mut *connection).await?;
+        }
+        let total = sqlx::query("UPDATE offsets.total SET count = count + $1");
+        let total = total.bind(batch.counts.total());
+        total.execute(&mut *connection).await?;
+        self.end("COMMIT").await?;
+        Ok(Applied::Committed(Summary::default()))
+    }
 }
 
 async fn advance(
@@ -258,64 +291,117 @@ fn position(row: &SqliteRow) -> anyhow::Result<Position> {
 
 /// Checks that both files are what they should be, and creates what is missing.
 async fn prepare(connection: &mut SqliteConnection, path: &Path) -> anyhow::Result<()> {
-    // The first query also completes or undoes what a killed process had begun.
-    let row = connection.fetch_one("PRAGMA main.journal_mode").await?;
-    let mode: String = row.try_get(0)?;
-    ensure!(
-        mode == "delete",
-        "its journal mode is {mode:?}, with which a commit over two files is not atomic; set it to \"delete\""
-    );
+    for (pragma, suffix) in [
+        ("PRAGMA main.journal_mode", ""),
+        ("PRAGMA offsets.journal_mode", "-offsets"),
+    ] {
+        let row = connection.fetch_one(pragma).await?;
+        let mode: String = row.try_get(0)?;
+        if mode != "delete" {
+            let file = beside(path, suffix);
+            return refuse(format!(
+                "the journal mode of {} is {mode:?}, with which a commit over two files is not atomic; set it to \"delete\"",
+                file.display()
+            ));
+        }
+    }
     connection.execute(TABLE).await?;
     let columns = connection
         .fetch_all("PRAGMA main.table_info(aggregated)")
         .await?;
     let names = columns.iter().map(|row| row.try_get("name"));
     let names: Vec<String> = names.collect::<sqlx::Result<_>>()?;
-    ensure!(
-        names == ["food", "count"],
-        "its table \"aggregated\" has the columns {names:?}, not \"food\" and \"count\""
-    );
+    if names != ["food", "count"] {
+        return refuse(format!(
+            "its table \"aggregated\" has the columns {names:?}, not \"food\" and \"count\""
+        ));
+    }
     connection.execute(OFFSETS).await?;
-    // The user deleted the counts: they are computed again.
-    let forget =
-        r#"DELETE FROM offsets.positions WHERE NOT EXISTS (SELECT 1 FROM main."aggregated")"#;
-    if connection.execute(forget).await?.rows_affected() > 0 {
-        tracing::warn!(file = %path.display(), "the file has no counts; the positions beside it are deleted, and the topic is read from its start");
-    }
-    let stored = connection
-        .fetch_optional("SELECT path FROM offsets.file")
+    let sum: i64 = connection.fetch_one(SUM).await?.try_get("total")?;
+    let total = connection
+        .fetch_optional("SELECT count FROM offsets.total")
         .await?;
-    let stored: Option<String> = stored.map(|row| row.try_get("path")).transpose()?;
-    let now = path.display().to_string();
-    match stored {
-        Some(stored) if stored != now => bail!(
-            "it was written at {stored} before, and a commit is only atomic while every program opens the file at the same \
-             path; mount its folder there, or set the path in {} if no program was killed while it wrote",
-            beside(path, "-offsets").display()
-        ),
-        Some(_) => {}
-        None => {
-            let insert = sqlx::query("INSERT INTO offsets.file (path) VALUES ($1)").bind(now);
-            insert.execute(connection).await?;
-        }
+    let Some(total) = total else {
+        let insert = sqlx::query("INSERT INTO offsets.total (count) VALUES ($1)").bind(sum);
+        insert.execute(connection).await?;
+        return Ok(());
+    };
+    let total: i64 = total.try_get("count")?;
+    if sum == total {
+        return Ok(());
     }
+    let file = path.display();
+    if sum == 0 {
+        tracing::warn!(%file, "the counts were deleted: reading the topic from its start");
+        connection.execute("DELETE FROM offsets.positions").await?;
+    } else {
+        tracing::warn!(%file, sum, expected = total, "another program has changed the counts; they are continued as they are");
+    }
+    let update = sqlx::query("UPDATE offsets.total SET count = $1").bind(sum);
+    update.execute(connection).await?;
     Ok(())
 }
 
+async fn attach(connection: &mut SqliteConnection, path: &Path) -> sqlx::Result<()> {
+    let offsets = beside(path, "-offsets").display().to_string();
+    let attach = sqlx::query("ATTACH DATABASE $1 AS offsets").bind(offsets);
+    attach.execute(connection).await.map(drop)
+}
+
+/// The absolute path of a file that may not exist yet.
+fn canonical(path: &Path) -> anyhow::Result<PathBuf> {
+    if let Ok(path) = path.canonicalize() {
+        return Ok(path);
+    }
+    let shown = path.display();
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new(".")).canonicalize();
+    match (folder, path.file_name()) {
+        (Ok(folder), Some(name)) => Ok(folder.join(name)),
+        (_, None) => refuse(format!("{shown} is not the path of a file")),
+        (Err(error), _) => refuse(format!(
+            "the folder of {shown} cannot be opened ({error}); create it, or correct --counts-database"
+        )),
+    }
+}
+
+/// Locks the file for this process, and checks that it is where it was.
 fn lock(path: &Path) -> anyhow::Result<File> {
-    let open = || File::options().create(true).append(true).open(path);
-    let lock =
-        open().with_context(|| format!("cannot write to the folder of {}", path.display()))?;
+    let name = beside(path, "-lock");
+    let name = name.display();
+    let open = || {
+        let mut options = File::options();
+        options.create(true).read(true).append(true);
+        options.open(beside(path, "-lock"))
+    };
+    let mut lock = open().or_else(|error| refuse(format!("cannot write to {name}: {error}")))?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => bail!(
-            "another projector counts into this file (it has locked {}); end one of them",
-            path.display()
-        ),
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return refuse(format!(
+                "another projector counts into this file (it has locked {name}); end one of them"
+            ));
+        }
         Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+            return Err(error).with_context(|| format!("cannot lock {name}"));
         }
     }
+    let now = path.display().to_string();
+    let mut before = String::new();
+    lock.read_to_string(&mut before)
+        .with_context(|| format!("cannot read {name}"))?;
+    if before.is_empty() {
+        lock.write_all(now.as_bytes())
+            .with_context(|| format!("cannot write to {name}"))?;
+    } else if before != now {
+        return refuse(format!(
+            "the counts in {now} were written at {before} before, and a commit is only atomic while every program opens the file at \
+             the same path: mount its folder there, or delete {name} if no program was killed while it wrote"
+        ));
+    }
+    Ok(lock)
 }
 
 /// A file beside another one, whose name it continues.

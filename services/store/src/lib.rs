@@ -16,7 +16,7 @@ mod writer;
 pub use batch::{Advance, Arrival, Batch, NewEvent, Position, SessionChanges};
 pub use connect::{DEFAULT_SCHEMA, Name};
 pub use counts::{Count, Counted, Counts, CountsState};
-pub use counts_file::CountsFile;
+pub use counts_file::{CountsFile, Refused};
 pub use document::Session;
 pub use reader::Reader;
 pub use url::DatabaseUrl;

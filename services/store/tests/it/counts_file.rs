@@ -76,7 +76,7 @@ async fn refused(file: &Path) -> String {
 
 async fn count(file: &CountsFile, offset: i64, foods: &[&str]) {
     let begin = Position::default();
-    file.begin(TOPIC, 0, begin).await.unwrap();
+    file.begin(TOPIC, &[(0, begin)]).await.unwrap();
     let applied = file.apply(TOPIC, &batch(0, offset, foods)).await.unwrap();
     assert!(matches!(applied, Applied::Committed(_)), "{applied:?}");
 }
@@ -125,6 +125,35 @@ async fn without_the_counts_the_positions_mean_nothing() {
 }
 
 #[tokio::test]
+async fn counts_that_another_program_has_changed_are_continued_as_they_are() {
+    let folder = Folder::new();
+    count(&open(&folder.file()).await, 0, &["pie"]).await;
+    execute(&folder.file(), "UPDATE aggregated SET count = 7").await;
+    let file = open(&folder.file()).await;
+    count(&file, 1, &["pie"]).await;
+    assert_eq!(rows(&folder.file()).await, ["pie 8"]);
+    assert_eq!(file.position(TOPIC, 0).await.unwrap().unwrap().next, 2);
+}
+
+#[tokio::test]
+async fn a_batch_that_nobody_waited_for_is_counted_once() {
+    let folder = Folder::new();
+    let file = open(&folder.file()).await;
+    count(&file, 0, &["pie"]).await;
+    let mut reader = connect(&folder.file()).await;
+    reader.execute("BEGIN").await.unwrap();
+    reader.fetch_all("SELECT * FROM aggregated").await.unwrap();
+    let second = batch(0, 1, &["pie"]);
+    let given_up = tokio::time::timeout(Duration::from_secs(1), file.apply(TOPIC, &second)).await;
+    assert!(given_up.is_err());
+    reader.execute("COMMIT").await.unwrap();
+    let next = file.position(TOPIC, 0).await.unwrap().unwrap().next;
+    let applied = file.apply(TOPIC, &batch(0, next, &["pie"])).await.unwrap();
+    assert!(matches!(applied, Applied::Committed(_)), "{applied:?}");
+    assert_eq!(rows(&folder.file()).await, [format!("pie {}", next + 1)]);
+}
+
+#[tokio::test]
 async fn what_would_count_wrong_is_refused_in_one_sentence() {
     let folder = Folder::new();
     let first = open(&folder.file()).await;
@@ -136,13 +165,13 @@ async fn what_would_count_wrong_is_refused_in_one_sentence() {
     drop(first);
 
     let moved = Folder::new();
-    for suffix in ["", "-offsets"] {
+    for suffix in ["", "-offsets", "-lock"] {
         let name = format!("db.sqlite{suffix}");
         std::fs::copy(folder.0.join(&name), moved.0.join(&name)).unwrap();
     }
     let sentence = refused(&moved.file()).await;
     assert!(
-        sentence.contains("was written at") && sentence.contains("mount"),
+        sentence.contains("were written at") && sentence.contains("mount"),
         "{sentence}"
     );
 
