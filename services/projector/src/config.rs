@@ -74,7 +74,7 @@ pub struct Config {
     #[arg(long, env, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_records: u32,
 
-    /// Longest time that a record waits for others of its transaction. If there are none, it does not wait.
+    /// Longest time that a record waits for others of its transaction. If there are none, only likes wait.
     #[arg(long, env, default_value = "200ms", value_parser = duration)]
     pub batch_interval: Duration,
 
@@ -141,9 +141,14 @@ impl Config {
         }
     }
 
-    /// The consumer group of a projection.
+    /// The consumer group of a projection. Counts in a file have a group of their own: with those of a database, each would count a
+    /// part of the topic.
     pub fn group(&self, projection: Projection) -> String {
-        format!("{}-{}", self.group_prefix, projection.name())
+        let (prefix, name) = (&self.group_prefix, projection.name());
+        match (projection, &self.counts_database) {
+            (Projection::Counts, Some(_)) => format!("{prefix}-{name}-file"),
+            _ => format!("{prefix}-{name}"),
+        }
     }
 }
 

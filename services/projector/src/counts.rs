@@ -18,6 +18,11 @@ pub fn food(value: &[u8]) -> Result<String, FoodError> {
     struct Occurrence {
         food: Option<Value>,
     }
+    // An array of fields would be taken for the object too.
+    let first = value.iter().find(|byte| !byte.is_ascii_whitespace());
+    if first != Some(&b'{') {
+        return Err(FoodError::Json);
+    }
     let Occurrence { food } = serde_json::from_slice(value).map_err(|_| FoodError::Json)?;
     let Some(Value::String(food)) = food else {
         return Err(FoodError::NoName);
@@ -49,7 +54,7 @@ impl FoodError {
     pub fn label(self) -> &'static str {
         match self {
             Self::Json => "json",
-            Self::NoName => "food",
+            Self::NoName => "no-name",
             Self::Empty => "food-empty",
             Self::TooLong => "food-too-long",
             Self::Nul => "food-nul",
@@ -92,6 +97,7 @@ mod tests {
             ("", FoodError::Json),
             ("pie", FoodError::Json),
             ("[]", FoodError::Json),
+            ("[\"pie\"]", FoodError::Json),
             ("{\"food\":\"a\",\"food\":\"b\"}", FoodError::Json),
             ("{}", FoodError::NoName),
             ("{\"food\":null}", FoodError::NoName),

@@ -15,6 +15,7 @@ mod sessions;
 mod verify;
 mod windows;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use herald_events::SessionId;
 use herald_runtime::config::invalid;
 use herald_runtime::{Readiness, admin};
 use prometheus::Registry;
-use store::{CountsFile, Writer};
+use store::{CountsFile, Refused, Writer};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
@@ -148,27 +149,41 @@ impl Member {
         if self.projection == Projection::Counts
             && let Some(path) = &config.counts_database
         {
-            let file = CountsFile::open(path).await;
-            let file = file.map_err(|error| invalid(format!("{error:#}")))?;
-            info!(file = %path.display(), "counting into a file");
-            return Ok(Target::CountsFile(file));
+            return self.open_file(path).await.map(Target::CountsFile);
         }
         let mut logged = String::new();
         loop {
             // The first one opens it for all.
             match database.get_or_try_init(|| open(config)).await {
                 Ok(writer) => return Ok(Target::Database(writer.clone())),
-                Err(error) => {
-                    let problem = format!("{error:#}");
-                    if problem != logged {
-                        warn!("{problem}; trying again until it succeeds");
-                    }
-                    self.readiness.not_ready(problem.as_str());
-                    logged = problem;
-                }
+                Err(error) => self.wait_after(&error, &mut logged).await,
             }
-            tokio::time::sleep(RETRY_PAUSE).await;
         }
+    }
+
+    async fn open_file(&self, path: &Path) -> anyhow::Result<CountsFile> {
+        let mut logged = String::new();
+        loop {
+            match CountsFile::open(path).await {
+                Ok(file) => {
+                    info!(file = %path.display(), "counting into a file");
+                    return Ok(file);
+                }
+                Err(error) if error.is::<Refused>() => return Err(invalid(format!("{error:#}"))),
+                Err(error) => self.wait_after(&error, &mut logged).await,
+            }
+        }
+    }
+
+    /// Reports a failure, the first time, and waits before the next attempt.
+    async fn wait_after(&self, error: &anyhow::Error, logged: &mut String) {
+        let problem = format!("{error:#}");
+        if problem != *logged {
+            warn!("{problem}; trying again until it succeeds");
+        }
+        self.readiness.not_ready(problem.as_str());
+        *logged = problem;
+        tokio::time::sleep(RETRY_PAUSE).await;
     }
 }
 

@@ -31,6 +31,9 @@ const POLL: Duration = Duration::from_millis(100);
 /// The pause after a failure.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long after its latest report a batch counts as unreadable.
+const UNREADABLE: Duration = Duration::from_secs(30);
+
 /// The timeout of a transaction and of a batch of dead letters.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -79,6 +82,8 @@ struct State {
     /// Everything was read once.
     caught_up: bool,
     problem: Option<String>,
+    /// A batch that cannot be read, and when librdkafka reported that last.
+    unreadable: Option<(Instant, String)>,
     /// The latest problem in the log.
     logged: Option<String>,
     expiry: Instant,
@@ -96,6 +101,7 @@ impl Projector {
             ended: BTreeSet::new(),
             caught_up: false,
             problem: Some("no partition is assigned yet".to_owned()),
+            unreadable: None,
             logged: None,
             expiry: Instant::now(),
         };
@@ -193,7 +199,7 @@ impl Projector {
         let pending = &mut state.pending;
         pending.since.get_or_insert_with(Instant::now);
         pending.records += 1;
-        pending.bytes += record.value.as_ref().map_or(0, Vec::len);
+        pending.bytes += record.bytes();
         let added = self.projection.add(&mut pending.batch, &record, after);
         let (offset, request_id) = (record.offset, record.request_id());
         match added {
@@ -243,7 +249,7 @@ impl Projector {
                 "a batch of records in Kafka cannot be read; its partition does not go on"
             );
         }
-        state.problem = Some(why);
+        state.unreadable = Some((Instant::now(), why));
     }
 
     fn expire(&self, state: &mut State) {
@@ -281,18 +287,23 @@ impl Projector {
     /// Updates readiness, and the metrics that are not counters.
     fn report(&self, state: &State) {
         let ends = self.group.ends();
-        let lag = state.owned.iter().filter_map(|(partition, owned)| {
-            let end = ends.get(partition)?;
-            Some((end - owned.stored.next).max(0))
+        let lagging = state.owned.iter().filter_map(|(partition, owned)| {
+            let lag = ends.get(partition)? - owned.stored.next;
+            (lag > 0).then_some((lag, owned.stored.record_time))
         });
-        let lag = lag.sum();
-        self.metrics.lag.set(lag);
+        let lagging: Vec<(i64, i64)> = lagging.collect();
         self.metrics
-            .lag_seconds
-            .set(if lag > 0 { state.age() } else { 0.0 });
+            .lag
+            .set(lagging.iter().map(|(lag, _)| lag).sum());
+        let times = lagging.iter().map(|&(_, time)| time);
+        self.metrics.lag_seconds.set(oldest_age(times));
         self.metrics.partitions.set(state.owned.len() as i64);
         let source = self.group.source();
-        let problem = match (&state.problem, source) {
+        // librdkafka tries again every second.
+        let unreadable = state.unreadable.as_ref();
+        let unreadable = unreadable.filter(|(at, _)| at.elapsed() < UNREADABLE);
+        let problem = state.problem.as_ref().or(unreadable.map(|(_, why)| why));
+        let problem = match (problem, source) {
             (_, Source::Down { reason, .. }) => Some(reason.to_owned()),
             (Some(problem), _) => Some(problem.clone()),
             (None, _) if !state.caught_up => Some("reading the topic to its end".to_owned()),
@@ -306,15 +317,6 @@ impl Projector {
 }
 
 impl State {
-    /// The age in seconds of the latest record whose results are stored, in the partition where it is the highest.
-    fn age(&self) -> f64 {
-        let times = self.owned.values().map(|owned| owned.stored.record_time);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.unwrap_or_default().as_secs_f64();
-        let oldest = times.filter(|&time| time > 0).min();
-        oldest.map_or(0.0, |time| (now - time as f64 / 1000.0).max(0.0))
-    }
-
     /// Whether the problem was not logged yet since the last success.
     fn is_new(&mut self, problem: &str) -> bool {
         let is_new = self.logged.as_deref() != Some(problem);
@@ -331,4 +333,14 @@ impl State {
         self.pending = Pending::default();
         self.look_up = look_up;
     }
+}
+
+/// The age in seconds of the oldest of these times, in milliseconds since 1970; 0 is no time.
+fn oldest_age(times: impl Iterator<Item = i64>) -> f64 {
+    let Some(oldest) = times.filter(|&time| time > 0).min() else {
+        return 0.0;
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.unwrap_or_default().as_secs_f64();
+    (now - oldest as f64 / 1000.0).max(0.0)
 }

@@ -23,6 +23,14 @@ impl Record {
         std::str::from_utf8(value.unwrap_or_default()).unwrap_or_default()
     }
 
+    /// About the memory that its texts take.
+    pub fn bytes(&self) -> usize {
+        let length = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len);
+        let headers = self.headers.iter();
+        let headers = headers.map(|(name, value)| name.len() + length(value));
+        length(&self.key) + length(&self.value) + headers.sum::<usize>()
+    }
+
     /// Two bytes that distinguish the record from the one at the same offset of a topic that was recreated.
     pub fn fingerprint(&self) -> u16 {
         let mut hasher = crc32fast::Hasher::new();

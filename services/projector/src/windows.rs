@@ -10,6 +10,7 @@ mod counters;
 mod counting;
 mod horizon;
 mod kafka;
+mod last_record;
 pub mod like;
 mod mark;
 mod metrics;
@@ -28,7 +29,7 @@ pub use mark::Mark;
 
 use crate::Config;
 use crate::kafka::Group;
-use crate::readiness::{Part, Parts};
+use crate::readiness::Parts;
 use counting::Counting;
 use horizon::{Finder, Latest};
 use kafka::Observer;
@@ -46,14 +47,14 @@ pub struct WindowsProjection {
 impl WindowsProjection {
     /// # Errors
     ///
-    /// For the user: properties that librdkafka rejects. An unreachable Kafka is not an error.
+    /// For the user: properties that librdkafka rejects, and topics that are the same. An unreachable Kafka is not an error.
     pub fn new(config: &Config, registry: &Registry, parts: &Parts) -> anyhow::Result<Self> {
         let options = &config.likes;
+        options.check()?;
         let metrics = Metrics::new(registry, &options.windows);
         let latest = Latest::default();
         let likes_group = format!("{}-likes", config.group_prefix);
         let windows_group = format!("{}-windows", config.group_prefix);
-        let part = |name: &str| -> Part { parts.part(name) };
         let (likes, windows) = (metrics.stage("likes"), metrics.stage("windows"));
         Ok(Self {
             partitioning: Stage {
@@ -66,7 +67,7 @@ impl WindowsProjection {
                     likes.clone(),
                 ),
                 metrics: likes,
-                part: part("likes"),
+                part: parts.part("likes"),
             },
             counting: Stage {
                 topic: options.partitioned_likes_topic.clone(),
@@ -79,13 +80,13 @@ impl WindowsProjection {
                     windows.clone(),
                 ),
                 metrics: windows,
-                part: part("windows"),
+                part: parts.part("windows"),
             },
             finder: Finder {
                 observer: Observer::new(config, &likes_group)?,
                 options: options.clone(),
                 latest,
-                part: part("closing windows"),
+                part: parts.part("closing windows"),
             },
         })
     }

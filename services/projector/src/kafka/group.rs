@@ -3,7 +3,7 @@
 mod positions;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use herald_runtime::kafka::{Source, create};
@@ -150,6 +150,22 @@ impl Group {
                     self.topic
                 )
             })
+    }
+
+    /// The first record of a partition, which begins at `low`; `None` if Kafka returns none in time. Nothing may be assigned.
+    pub fn first_record(&self, partition: i32, low: i64) -> anyhow::Result<Option<Record>> {
+        self.assign(&[(partition, low)])?;
+        let deadline = Instant::now() + TIMEOUT;
+        let mut first = None;
+        while first.is_none() && Instant::now() < deadline {
+            match self.poll(Duration::from_millis(100)) {
+                Polled::Record(record) if record.partition == partition => first = Some(record),
+                Polled::End(_) => break,
+                _ => {}
+            }
+        }
+        self.stop_reading();
+        Ok(first)
     }
 
     /// An error if the topic does not exist.

@@ -33,20 +33,23 @@ impl Target {
         }
     }
 
-    /// Stores the position of a partition that was not read before, unless another projector did so first.
+    /// Stores the positions of partitions that were not read before, unless another projector did so first. In a file, all of them
+    /// or none.
     pub async fn begin(
         &self,
         projection: Projection,
         topic: &str,
-        partition: i32,
-        position: Position,
+        positions: &[(i32, Position)],
     ) -> anyhow::Result<()> {
         match self {
             Self::Database(writer) => {
-                let name = projection.name();
-                writer.begin(name, topic, partition, position).await
+                for &(partition, position) in positions {
+                    let name = projection.name();
+                    writer.begin(name, topic, partition, position).await?;
+                }
+                Ok(())
             }
-            Self::CountsFile(file) => file.begin(topic, partition, position).await,
+            Self::CountsFile(file) => file.begin(topic, positions).await,
         }
     }
 

@@ -62,6 +62,12 @@ pub fn compare(config: &Config, log: &Log, state: &CountsState) -> anyhow::Resul
             }
         })?;
     }
+    for (partition, (low, high)) in &ends {
+        if low < high && !state.counted.contains_key(partition) {
+            let sentence = format!("partition {partition} has records, and none was counted");
+            report.differences.push(sentence);
+        }
+    }
     report.compared.push(format!(
         "counts: {records} records, {malformed} of them malformed, {} foods",
         counts.len()

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use herald_runtime::kafka::{Context, create};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message as _;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
@@ -66,6 +66,9 @@ impl Log {
             found.with_context(|| format!("cannot look up the positions of group {group:?}"))?;
         let mut positions = BTreeMap::new();
         for element in found.elements() {
+            element
+                .error()
+                .with_context(|| format!("cannot look up the positions of group {group:?}"))?;
             if let Offset::Offset(offset) = element.offset() {
                 let position = (offset, element.metadata().to_owned());
                 positions.insert(element.partition(), position);
@@ -89,16 +92,16 @@ impl Log {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(from))?;
         self.consumer.assign(&list).with_context(problem)?;
-        let mut heard = Instant::now();
+        let mut received = Instant::now();
         loop {
             match self.consumer.poll(Duration::from_millis(100)) {
                 None => ensure!(
-                    heard.elapsed() < TIMEOUT,
+                    received.elapsed() < TIMEOUT,
                     "Kafka does not answer; {}",
                     problem()
                 ),
                 Some(Ok(message)) => {
-                    heard = Instant::now();
+                    received = Instant::now();
                     if message.offset() >= to {
                         break;
                     }
@@ -118,7 +121,12 @@ impl Log {
                 Some(Err(KafkaError::PartitionEOF(_))) => break,
                 Some(Err(error)) => match error.rdkafka_error_code() {
                     // librdkafka goes on by itself.
-                    Some(code) if code.to_string().contains("transport") => {}
+                    Some(
+                        Code::BrokerTransportFailure
+                        | Code::AllBrokersDown
+                        | Code::OperationTimedOut
+                        | Code::Resolve,
+                    ) => {}
                     _ => bail!("{}: {error}", problem()),
                 },
             }

@@ -52,8 +52,15 @@ pub fn compare(config: &Config, log: &Log) -> anyhow::Result<Report> {
     for (size, topic) in config.likes.windows.iter() {
         all.push(results(log, size, topic, &mut report)?);
     }
-    for (&partition, &(low, _)) in &ends {
+    for (&partition, &(low, high)) in &ends {
         let Some((position, metadata)) = positions.get(&partition) else {
+            if low < high {
+                let sentence = format!(
+                    "partition {partition} has likes, and group {group:?} has no position in it"
+                );
+                report.differences.push(sentence);
+                continue;
+            }
             let sentence =
                 format!("windows: topic {topic}, partition {partition}: nothing was counted yet");
             report.compared.push(sentence);

@@ -1,9 +1,12 @@
 //! The options of the windows.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use herald_events::Windows;
-use herald_runtime::config::duration;
+use herald_runtime::config::{duration, invalid};
+
+use crate::kafka::dead_letter_topic;
 
 /// How likes are counted in windows.
 #[derive(clap::Args, Clone, Debug)]
@@ -34,11 +37,81 @@ pub struct WindowArgs {
     pub interim_interval: Duration,
 }
 
+impl WindowArgs {
+    /// # Errors
+    ///
+    /// If two of the topics are the same: what is written to one would be read from the other. The error is for the user.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let mut topics = BTreeSet::new();
+        let likes = &self.likes_topic;
+        let mut all = vec![
+            likes.clone(),
+            dead_letter_topic(likes),
+            self.partitioned_likes_topic.clone(),
+        ];
+        for (_, topic) in self.windows.iter() {
+            all.extend([topic.to_owned(), Windows::live_topic(topic)]);
+        }
+        for topic in all {
+            if topics.contains(&topic) {
+                return Err(invalid(format!(
+                    "the topic \"{topic}\" is used twice: --likes-topic, its dead letters, --partitioned-likes-topic, and the results and interim counts of --windows need different topics"
+                )));
+            }
+            topics.insert(topic);
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use herald_runtime::config::parse_from;
 
     use crate::Config;
+
+    #[test]
+    fn all_topics_are_different() {
+        let check = |args: &[&str]| {
+            let config: Config = parse_from(&[&["projector"], args].concat()).unwrap();
+            config.likes.check()
+        };
+        check(&[]).unwrap();
+        for (args, topic) in [
+            (
+                ["--partitioned-likes-topic", "video_clicks_ingestion"],
+                "video_clicks_ingestion",
+            ),
+            (
+                ["--likes-topic", "video_clicks_partitioned"],
+                "video_clicks_partitioned",
+            ),
+            (
+                ["--windows", "1m=video_clicks_ingestion"],
+                "video_clicks_ingestion",
+            ),
+            (
+                ["--windows", "1m=a,5m=video_clicks_partitioned"],
+                "video_clicks_partitioned",
+            ),
+            (
+                ["--windows", "1m=video_clicks_ingestion.dlq"],
+                "video_clicks_ingestion.dlq",
+            ),
+            (
+                ["--likes-topic", "one_minute_aggregation_topic.live"],
+                "one_minute_aggregation_topic.live",
+            ),
+            (
+                ["--partitioned-likes-topic", "video_clicks_ingestion.dlq"],
+                "video_clicks_ingestion.dlq",
+            ),
+        ] {
+            let error = check(&args).unwrap_err().to_string();
+            let expected = format!("the topic \"{topic}\" is used twice");
+            assert!(error.starts_with(&expected), "{args:?}: {error}");
+        }
+    }
 
     #[test]
     fn the_windows_are_those_of_the_contract_and_need_no_database() {

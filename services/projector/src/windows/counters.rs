@@ -126,21 +126,24 @@ impl Counters {
         counts
     }
 
-    /// The counts of open windows that have changed since the call before, and the late likes of these identifiers since then. An
-    /// identifier that has late likes and no open window has a count of 0 in the window of `now`.
-    pub fn interim(&mut self, now: i64) -> Vec<WindowCount> {
+    /// The counts of open windows that have changed since they were last returned, and the late likes of these identifiers since
+    /// then. An identifier that has late likes and no open window has a count of 0 in the window of `now`. After `limit` counts, those
+    /// without late likes are left to the next call.
+    pub fn interim(&mut self, now: i64, limit: usize) -> Vec<WindowCount> {
         let mut counts = Vec::new();
         let mut open = std::mem::take(&mut self.open);
         // Late likes go to the latest window of their identifier.
         for (window, likes) in open.iter_mut().rev() {
-            let mut ids = std::mem::take(&mut likes.changed);
             let late = self.late_ids.keys();
-            let late = late.filter(|(size, _)| *size == window.size);
-            for (_, id) in late {
-                if likes.ids.get(id).is_some_and(|tally| !tally.changed) {
-                    ids.push(id.clone());
-                }
+            let late = late.filter(|(size, id)| *size == window.size && likes.ids.contains_key(id));
+            let late: HashSet<Arc<str>> = late.map(|(_, id)| id.clone()).collect();
+            if !late.is_empty() {
+                likes.changed.retain(|id| !late.contains(id));
             }
+            let mut ids: Vec<Arc<str>> = late.into_iter().collect();
+            let room = limit.saturating_sub(counts.len() + ids.len());
+            let rest = likes.changed.len().saturating_sub(room);
+            ids.extend(likes.changed.drain(rest..));
             for id in ids {
                 let tally = likes.ids.get_mut(&id).expect("it has changed");
                 tally.changed = false;
@@ -172,6 +175,11 @@ impl Counters {
     /// Whether there are late likes that no interim count has reported: the next commit must report them.
     pub fn has_late(&self) -> bool {
         !self.late_ids.is_empty()
+    }
+
+    /// The number of identifiers and window sizes with such likes.
+    pub fn late_ids(&self) -> usize {
+        self.late_ids.len()
     }
 
     /// What must be committed with the position.

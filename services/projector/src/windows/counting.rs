@@ -10,13 +10,13 @@ use super::clock;
 use super::config::WindowArgs;
 use super::counters::Counters;
 use super::horizon::Latest;
-use super::kafka::{Failure, Outgoing, Position, Transactions};
+use super::kafka::{Failure, Outgoing, Position, Transactions, latest_result};
 use super::like;
 use super::mark::Mark;
 use super::metrics::{Metrics, StageMetrics};
 use super::result::WindowCount;
-use super::stage::Work;
-use super::start::Start;
+use super::stage::{Work, each};
+use super::start::{Found, Start};
 use crate::Config;
 use crate::kafka::Group;
 use crate::record::Record;
@@ -24,7 +24,7 @@ use crate::record::Record;
 /// How often the position is committed if no counts are published.
 const POSITION_INTERVAL: Duration = Duration::from_secs(5);
 
-/// About the most final counts of a transaction, which must be committed within its timeout.
+/// About the most counts of a transaction, which must be committed within its timeout.
 const TRANSACTION_RESULTS: usize = 100_000;
 
 /// The second stage.
@@ -32,10 +32,13 @@ pub struct Counting {
     config: Config,
     options: WindowArgs,
     sizes: Vec<WindowSize>,
+    topics: Vec<Topics>,
     latest: Latest,
     metrics: Metrics,
     stage: StageMetrics,
     owned: BTreeMap<i32, Owned>,
+    /// The time up to which this process has closed windows, by partition. Kafka deletes the positions of a topic with the topic.
+    closed: BTreeMap<i32, i64>,
     start: Start,
 }
 
@@ -65,8 +68,10 @@ impl Counting {
     ) -> Self {
         Self {
             sizes: options.windows.iter().map(|(size, _)| size).collect(),
+            topics: Topics::all(&options.windows),
             start: Start::new(&options.partitioned_likes_topic),
             owned: BTreeMap::new(),
+            closed: BTreeMap::new(),
             config,
             options,
             latest,
@@ -81,23 +86,27 @@ impl Counting {
         group: &Group,
         partition: i32,
         metadata: Option<&str>,
-        position: i64,
+        found: Found,
     ) -> anyhow::Result<(Mark, i64)> {
-        let start = Mark {
-            rebuild: position,
-            ..Mark::default()
-        };
-        let mark = match metadata.map(Mark::parse) {
-            Some(Some(mark)) => mark,
-            Some(None) => {
-                warn!(
-                    partition,
-                    position,
-                    "the position was set by another program; counting from it on, as if no window was closed"
-                );
-                start
+        let position = found.position;
+        let mark = metadata.and_then(Mark::parse);
+        let mark = match mark {
+            Some(mark) if !found.moved => mark,
+            mark => {
+                if mark.is_none() && !found.moved {
+                    warn!(
+                        partition,
+                        position, "the position was set by another program; counting from it on"
+                    );
+                }
+                // What was open is gone, and what was closed stays closed: each window has at most one result.
+                let mark = Mark {
+                    rebuild: position,
+                    closed: self.closed_before(partition, mark.as_ref())?,
+                    ..mark.unwrap_or_default()
+                };
+                return Ok((mark, position));
             }
-            None => start,
         };
         let mut from = mark.rebuild.min(position);
         if let Some(closed) = mark.closed {
@@ -123,6 +132,26 @@ impl Counting {
         Ok((mark, from.max(low)))
     }
 
+    /// The time up to which windows were closed before a position was lost: as committed, as this process knows, or as the latest
+    /// results tell.
+    fn closed_before(&self, partition: i32, mark: Option<&Mark>) -> anyhow::Result<Option<i64>> {
+        let committed = mark.and_then(|mark| mark.closed);
+        let known = committed.max(self.closed.get(&partition).copied());
+        if known.is_some() {
+            return Ok(known);
+        }
+        let topics = self.options.windows.iter().map(|(_, topic)| topic);
+        let latest = latest_result(&self.config, topics)?;
+        if let Some(closed) = latest {
+            warn!(
+                partition,
+                closed,
+                "there are results, but no position; likes of windows up to the latest result are counted as late"
+            );
+        }
+        Ok(latest)
+    }
+
     fn commit_partition(&mut self, group: &Group, partition: i32) -> anyhow::Result<()> {
         let Some(owned) = self.owned.get_mut(&partition) else {
             return Ok(());
@@ -132,9 +161,7 @@ impl Counting {
             return Ok(());
         }
         let closed = owned.counters.closed();
-        if owned.goal.is_none_or(|(time, _)| Some(time) <= closed) {
-            owned.goal = self.latest.after(closed, partition);
-        }
+        owned.goal = next_goal(owned.goal, self.latest.after(closed, partition), closed);
         let mut counts = match owned.goal {
             Some((time, end)) if owned.read >= end => {
                 owned.counters.close(time, TRANSACTION_RESULTS)
@@ -147,19 +174,25 @@ impl Counting {
         } else {
             interval
         };
-        let is_due = owned.committed_at.elapsed() >= interval;
+        let is_due = owned.committed_at.elapsed() >= interval
+            || owned.counters.late_ids() >= TRANSACTION_RESULTS;
         let has_news = owned.read > owned.committed || owned.counters.has_changed();
         if counts.is_empty() && !(is_due && has_news) {
             return Ok(());
         }
         // A late like must be reported with the position after it.
         if is_due || owned.counters.has_late() {
-            let interim = owned.counters.interim(clock::now());
-            if !self.options.interim_interval.is_zero() {
-                counts.extend(interim);
+            let now = clock::now();
+            if self.options.interim_interval.is_zero() {
+                owned.counters.interim(now, usize::MAX);
+            } else {
+                let room = TRANSACTION_RESULTS.saturating_sub(counts.len());
+                counts.extend(owned.counters.interim(now, room));
             }
         }
-        let records = Published::all(&self.options.windows, &counts, partition);
+        let records = counts.iter();
+        let records = records.map(|count| Published::new(&self.topics, count, partition));
+        let records: Vec<Published<'_>> = records.collect();
         let records: Vec<Outgoing<'_>> = records.iter().map(Published::outgoing).collect();
         let began = Instant::now();
         let metadata = owned.counters.mark().to_json();
@@ -176,7 +209,11 @@ impl Counting {
         self.stage.committed(records.len(), began.elapsed());
         owned.committed = position.next;
         self.start.committed(partition);
-        if is_due {
+        if let Some(closed) = owned.counters.closed() {
+            self.closed.insert(partition, closed);
+        }
+        // Interim counts beyond the limit are published at once.
+        if is_due && !owned.counters.has_changed() {
             owned.committed_at = Instant::now();
         }
         self.metrics
@@ -218,13 +255,15 @@ impl Work for Counting {
         // After that, nothing of a predecessor is still open.
         let stored = group.committed(partition)?;
         let offset = stored.as_ref().map(|(offset, _)| *offset);
-        let found = self.start.check(group, &self.stage, partition, offset)?;
+        let found = self
+            .start
+            .check(group, &self.stage, partition, offset, false)?;
         let position = found.position;
         let metadata = stored.as_ref().map(|(_, metadata)| metadata.as_str());
-        let (mut mark, mut from) = self.mark(group, partition, metadata, position)?;
-        if found.moved {
-            // Another log: what was open is gone, and what was closed stays closed.
-            (mark.rebuild, from) = (position, position);
+        let (mark, from) = self.mark(group, partition, metadata, found)?;
+        if found.moved && mark.closed.is_some() {
+            // Its ends are those of another log.
+            self.latest.forget();
         }
         info!(
             partition,
@@ -286,11 +325,11 @@ impl Work for Counting {
 
     fn commit(&mut self, group: &Group) -> anyhow::Result<()> {
         let partitions: Vec<i32> = self.owned.keys().copied().collect();
-        for partition in partitions {
-            self.commit_partition(group, partition)?;
-        }
+        let committed = each(partitions, |partition| {
+            self.commit_partition(group, partition)
+        });
         self.report();
-        Ok(())
+        committed
     }
 
     fn drop_all(&mut self) {
@@ -299,37 +338,84 @@ impl Work for Counting {
     }
 }
 
+/// The time up to which windows are closed next, and the offset that must be read before. `latest` is after `closed`.
+fn next_goal(
+    goal: Option<(i64, i64)>,
+    latest: Option<(i64, i64)>,
+    closed: Option<i64>,
+) -> Option<(i64, i64)> {
+    let goal = goal.filter(|(time, _)| Some(*time) > closed);
+    match (goal, latest) {
+        // Under load the end of a later goal is further away; a lower end is that of a topic that was recreated.
+        (Some(goal), Some(latest)) if latest.1 >= goal.1 => Some(goal),
+        (goal, latest) => latest.or(goal),
+    }
+}
+
+/// The topics of the counts of a window size.
+struct Topics {
+    size: WindowSize,
+    results: String,
+    interim: String,
+}
+
+impl Topics {
+    fn all(windows: &Windows) -> Vec<Self> {
+        let topics = windows.iter().map(|(size, topic)| Self {
+            size,
+            results: topic.to_owned(),
+            interim: Windows::live_topic(topic),
+        });
+        topics.collect()
+    }
+}
+
 /// A count as a record.
 struct Published<'a> {
-    topic: String,
+    topic: &'a str,
     id: &'a str,
     value: String,
 }
 
 impl<'a> Published<'a> {
-    fn all(windows: &Windows, counts: &'a [WindowCount], partition: i32) -> Vec<Self> {
-        let windows: Vec<(WindowSize, &str)> = windows.iter().collect();
-        let published = counts.iter().map(|count| {
-            let (size, topic) = windows[count.window];
-            Self {
-                topic: match count.late {
-                    Some(_) => Windows::live_topic(topic),
-                    None => topic.to_owned(),
-                },
-                id: &count.id,
-                value: count.to_json(size, partition),
-            }
-        });
-        published.collect()
+    fn new(topics: &'a [Topics], count: &'a WindowCount, partition: i32) -> Self {
+        let topics = &topics[count.window];
+        Self {
+            topic: match count.late {
+                Some(_) => &topics.interim,
+                None => &topics.results,
+            },
+            id: &count.id,
+            value: count.to_json(topics.size, partition),
+        }
     }
 
     fn outgoing(&self) -> Outgoing<'_> {
         Outgoing {
-            topic: &self.topic,
+            topic: self.topic,
             key: self.id.as_bytes(),
             value: Some(self.value.as_bytes()),
             timestamp: None,
             headers: Vec::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_goal_is_kept_until_it_is_reached_or_the_topic_is_recreated() {
+        let goal = Some((5_000, 1_000));
+        assert_eq!(next_goal(None, goal, None), goal);
+        assert_eq!(next_goal(goal, None, None), goal);
+        assert_eq!(next_goal(goal, Some((6_000, 1_000)), Some(4_000)), goal);
+        let later = Some((6_000, 1_200));
+        assert_eq!(next_goal(goal, later, Some(4_000)), goal);
+        assert_eq!(next_goal(goal, later, Some(5_000)), later);
+        assert_eq!(next_goal(goal, None, Some(5_000)), None);
+        let recreated = Some((6_000, 3));
+        assert_eq!(next_goal(goal, recreated, Some(4_000)), recreated);
     }
 }

@@ -5,14 +5,14 @@
 //! likes before them are partitioned, the ends of the partitioned topic are.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use herald_events::WindowSize;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::clock;
+use super::clock::Clock;
 use super::config::WindowArgs;
 use super::kafka::Observer;
 use crate::readiness::Part;
@@ -22,6 +22,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// The pause after a failure.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// The pause between two looks at the ends that a candidate waits for.
+const CHECK_PAUSE: Duration = Duration::from_secs(1);
 
 /// A time up to which windows may be closed in each partition that was read to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,15 +42,27 @@ pub struct Latest(Arc<Mutex<Option<Horizon>>>);
 impl Latest {
     /// The time, and the offset that this partition must be read to, if the time is after `closed`.
     pub fn after(&self, closed: Option<i64>, partition: i32) -> Option<(i64, i64)> {
-        let latest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let latest = self.lock();
         let horizon = latest.as_ref()?;
         let end = *horizon.ends.get(&partition)?;
         (Some(horizon.time) > closed).then_some((horizon.time, end))
     }
 
+    /// The partitioned topic is another one: its ends are looked up again, for the same time or a later one.
+    pub fn forget(&self) {
+        *self.lock() = None;
+    }
+
     fn set(&self, horizon: Horizon) {
-        let mut latest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *latest = Some(horizon);
+        *self.lock() = Some(horizon);
+    }
+
+    fn time(&self) -> Option<i64> {
+        self.lock().as_ref().map(|horizon| horizon.time)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Horizon>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -63,18 +78,22 @@ pub struct Finder {
 struct Candidate {
     time: i64,
     /// The ends of the topic of likes, after the clock had passed the time by the grace.
-    ends: BTreeMap<i32, (i64, i64)>,
+    ends: Ends,
+    checked: Instant,
 }
+
+/// The first offset of each partition, and the one after its last record.
+type Ends = BTreeMap<i32, (i64, i64)>;
 
 impl Finder {
     /// Returns after the shutdown. It runs on a thread of its own, because librdkafka blocks.
     pub fn run(self, shutdown: &CancellationToken) {
-        let mut time = None;
+        let mut clock = Clock::new();
         let mut candidate = None;
         let mut logged = String::new();
         while !shutdown.is_cancelled() {
             self.observer.poll();
-            let pause = match self.step(&mut time, &mut candidate) {
+            let pause = match self.step(&mut clock, &mut candidate) {
                 Ok(()) => {
                     logged.clear();
                     self.part.ready();
@@ -94,21 +113,21 @@ impl Finder {
         }
     }
 
-    fn step(
-        &self,
-        found: &mut Option<i64>,
-        candidate: &mut Option<Candidate>,
-    ) -> anyhow::Result<()> {
+    fn step(&self, clock: &mut Clock, candidate: &mut Option<Candidate>) -> anyhow::Result<()> {
         let likes = &self.options.likes_topic;
         if candidate.is_none() {
             let grace = i64::try_from(self.options.window_grace.as_millis()).unwrap_or(i64::MAX);
-            let time = clock::now().saturating_sub(grace);
+            let time = clock.now().saturating_sub(grace);
             let time = latest_end(self.options.windows.iter().map(|(size, _)| size), time);
-            if Some(time) <= *found {
+            if Some(time) <= self.latest.time() {
                 return Ok(());
             }
             let ends = self.observer.committed_ends(likes)?;
-            *candidate = Some(Candidate { time, ends });
+            *candidate = Some(Candidate {
+                time,
+                ends,
+                checked: Instant::now(),
+            });
         }
         let Some(waiting) = candidate else {
             return Ok(());
@@ -126,11 +145,27 @@ impl Finder {
                 time: waiting.time,
                 ends: ends.collect(),
             });
-            *found = Some(waiting.time);
             *candidate = None;
+        } else if waiting.checked.elapsed() >= CHECK_PAUSE {
+            waiting.checked = Instant::now();
+            if went_back(&waiting.ends, &self.observer.committed_ends(likes)?) {
+                // The position would reach the old ends late, or never.
+                info!(
+                    topic = likes,
+                    "the topic was recreated or cleared; waiting for its new ends"
+                );
+                *candidate = None;
+            }
         }
         Ok(())
     }
+}
+
+/// Whether any partition ends before the offset where it ended, or does not exist.
+fn went_back(before: &Ends, now: &Ends) -> bool {
+    before
+        .iter()
+        .any(|(partition, (_, end))| now.get(partition).is_none_or(|(_, now)| now < end))
 }
 
 /// The latest end of a window that is not after this time.
@@ -151,6 +186,17 @@ mod tests {
     }
 
     #[test]
+    fn ends_go_back_only_in_a_log_that_was_recreated() {
+        let before = BTreeMap::from([(0, (3, 9)), (1, (0, 0))]);
+        assert!(!went_back(&before, &before));
+        let more = BTreeMap::from([(0, (9, 9)), (1, (0, 4)), (2, (0, 1))]);
+        assert!(!went_back(&before, &more));
+        let recreated = BTreeMap::from([(0, (0, 8)), (1, (0, 0))]);
+        assert!(went_back(&before, &recreated));
+        assert!(went_back(&before, &BTreeMap::from([(0, (3, 9))])));
+    }
+
+    #[test]
     fn a_horizon_is_used_once_by_each_partition() {
         let latest = Latest::default();
         assert_eq!(latest.after(None, 0), None);
@@ -162,5 +208,8 @@ mod tests {
         assert_eq!(latest.after(Some(4_999), 0), Some((5_000, 7)));
         assert_eq!(latest.after(Some(5_000), 0), None);
         assert_eq!(latest.after(None, 1), None);
+        assert_eq!(latest.time(), Some(5_000));
+        latest.forget();
+        assert_eq!((latest.after(None, 0), latest.time()), (None, None));
     }
 }

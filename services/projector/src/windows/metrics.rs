@@ -136,7 +136,7 @@ impl Metrics {
                 ),
                 lag_seconds: gauges(
                     "herald_windows_lag_seconds",
-                    "Age of the latest record that was read in the partition that is furthest behind; 0 if all were read to their end.",
+                    "Age of the latest record that was read in the partition that is furthest behind, or the time since it was assigned if none was; 0 if all were read to their end.",
                 ),
                 last_commit: gauges(
                     "herald_windows_last_commit_timestamp_seconds",

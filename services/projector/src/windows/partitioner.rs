@@ -9,9 +9,10 @@ use tracing::{info, warn};
 use super::clock;
 use super::config::WindowArgs;
 use super::kafka::{Failure, Outgoing, Position, Rejection, Transactions};
+use super::last_record::LastRecord;
 use super::like::{self, Malformed};
 use super::metrics::{Metrics, StageMetrics};
-use super::stage::Work;
+use super::stage::{COMMIT_OTHERS, Work, each};
 use super::start::Start;
 use crate::Config;
 use crate::kafka::{Group, create_topic, dead_letter_topic};
@@ -43,9 +44,13 @@ struct Owned {
     /// As Kafka has it; `None` before the first transaction.
     committed: Option<i64>,
     position: i64,
+    /// The record before the position, if this is known.
+    last: Option<LastRecord>,
     pending: Vec<Record>,
     bytes: usize,
     since: Option<Instant>,
+    /// Its latest transaction failed.
+    failed: bool,
 }
 
 impl Partitioner {
@@ -75,7 +80,7 @@ impl Partitioner {
             Copied::new(likes_topic, record, rejected, now)
         });
         let copies: Vec<Copied<'_>> = copies.collect();
-        let letters = || copies.iter().filter_map(Copied::letter);
+        let letters = || copies.iter().filter_map(Copied::dead_letter);
         if let Some(letter) = letters().next() {
             let (offset, reason) = (letter.record.offset, letter.reason);
             let count = letters().count();
@@ -94,11 +99,13 @@ impl Partitioner {
             .map(|copy| copy.outgoing(&self.options.partitioned_likes_topic, &letters_topic))
             .collect();
         let began = Instant::now();
+        let last = owned.pending.last().map(LastRecord::of).or(owned.last);
+        let metadata = last.map_or(String::new(), LastRecord::to_json);
         let position = Position {
             group,
             partition,
             next: owned.position,
-            metadata: "",
+            metadata: &metadata,
         };
         if let Err(Failure { error, rejected }) = owned.transactions.commit(&records, &position) {
             if rejected.len() > 1 {
@@ -107,6 +114,7 @@ impl Partitioner {
                 let offset = owned.pending[index].offset;
                 self.rejected.insert((partition, offset), rejection);
             }
+            owned.failed = true;
             return Err(error);
         }
         self.stage.committed(records.len(), began.elapsed());
@@ -119,7 +127,7 @@ impl Partitioner {
         let read = copies.len() as u64;
         self.metrics.read.inc_by(read);
         self.metrics.partitioned.inc_by(read - malformed);
-        owned.committed = Some(owned.position);
+        (owned.committed, owned.last) = (Some(owned.position), last);
         self.start.committed(partition);
         owned.pending.clear();
         (owned.bytes, owned.since) = (0, None);
@@ -151,11 +159,18 @@ impl Work for Partitioner {
         let transactions = Transactions::open(&self.config, &id)?;
         // After that, nothing of a predecessor is still open.
         let stored = group.committed(partition)?;
+        let last = stored.as_ref();
+        let last = last.and_then(|(_, metadata)| LastRecord::parse(metadata));
+        let replaced = match last {
+            Some(last) => last.is_replaced(group, partition)?,
+            None => false,
+        };
         let found = self.start.check(
             group,
             &self.stage,
             partition,
             stored.as_ref().map(|(offset, _)| *offset),
+            replaced,
         )?;
         if stored.is_none() {
             let topic = &self.options.likes_topic;
@@ -166,13 +181,20 @@ impl Work for Partitioner {
                 "reading the topic from its start"
             );
         }
+        if found.moved {
+            // They are offsets of another log.
+            self.rejected.retain(|(other, _), _| *other != partition);
+            self.alone.remove(&partition);
+        }
         let owned = Owned {
             transactions,
             committed: (!found.moved).then_some(found.position),
             position: found.position,
+            last: last.filter(|_| !found.moved),
             pending: Vec::new(),
             bytes: 0,
             since: None,
+            failed: false,
         };
         self.owned.insert(partition, owned);
         Ok(found.position)
@@ -184,7 +206,7 @@ impl Work for Partitioner {
         };
         let partition = record.partition;
         owned.position = record.offset + 1;
-        owned.bytes += record.value.as_ref().map_or(0, Vec::len);
+        owned.bytes += record.bytes();
         owned.since.get_or_insert_with(Instant::now);
         owned.pending.push(record);
         let owned = &self.owned[&partition];
@@ -201,10 +223,16 @@ impl Work for Partitioner {
         let due = self.owned.iter();
         let due = due.filter(|(partition, owned)| self.is_due(**partition, owned));
         let due: Vec<i32> = due.map(|(partition, _)| *partition).collect();
-        for partition in due {
-            self.commit_partition(group, partition)?;
+        let began = Instant::now();
+        let committed = each(due, |partition| self.commit_partition(group, partition));
+        if committed.is_err() && began.elapsed() < COMMIT_OTHERS {
+            // All are dropped after a failure, so the others commit what they have.
+            let pending = self.owned.iter();
+            let pending = pending.filter(|(_, owned)| !owned.failed && !owned.pending.is_empty());
+            let pending = pending.map(|(partition, _)| *partition).collect();
+            _ = each(pending, |partition| self.commit_partition(group, partition));
         }
-        Ok(())
+        committed
     }
 
     fn drop_all(&mut self) {
@@ -219,7 +247,7 @@ enum Copied<'a> {
         id: &'a str,
         timestamp: i64,
     },
-    Letter(Letter<'a>),
+    DeadLetter(DeadLetter<'a>),
 }
 
 impl<'a> Copied<'a> {
@@ -238,13 +266,13 @@ impl<'a> Copied<'a> {
         };
         // A record as large as Kafka allows leaves no room for the headers.
         let whole = rejected != Some(Rejection::TooLarge);
-        Self::Letter(Letter::new(topic, record, reason, whole))
+        Self::DeadLetter(DeadLetter::new(topic, record, reason, whole))
     }
 
-    fn letter(&self) -> Option<&Letter<'a>> {
+    fn dead_letter(&self) -> Option<&DeadLetter<'a>> {
         match self {
             Self::Like { .. } => None,
-            Self::Letter(letter) => Some(letter),
+            Self::DeadLetter(letter) => Some(letter),
         }
     }
 
@@ -261,7 +289,7 @@ impl<'a> Copied<'a> {
                 timestamp: Some(*timestamp),
                 headers: headers(record),
             },
-            Self::Letter(letter) => letter.outgoing(letters_topic),
+            Self::DeadLetter(letter) => letter.outgoing(letters_topic),
         }
     }
 }
@@ -274,7 +302,7 @@ fn headers(record: &Record) -> Vec<(&str, Option<&[u8]>)> {
 }
 
 /// A malformed record with its origin.
-struct Letter<'a> {
+struct DeadLetter<'a> {
     record: &'a Record,
     reason: Malformed,
     topic: &'a str,
@@ -287,7 +315,7 @@ struct Letter<'a> {
     reason_text: String,
 }
 
-impl<'a> Letter<'a> {
+impl<'a> DeadLetter<'a> {
     fn new(topic: &'a str, record: &'a Record, reason: Malformed, whole: bool) -> Self {
         let Record {
             partition, offset, ..

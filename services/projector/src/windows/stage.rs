@@ -19,6 +19,12 @@ const TICK: Duration = Duration::from_millis(50);
 /// The pause after a failure.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long the other partitions may still be committed after one has failed: if Kafka is unavailable, each would wait for a timeout.
+pub const COMMIT_OTHERS: Duration = Duration::from_secs(5);
+
+/// How long after its latest report a batch counts as unreadable.
+const UNREADABLE: Duration = Duration::from_secs(30);
+
 /// What a stage does with its partitions. After any error it is asked to drop all of them, and to begin again.
 pub trait Work {
     /// Takes over a partition, and returns the offset to read from.
@@ -58,6 +64,8 @@ struct State {
     /// Everything was read once.
     caught_up: bool,
     problem: Option<String>,
+    /// A batch that cannot be read, and when librdkafka reported that last.
+    unreadable: Option<(Instant, String)>,
     /// The latest problem in the log.
     logged: Option<String>,
 }
@@ -65,6 +73,7 @@ struct State {
 #[derive(Clone, Copy)]
 struct Reading {
     position: i64,
+    begun: Instant,
     /// The timestamp of the latest record.
     time: Option<i64>,
     /// A record or the end was read since the partition was begun; before, librdkafka may know the position of an earlier reader.
@@ -148,6 +157,7 @@ impl<W: Work> Stage<W> {
             offsets.push((partition, position));
             let reading = Reading {
                 position,
+                begun: Instant::now(),
                 time: None,
                 started: false,
                 ended: false,
@@ -184,7 +194,9 @@ impl<W: Work> Stage<W> {
                 self.work.reached(partition, reading.position);
             }
             match self.work.commit(&self.group) {
-                Ok(()) if state.problem.is_none() => state.logged = None,
+                Ok(()) if state.problem.is_none() && state.unreadable.is_none() => {
+                    state.logged = None
+                }
                 Ok(()) => {}
                 Err(error) => self.fail(state, &error),
             }
@@ -199,6 +211,7 @@ impl<W: Work> Stage<W> {
 
     fn stop(&mut self, state: &mut State, begin: Option<Instant>) {
         self.work.drop_all();
+        state.unreadable = None;
         state.reading.clear();
         state.begin = begin;
     }
@@ -236,12 +249,19 @@ impl<W: Work> Stage<W> {
             let behind = ends.get(partition).map_or(0, |end| end - reading.position);
             if behind > 0 {
                 lag += behind;
-                let age = reading.time.map_or(0, |time| clock::now() - time);
-                seconds = seconds.max(age.max(0) as f64 / 1000.0);
+                let age = match reading.time {
+                    Some(time) => (clock::now() - time).max(0) as f64 / 1000.0,
+                    None => reading.begun.elapsed().as_secs_f64(),
+                };
+                seconds = seconds.max(age);
             }
         }
         self.metrics.progress(lag, seconds, state.reading.len());
-        let problem = match (&state.problem, self.group.source()) {
+        // librdkafka tries again every second.
+        let unreadable = state.unreadable.as_ref();
+        let unreadable = unreadable.filter(|(at, _)| at.elapsed() < UNREADABLE);
+        let problem = state.problem.as_ref().or(unreadable.map(|(_, why)| why));
+        let problem = match (problem, self.group.source()) {
             (_, Source::Down { reason, .. }) => Some(reason.to_owned()),
             (Some(problem), _) => Some(problem.clone()),
             (None, _) if !state.caught_up => Some("reading the topic to its end".to_owned()),
@@ -262,7 +282,23 @@ fn unreadable(state: &mut State, why: String) {
             "a batch of records in Kafka cannot be read; its partition does not go on"
         );
     }
-    state.problem = Some(why);
+    state.unreadable = Some((Instant::now(), why));
+}
+
+/// Commits each of these partitions: one that fails does not stop the others. Returns the first error.
+pub fn each(
+    partitions: Vec<i32>,
+    mut commit: impl FnMut(i32) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let mut result = Ok(());
+    for partition in partitions {
+        if result.is_err() && began.elapsed() > COMMIT_OTHERS {
+            break;
+        }
+        result = result.and(commit(partition));
+    }
+    result
 }
 
 /// Whether the problem was not logged yet since the last success.

@@ -34,13 +34,15 @@ impl Start {
         self.known.insert(partition);
     }
 
-    /// The position; the start of the log if none is committed, or if the log is another one than before.
+    /// The position; the start of the log if none is committed, or if the log is another one than before. `replaced`: the record
+    /// before the position is another one.
     pub fn check(
         &mut self,
         group: &Group,
         metrics: &StageMetrics,
         partition: i32,
         committed: Option<i64>,
+        replaced: bool,
     ) -> anyhow::Result<Found> {
         let (low, high) = group.watermarks(partition)?;
         let topic = &self.topic;
@@ -54,7 +56,7 @@ impl Start {
             moved: true,
         };
         match committed {
-            Some(next) if next > high => {
+            Some(next) if replaced || next > high => {
                 warn!(
                     topic,
                     partition,

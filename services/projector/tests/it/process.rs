@@ -1,7 +1,7 @@
 //! The projector as a process, which can be killed.
 
 use herald_testing::Database;
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, Stdio};
 
 use crate::arguments;
@@ -33,9 +33,11 @@ impl Process {
         Self(child)
     }
 
-    /// Whether it has ended.
-    pub fn has_ended(&mut self) -> bool {
-        self.0.try_wait().unwrap().is_some()
+    /// The signal that has ended it.
+    pub fn signal(&mut self) -> Option<i32> {
+        let ended = self.0.try_wait().unwrap()?;
+        assert!(ended.signal().is_some(), "it ended by itself: {ended}");
+        ended.signal()
     }
 
     /// Kills it (SIGKILL).

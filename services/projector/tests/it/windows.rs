@@ -21,11 +21,26 @@ use model::Counted;
 /// The labels of the windows.
 const LABELS: [&str; 2] = ["1s", "3s"];
 
+/// Their sizes, in milliseconds.
+const SIZES: [i64; 2] = [1_000, 3_000];
+
+/// In milliseconds.
+const GRACE: i64 = 1_000;
+
 /// The topics and the options of a projector of likes.
 struct Setup {
     kafka: String,
     name: String,
     logs: Mutex<BTreeMap<String, Arc<Mutex<Log>>>>,
+    sent: Mutex<Vec<Sent>>,
+}
+
+/// A like that is in Kafka.
+struct Sent {
+    id: Vec<u8>,
+    timestamp: i64,
+    /// When Kafka had it at the latest, in milliseconds since 1970.
+    by: i64,
 }
 
 impl Setup {
@@ -41,6 +56,7 @@ impl Setup {
             kafka: kafka.to_owned(),
             name: random_topic("likes"),
             logs: Mutex::default(),
+            sent: Mutex::default(),
         };
         let any = [("message.timestamp.after.max.ms", "9223372036854775807")];
         create_topic(kafka, &setup.likes_topic(), partitions, &any).await;
@@ -110,6 +126,13 @@ impl Setup {
 
     async fn like(&self, likes: &[Record]) {
         produce(&self.kafka, &self.likes_topic(), likes).await;
+        let by = now();
+        let sent = likes.iter().map(|like| Sent {
+            id: like.value.clone().unwrap_or_default(),
+            timestamp: like.timestamp.unwrap(),
+            by,
+        });
+        self.sent.lock().unwrap().extend(sent);
     }
 
     /// What a reader of committed records finds.
@@ -190,6 +213,21 @@ fn like(partition: i32, id: &str, timestamp: i64) -> Record {
     }
 }
 
+#[test]
+fn topics_that_are_the_same_are_one_line_and_exit_code_2() {
+    let output = Command::new(env!("CARGO_BIN_EXE_projector"))
+        .env_clear()
+        .args(["--projections", "windows", "--admin-listen", "127.0.0.1:0"])
+        .args(["--partitioned-likes-topic", "video_clicks_ingestion"])
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    let expected = "the topic \"video_clicks_ingestion\" is used twice";
+    assert!(stderr.contains(expected), "{stderr}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lonely_like_is_counted_by_the_clock() {
     let Some(kafka) = herald_testing::kafka() else {
@@ -204,7 +242,7 @@ async fn a_lonely_like_is_counted_by_the_clock() {
     let waited = Duration::from_millis((now() - time) as u64);
     // The window of 3 s, the grace, and a busy machine.
     assert!(waited < Duration::from_secs(10), "{waited:?}");
-    for (label, size) in LABELS.into_iter().zip([1_000, 3_000]) {
+    for (label, size) in LABELS.into_iter().zip(SIZES) {
         let results = setup.results(label).await;
         let start = time - time % size;
         let expected = Counted {

@@ -85,12 +85,13 @@ impl Group {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(time))?;
         let found = self.consumer.offsets_for_times(list, TIMEOUT);
-        let found = found.with_context(|| {
-            format!("cannot look up a time in topic {topic:?}, partition {partition}")
-        })?;
+        let problem = || format!("cannot look up a time in topic {topic:?}, partition {partition}");
+        let found = found.with_context(problem)?;
         let element = found.find_partition(topic, partition);
-        Ok(match element.map(|element| element.offset()) {
-            Some(Offset::Offset(offset)) => Some(offset),
+        let element = element.with_context(problem)?;
+        element.error().with_context(problem)?;
+        Ok(match element.offset() {
+            Offset::Offset(offset) => Some(offset),
             _ => None,
         })
     }

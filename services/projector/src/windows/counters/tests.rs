@@ -45,7 +45,7 @@ fn a_like_after_its_window_was_closed_is_late_for_this_size_alone() {
     counters.close(2_000, ALL);
     counters.add(1, 1_500, "a");
     assert_eq!(counters.late(), [1, 0]);
-    let interim = counters.interim(6_000);
+    let interim = counters.interim(6_000, ALL);
     let of = |window| {
         let counts = interim.iter().filter(|count| count.window == window);
         counts
@@ -55,7 +55,10 @@ fn a_like_after_its_window_was_closed_is_late_for_this_size_alone() {
     // There is no open window of 2 s, so the late like is reported for the current one.
     assert_eq!(of(0), [(6_000, 0, Some(1))]);
     assert_eq!(of(1), [(0, 2, Some(0))]);
-    assert_eq!((counters.has_late(), counters.interim(0)), (false, vec![]));
+    assert_eq!(
+        (counters.has_late(), counters.interim(0, ALL)),
+        (false, vec![])
+    );
 }
 
 #[test]
@@ -64,12 +67,41 @@ fn late_likes_are_reported_with_the_latest_open_window() {
     counters.close(2_000, ALL);
     counters.add(0, 3_000, "a");
     counters.add(1, 7_000, "a");
-    counters.interim(0);
+    counters.interim(0, ALL);
     counters.add(2, 1_000, "a");
-    let interim = counters.interim(0);
+    let interim = counters.interim(0, ALL);
     let small: Vec<_> = interim.iter().filter(|count| count.window == 0).collect();
     assert_eq!(small.len(), 1);
     assert_eq!((small[0].start, small[0].late), (6_000, Some(1)));
+}
+
+#[test]
+fn interim_counts_beyond_the_limit_are_left_to_the_next_call() {
+    let mut counters = fresh();
+    counters.close(2_000, ALL);
+    for (offset, id) in ["a", "b", "c", "d"].into_iter().enumerate() {
+        counters.add(offset as i64, 3_000, id);
+    }
+    // It is late for the window of 2 s, and counted in that of 5 s.
+    counters.add(4, 1_000, "a");
+    let mut seen = BTreeSet::new();
+    let mut late = 0;
+    let first = counters.interim(3_000, 2);
+    assert!(first.iter().any(|count| count.late == Some(1)), "{first:?}");
+    assert!(!counters.has_late() && counters.has_changed());
+    for counts in [
+        first,
+        counters.interim(3_000, 2),
+        counters.interim(3_000, 2),
+        counters.interim(3_000, 2),
+    ] {
+        assert!(counts.len() <= 2, "{counts:?}");
+        for count in counts {
+            late += count.late.unwrap();
+            assert!(seen.insert((count.window, count.id)));
+        }
+    }
+    assert_eq!((seen.len(), late, counters.has_changed()), (8, 1, false));
 }
 
 #[test]
@@ -138,7 +170,7 @@ struct Kafka {
 impl Kafka {
     fn commit(&mut self, counters: &mut Counters, out: &mut Vec<WindowCount>, now: i64) {
         if counters.has_late() {
-            out.extend(counters.interim(now));
+            out.extend(counters.interim(now, ALL));
         }
         let (interim, finals) = out.drain(..).partition(|count| count.late.is_some());
         self.interim.extend::<Vec<_>>(interim);
@@ -188,7 +220,7 @@ proptest! {
                     kafka.commit(&mut counters, &mut out, now);
                 }
                 Step::Interim => {
-                    out.extend(counters.interim(now));
+                    out.extend(counters.interim(now, limit));
                     kafka.commit(&mut counters, &mut out, now);
                 }
                 Step::Commit => {
@@ -201,7 +233,7 @@ proptest! {
                 }
             }
         }
-        out.extend(counters.interim(now));
+        out.extend(counters.interim(now, ALL));
         out.extend(counters.close(i64::MAX, ALL));
         kafka.commit(&mut counters, &mut out, now);
 

@@ -1,7 +1,7 @@
 //! The producer of a partition's owner: records and the position after what they were computed from, all or nothing.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -10,7 +10,9 @@ use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message as _, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
+use rdkafka::producer::{
+    BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig,
+};
 use tracing::{debug, info};
 
 use crate::Config;
@@ -18,6 +20,12 @@ use crate::kafka::Group;
 
 /// The timeout of a step of a transaction. A transaction that is open for longer than [`TRANSACTION_TIMEOUT`] is aborted by Kafka.
 const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long to wait after a failure for Kafka's answers to the records that were sent.
+const ANSWERS: Duration = Duration::from_secs(2);
+
+/// How long a part of the wait for the delivery of records takes.
+const SLICE: Duration = Duration::from_millis(5);
 
 /// How long a transaction of a process that was killed may hold back readers of committed records.
 const TRANSACTION_TIMEOUT: &str = "10000";
@@ -118,14 +126,20 @@ impl Transactions {
     ) -> Result<(), Failure> {
         self.reports.take();
         let committed = self.attempt(records, position);
-        self.producer.poll(Duration::ZERO);
         committed.map_err(|error| {
+            // Kafka's answers to what was sent tell which records it rejects; the rest is sent no more.
+            self.producer.purge(PurgeConfig::default().queue());
+            _ = self.producer.flush(ANSWERS);
+            let rejected = self.reports.take().rejected;
             // Readers of committed records wait for this. If it fails, opening the producer again does it, or the timeout.
             if !is_fatal(&error) {
+                // Aborting waits until all reports are served, and serves none itself.
+                self.producer
+                    .purge(PurgeConfig::default().queue().inflight());
+                _ = self.producer.flush(ANSWERS);
                 _ = self.producer.abort_transaction(TIMEOUT);
             }
             let error = error.context(format!("cannot commit a transaction of {:?}", self.id));
-            let rejected = self.reports.take();
             Failure { error, rejected }
         })
     }
@@ -140,10 +154,10 @@ impl Transactions {
         for (index, record) in records.iter().enumerate() {
             self.send(index, record, deadline)?;
         }
+        self.deliver(deadline)?;
         let group = position.group.member()?;
         self.producer
             .send_offsets_to_transaction(&offsets, &group, TIMEOUT)?;
-        // It flushes before; what was not delivered makes it fail.
         self.producer.commit_transaction(TIMEOUT)?;
         self.check_offset(position)
     }
@@ -175,6 +189,24 @@ impl Transactions {
                         .with_context(|| format!("cannot produce to topic {topic:?}"));
                 }
             }
+        }
+    }
+
+    /// Waits until all records are delivered, or one is not: then librdkafka sends no more of this transaction, and a longer `flush`
+    /// would wait for its end in vain.
+    fn deliver(&self, deadline: Instant) -> anyhow::Result<()> {
+        while self.producer.flush(SLICE).is_err() {
+            if self.reports.has_failed() {
+                break;
+            }
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "records were not delivered within {TIMEOUT:?}"
+            );
+        }
+        match self.reports.failure() {
+            Some(error) => Err(error).context("a record was not delivered"),
+            None => Ok(()),
         }
     }
 
@@ -215,28 +247,48 @@ fn is_fatal(error: &anyhow::Error) -> bool {
     }
 }
 
-/// The context of the producer: collects the rejected records.
+/// The context of the producer: collects the failed records.
 #[derive(Clone, Default)]
 struct Reports {
     connection: Context,
-    rejected: Arc<Mutex<BTreeMap<usize, Rejection>>>,
+    failed: Arc<Mutex<Failed>>,
+}
+
+/// The records of a transaction that were not delivered.
+#[derive(Default)]
+struct Failed {
+    /// Why the first one was not.
+    first: Option<KafkaError>,
+    rejected: BTreeMap<usize, Rejection>,
 }
 
 impl Reports {
-    fn take(&self) -> BTreeMap<usize, Rejection> {
-        let mut rejected = self.rejected.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut rejected)
+    fn take(&self) -> Failed {
+        std::mem::take(&mut self.lock())
+    }
+
+    fn failure(&self) -> Option<KafkaError> {
+        self.lock().first.clone()
+    }
+
+    fn has_failed(&self) -> bool {
+        self.lock().first.is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Failed> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reject(&self, index: usize, error: &KafkaError) {
         use RDKafkaErrorCode as Code;
+        let mut failed = self.lock();
+        failed.first.get_or_insert_with(|| error.clone());
         let rejection = match error.rdkafka_error_code() {
             Some(Code::MessageSizeTooLarge) => Rejection::TooLarge,
             Some(Code::InvalidTimestamp | Code::InvalidRecord) => Rejection::Invalid,
             _ => return,
         };
-        let mut rejected = self.rejected.lock().unwrap_or_else(PoisonError::into_inner);
-        rejected.insert(index, rejection);
+        failed.rejected.insert(index, rejection);
     }
 }
 

@@ -99,3 +99,28 @@ async fn a_like_that_the_partitioned_topic_rejects_becomes_a_dead_letter() {
     projector.becomes_ready().await;
     projector.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rejected_like_does_not_hold_back_those_of_other_partitions() {
+    let Some(kafka) = herald_testing::kafka_with("checks of timestamps") else {
+        return;
+    };
+    let limit = [("message.timestamp.after.max.ms", "3600000")];
+    let setup = Setup::with(&kafka, 3, &limit).await;
+    let time = now();
+    let mut likes: Vec<_> = (0..60)
+        .map(|index| like(0, &format!("v{index}"), time))
+        .collect();
+    likes[30] = like(0, "v30", time + 2 * 3_600_000);
+    setup.like(&likes).await;
+    let projector = setup.start();
+    setup.all_counted(59).await;
+    let letters = setup.read(&format!("{}.dlq", setup.likes_topic())).await;
+    assert_eq!(letters.len(), 1);
+    assert!(letters[0].key.as_deref().unwrap().ends_with(b"/0/30"));
+    // The batch, and the record by itself: none is tried again without progress.
+    let failures = projector.metric("herald_windows_failures_total").await;
+    assert!((1.0..4.0).contains(&failures), "{failures} failures");
+    projector.becomes_ready().await;
+    projector.end().await;
+}

@@ -1,12 +1,12 @@
 //! Published counts, and what they must be according to the likes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use herald_testing::{Record, Stored};
 use rand::RngExt as _;
 use serde_json::Value;
 
-use super::{LABELS, Setup, like, now};
+use super::{GRACE, LABELS, SIZES, Setup, like, now};
 
 /// A published count.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,13 +71,9 @@ pub async fn check(setup: &Setup) {
         records
     };
     assert_eq!(sorted(&partitioned), sorted(&likes));
+    check_distinct(setup).await;
     for label in LABELS {
         let results = setup.results(label).await;
-        let distinct: BTreeSet<_> = results
-            .iter()
-            .map(|count| (count.start, count.id.as_str()))
-            .collect();
-        assert_eq!(distinct.len(), results.len(), "one count for each window");
         for result in &results {
             let within = partitioned.iter().filter(|record| {
                 record.partition == result.partition
@@ -91,5 +87,39 @@ pub async fn check(setup: &Setup) {
         let counted: u64 = results.iter().map(|count| count.count).sum();
         let late = setup.late(label).await;
         assert_eq!(counted + late, likes.len() as u64, "{late} are late");
+    }
+}
+
+/// Checks that no like is late that was in Kafka by the end of its window and the grace.
+pub async fn check_late(setup: &Setup) {
+    for (label, size) in LABELS.into_iter().zip(SIZES) {
+        let mut possible: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+        for sent in setup.sent.lock().unwrap().iter() {
+            let end = sent.timestamp - sent.timestamp % size + size;
+            if sent.by >= end + GRACE {
+                *possible.entry(sent.id.clone()).or_default() += 1;
+            }
+        }
+        let mut late: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+        for count in setup.interim(label).await {
+            *late.entry(count.id.into_bytes()).or_default() += count.late.unwrap_or_default();
+        }
+        for (id, late) in late {
+            let possible = possible.get(&id).copied().unwrap_or_default();
+            assert!(
+                late <= possible,
+                "{label}: {late} late likes, {possible} may be"
+            );
+        }
+    }
+}
+
+/// Checks that no window of an identifier has two results.
+pub async fn check_distinct(setup: &Setup) {
+    for label in LABELS {
+        let results = setup.results(label).await;
+        let windows = results.iter().map(|count| (count.start, count.id.as_str()));
+        let distinct: BTreeSet<_> = windows.collect();
+        assert_eq!(distinct.len(), results.len(), "{label}: {results:?}");
     }
 }

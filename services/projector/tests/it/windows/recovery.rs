@@ -1,12 +1,16 @@
 //! What predecessors have left behind, and logs that are not the ones of before.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use herald_testing::{create_topic, delete_topic, eventually};
 use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rdkafka::topic_partition_list::TopicPartitionList;
 
-use super::{Setup, like, now};
+use super::model::check_distinct;
+use super::{LABELS, Setup, like, now};
 use crate::DEADLINE;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,4 +83,100 @@ async fn a_topic_of_likes_that_was_recreated_is_read_from_its_start() {
     eventually(DEADLINE, "the new log to be counted", recreated).await;
     projector.becomes_ready().await;
     projector.end().await;
+}
+
+async fn recreate(kafka: &str, topic: &str) {
+    delete_topic(kafka, topic).await;
+    create_topic(kafka, topic, 1, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partitioned_topic_that_was_recreated_is_counted_and_closed_windows_stay_closed() {
+    let Some(kafka) = herald_testing::kafka_with("topics that can be deleted") else {
+        return;
+    };
+    let setup = Setup::new(&kafka, 1).await;
+    let projector = setup.start();
+    let time = now();
+    // The new log does not become as long as this one.
+    setup.like(&vec![like(0, "a", time); 500]).await;
+    setup.all_counted(500).await;
+    recreate(&kafka, &setup.partitioned_topic()).await;
+    let recreated = async || {
+        let recreated = projector
+            .metric("herald_windows_recreated_logs_total")
+            .await;
+        recreated == 1.0
+    };
+    eventually(DEADLINE, "the new log to be noticed", recreated).await;
+    setup.like(&[like(0, "a", time), like(0, "b", now())]).await;
+    setup.all_counted(502).await;
+    check_distinct(&setup).await;
+    for label in LABELS {
+        assert_eq!(setup.late(label).await, 1);
+    }
+    projector.becomes_ready().await;
+    projector.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_that_has_a_result_stays_closed_without_a_position() {
+    let Some(kafka) = herald_testing::kafka_with("topics that can be deleted") else {
+        return;
+    };
+    let setup = Setup::new(&kafka, 1).await;
+    let projector = setup.start();
+    let time = now();
+    setup.like(&[like(0, "a", time)]).await;
+    setup.all_counted(1).await;
+    projector.end().await;
+    // The position is deleted with the topic.
+    recreate(&kafka, &setup.partitioned_topic()).await;
+    let projector = setup.start();
+    setup.like(&[like(0, "a", time), like(0, "b", now())]).await;
+    setup.all_counted(3).await;
+    check_distinct(&setup).await;
+    for label in LABELS {
+        assert_eq!(setup.late(label).await, 1);
+    }
+    projector.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_of_likes_that_was_recreated_is_noticed_by_its_records() {
+    let Some(kafka) = herald_testing::kafka_with("topics that can be deleted") else {
+        return;
+    };
+    let setup = Setup::new(&kafka, 1).await;
+    let projector = setup.start();
+    setup.like(&vec![like(0, "a", now()); 3]).await;
+    setup.all_counted(3).await;
+    projector.end().await;
+    let topic = setup.likes_topic();
+    let group = Arc::new(group(&kafka, &format!("{}-likes", setup.name)));
+    let mut list = TopicPartitionList::new();
+    list.add_partition(&topic, 0);
+    let client = group.clone();
+    let position =
+        tokio::task::spawn_blocking(move || client.committed_offsets(list, DEADLINE).unwrap())
+            .await
+            .unwrap();
+    recreate(&kafka, &topic).await;
+    // More than before, and the position that an operator has restored.
+    setup.like(&vec![like(0, "b", now()); 8]).await;
+    tokio::task::spawn_blocking(move || group.commit(&position, CommitMode::Sync).unwrap())
+        .await
+        .unwrap();
+    let projector = setup.start();
+    setup.all_counted(11).await;
+    projector.end().await;
+}
+
+fn group(kafka: &str, name: &str) -> BaseConsumer {
+    ClientConfig::new()
+        .set("bootstrap.servers", kafka)
+        .set("group.id", name)
+        .set("enable.auto.commit", "false")
+        .create()
+        .unwrap()
 }
