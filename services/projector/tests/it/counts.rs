@@ -343,6 +343,35 @@ async fn a_cleared_topic_is_noticed_and_counted_from_its_start() {
     }
 }
 
+/// As after a backup was restored: the topic has earlier records of those that were counted, and not the last ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_lost_its_end_is_not_counted_again() {
+    let Some(kafka) = herald_testing::kafka_with("topics that can be deleted") else {
+        return;
+    };
+    let folder = Folder::new();
+    let topic = random_topic("restored");
+    let old = |_| Record {
+        timestamp: Some(1_700_000_000_000),
+        ..Record::new(0, r#"{"food": "pie"}"#)
+    };
+    let options = into_file(&kafka, &topic, &folder.file());
+    create_topic(&kafka, &topic, 1, &[("retention.ms", "-1")]).await;
+    produce(&kafka, &topic, &(0..10).map(old).collect::<Vec<_>>()).await;
+    let projector = Running::with(&options);
+    file_has(&folder.file(), &[("pie".to_owned(), 10)].into()).await;
+    projector.end().await;
+    delete_topic(&kafka, &topic).await;
+    create_topic(&kafka, &topic, 1, &[("retention.ms", "-1")]).await;
+    produce(&kafka, &topic, &(0..7).map(old).collect::<Vec<_>>()).await;
+    let projector = Running::with(&options);
+    projector.becomes_ready().await;
+    produce(&kafka, &topic, &[Record::new(0, r#"{"food": "beer"}"#)]).await;
+    let counts = [("pie".to_owned(), 10), ("beer".to_owned(), 1)];
+    file_has(&folder.file(), &counts.into()).await;
+    projector.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_foods_become_dead_letters_and_operators_see_why() {
     let Some(kafka) = herald_testing::kafka_with("admin requests") else {
