@@ -171,9 +171,7 @@ async fn page(
             })
         }
         PageStart::Before(token) => match cursor(&token) {
-            Some(vector) => {
-                log.backward_of(keys, vector, limit, Purpose::Page).await
-            }
+            Some(vector) => log.backward_of(keys, vector, limit, Purpose::Page).await,
             None => newest(topic, keys, limit).await,
         },
         PageStart::Newest => newest(topic, keys, limit).await,
