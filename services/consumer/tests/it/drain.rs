@@ -9,7 +9,7 @@ use herald_testing::{
 use crate::balancer::Balancer;
 use crate::client::{Client, TRANSPORTS, Transport};
 use crate::http::{Http, header};
-use crate::reader::{Followers, places};
+use crate::reader::{Followers, positions};
 use crate::replica::Replica;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -99,7 +99,7 @@ async fn three_hundred_clients_move_to_the_other_replica() {
     assert_eq!(first.ended(Duration::from_secs(12)).await, Some(0));
     assert!(told.elapsed() < Duration::from_secs(13));
     publishing.await.expect("everything was published");
-    let records = places(&read_all(&kafka, &topic).await);
+    let records = positions(&read_all(&kafka, &topic).await);
     followers.have(records.len()).await;
     for reader in followers.finish(&records).await {
         assert_eq!(reader.gaps, []);

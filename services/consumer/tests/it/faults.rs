@@ -6,7 +6,7 @@ use herald_testing::{Broker, Record, create_topic, kafka, produce, random_topic,
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{Client, Transport};
-use crate::reader::{Followers, places};
+use crate::reader::{Followers, positions};
 use crate::replica::Replica;
 
 /// Publishes one message after the other until it is stopped, also while the broker is unreachable.
@@ -50,7 +50,7 @@ async fn a_consumer_that_is_killed_costs_its_clients_nothing() {
     followers.have(120).await;
     stop.cancel();
     publishing.await.expect("everything was published");
-    let records = places(&read_all(&kafka, &topic).await);
+    let records = positions(&read_all(&kafka, &topic).await);
     for reader in followers.finish(&records).await {
         assert_eq!(reader.gaps, []);
     }
@@ -111,7 +111,7 @@ async fn a_broker_that_is_away_for_20_seconds_is_told_and_costs_nothing() {
     followers.have(before + 100).await;
     stop.cancel();
     publishing.await.expect("everything was published");
-    let records = places(&read_all(&address, &topic).await);
+    let records = positions(&read_all(&address, &topic).await);
     for reader in followers.finish(&records).await {
         assert_eq!(reader.gaps, []);
         assert_eq!(reader.heard, ["down", "up"], "told once each");

@@ -251,8 +251,8 @@ async fn clients_of_keys_drop_and_resume_at_random_and_miss_nothing() {
         for partition in 0..3 {
             let offsets: Vec<i64> = found
                 .iter()
-                .filter(|place| place.0 == partition)
-                .map(|place| place.1)
+                .filter(|position| position.0 == partition)
+                .map(|position| position.1)
                 .collect();
             assert!(offsets.is_sorted(), "{keys:?}: {offsets:?}");
         }
