@@ -83,7 +83,13 @@ impl Index {
         let exists = move |number: &u64| *number > 0 && *number >= from;
         let newest = keys.iter().filter_map(|key| self.newest.get(key).copied());
         let mut messages: BinaryHeap<u64> = newest.filter(exists).collect();
-        let mut gaps = self.gaps.iter().rev().copied().filter(exists).peekable();
+        let mut gaps = self
+            .gaps
+            .iter()
+            .rev()
+            .copied()
+            .take_while(exists)
+            .peekable();
         std::iter::from_fn(move || {
             if let Some(gap) =
                 gaps.next_if(|gap| messages.peek().is_none_or(|message| gap > message))

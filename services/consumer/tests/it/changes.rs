@@ -90,7 +90,7 @@ async fn recreated(before: i64, now: i64, records: std::ops::Range<i64>) {
     let records = positions(&read_all(&kafka, &topic).await);
     followers.have(records.len()).await;
     for reader in followers.finish(&records).await {
-        let told: Vec<_> = reader
+        let announced: Vec<_> = reader
             .gaps
             .iter()
             .map(|(reason, partition, from, to)| (reason.as_str(), *partition, *from, *to))
@@ -100,11 +100,11 @@ async fn recreated(before: i64, now: i64, records: std::ops::Range<i64>) {
             .map(|partition| ("recreated", partition as usize, read(partition), None))
             .collect();
         assert_eq!(
-            told.iter().copied().collect::<BTreeSet<_>>(),
+            announced.iter().copied().collect::<BTreeSet<_>>(),
             expected,
-            "told live"
+            "announced live"
         );
-        assert_eq!(told.len(), before as usize, "each told once");
+        assert_eq!(announced.len(), before as usize, "each announced once");
     }
     // The others go on too, and history is there.
     let (status, page) = replica.get("/messages?from=earliest&limit=500").await;

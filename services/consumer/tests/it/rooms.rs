@@ -322,6 +322,36 @@ async fn around_the_moment_of_joining_no_result_is_missed_or_comes_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_reads_is_not_ended_however_many_results_come_at_once() {
+    let Some(rooms) = Rooms::start(&[]).await else {
+        return;
+    };
+    let mut client = Browser::connect(rooms.rooms).await;
+    client.emit("consume_1_min_aggregations", json!({})).await;
+    client
+        .emit("register_room", json!({ "rooms": ["a", "b"] }))
+        .await;
+    client.emit("register_room", json!({})).await;
+    assert_eq!(client.next().await.0, "error");
+    let results = (0..5_000).map(|count| result(None, "a", count));
+    let results: Vec<Record> = results.chain([result(None, "b", 1)]).collect();
+    rooms.produce(0, &results).await;
+    let mut last = -1;
+    loop {
+        let (_, payload) = client.next().await;
+        if payload["id"] == "b" {
+            continue;
+        }
+        let count = payload["count"].as_i64().expect("a count");
+        assert!(count > last, "{count} after {last}");
+        last = count;
+        if last == 4_999 {
+            break;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invalid_rooms_are_answered_with_one_sentence_and_change_nothing() {
     let Some(rooms) = Rooms::start(&[]).await else {
         return;
