@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use herald_testing::{
-    Record, create_topic, delete_records_before, delete_topic, kafka, kafka_with, produce, random_topic,
+    Record, create_topic, delete_records_before, delete_topic, kafka, kafka_with, produce,
+    random_topic,
 };
 use serde_json::Value as Json;
 
@@ -223,8 +224,17 @@ async fn records_that_kafka_has_deleted_do_not_count_towards_the_limit() {
     assert_eq!(snapshot(&mut client).await.len(), 100);
     delete_records_before(&kafka, &topic, 0, 100).await;
     publish(100..200).await;
-    let mut client = connect(&replica, Transport::Sse, &[]);
     let expected: Vec<String> = (100..200).map(|n| format!("{n:0100}")).collect();
+    herald_testing::eventually(
+        Duration::from_secs(10),
+        "the replica to have read them",
+        async || {
+            let path = format!("/messages?topic={topic}&limit=1");
+            replica.get(&path).await.1["messages"][0]["data"] == *expected[99]
+        },
+    )
+    .await;
+    let mut client = connect(&replica, Transport::Sse, &[]);
     assert_eq!(snapshot(&mut client).await, expected);
 }
 
