@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::watch;
 
 pub use self::batch::Batch;
+use self::reader::Found;
 pub use self::reader::RingReader;
 use self::registry::Registry;
 pub use self::registry::Subscription;
@@ -290,12 +291,15 @@ impl Feed {
         if reader.position < ring.first && subscription.has_evicted(reader.position) {
             return Err(Lagged);
         }
-        let (mut next, mut taken, mut bytes) = (ring.end(), 0, 0);
-        for number in ring.numbers(subscription.keys(), reader.position) {
-            if taken == self.limits.batch_events || bytes >= BATCH_BYTES {
-                next = number;
-                break;
+        let (mut taken, mut bytes) = (0, 0);
+        while taken < self.limits.batch_events && bytes < BATCH_BYTES {
+            if reader.found.numbers.is_empty() && reader.found.until < ring.end() {
+                let from = reader.position.max(reader.found.until);
+                reader.found = Found::new(ring.numbers(subscription.keys(), from), ring.end());
             }
+            let Some(number) = reader.found.numbers.pop_front() else {
+                break;
+            };
             let entry = ring.entry(number);
             let frame = || self.frame(&ring, entry, encoding).into_owned();
             let (frame, live) = match &mut reader.divergence {
@@ -317,6 +321,9 @@ impl Feed {
                 reader.announced = number + 1;
             }
         }
+        // What lies before the next one has other keys.
+        let next = reader.found.numbers.front().copied();
+        let next = next.unwrap_or(reader.found.until);
         if let Some(divergence) = &mut reader.divergence {
             if let Some(before) = self.vector_before(&ring, next) {
                 divergence.pass(&before);
@@ -747,7 +754,7 @@ mod tests {
             let message = Message {
                 offset,
                 timestamp: Some(offset),
-                key: Some(b"a key".to_vec()),
+                key: Some(format!("key {offset}").into_bytes()),
                 headers: vec![("name".to_owned(), Some(b"value".to_vec()))],
                 value: Value::Text(text),
             };

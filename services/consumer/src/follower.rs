@@ -26,13 +26,16 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// One reader of a whole topic.
 pub struct Follower {
     topic: Arc<Topic>,
-    place: Place,
+    position: ReadPosition,
     head: watch::Receiver<u64>,
     /// It has caught up once it has read the ring up to this number, the end when it joined the ring.
     target: u64,
+    /// Why Kafka could not be read the last time.
+    problem: Option<String>,
 }
 
-enum Place {
+/// Where it reads.
+enum ReadPosition {
     Start,
     Log { vector: Vector, verified: bool },
     Ring(RingReader),
@@ -43,21 +46,22 @@ impl Follower {
         Self {
             head: topic.feed.watch(),
             topic,
-            place: Place::Start,
+            position: ReadPosition::Start,
             target: u64::MAX,
+            problem: None,
         }
     }
 
     /// Reads the log from its start again.
     pub fn restart(&mut self) {
-        self.place = Place::Start;
+        self.position = ReadPosition::Start;
         self.target = u64::MAX;
     }
 
     /// The number of the next event in the ring, if that is where it reads.
     pub fn number(&self) -> Option<u64> {
-        match &self.place {
-            Place::Ring(reader) => Some(reader.position()),
+        match &self.position {
+            ReadPosition::Ring(reader) => Some(reader.position()),
             _ => None,
         }
     }
@@ -69,41 +73,47 @@ impl Follower {
 
     /// The vector after the last event.
     pub fn vector(&self) -> Vector {
-        match &self.place {
-            Place::Start => Vector::default(),
-            Place::Log { vector, .. } => vector.clone(),
-            Place::Ring(reader) => {
+        match &self.position {
+            ReadPosition::Start => Vector::default(),
+            ReadPosition::Log { vector, .. } => vector.clone(),
+            ReadPosition::Ring(reader) => {
                 let cursor = self.topic.feed.cursor(reader);
                 Vector::decode(&cursor, &self.topic.name).expect("the ring's own token")
             }
         }
     }
 
-    /// Waits for the next events. None are returned when it has joined the ring. A failure to read Kafka is not an error: it
-    /// tries again.
+    /// Why the log could not be read the last time that it was tried, if it could not.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    /// Waits for the next events. None are returned when it has joined the ring, and when Kafka could not be read: the next
+    /// call tries again.
     pub async fn next(&mut self) -> Vec<Arc<Event>> {
         loop {
-            match &mut self.place {
-                Place::Start => {
+            match &mut self.position {
+                ReadPosition::Start => {
                     // The sender lives as long as the topic.
                     _ = self.head.wait_for(|end| *end > 0).await;
                     let partitions = self.topic.feed.partitions();
                     match self.topic.log.ends(partitions, Purpose::Index).await {
                         Ok(ends) => {
                             let starts = ends.iter().map(|&(low, _)| Position::at(low)).collect();
-                            self.place = Place::Log {
+                            self.position = ReadPosition::Log {
                                 vector: Vector::new(starts),
                                 verified: false,
                             };
+                            self.recovered();
                         }
-                        Err(error) => self.pause(&error).await,
+                        Err(error) => return self.failed(&error).await,
                     }
                 }
-                Place::Log { vector, verified } => {
+                ReadPosition::Log { vector, verified } => {
                     let feed = &self.topic.feed;
                     if let Some(reader) = feed.locate(vector, *verified) {
                         self.target = feed.end();
-                        self.place = Place::Ring(reader);
+                        self.position = ReadPosition::Ring(reader);
                         return Vec::new();
                     }
                     let head = feed.head();
@@ -117,6 +127,7 @@ impl Follower {
                         Ok(page) => {
                             let stuck = *verified && page.complete && page.events.is_empty();
                             (*vector, *verified) = (page.after, page.complete);
+                            self.recovered();
                             if stuck {
                                 self.topic.recheck.notify_one();
                                 tokio::time::sleep(PAUSE).await;
@@ -124,17 +135,17 @@ impl Follower {
                                 return page.events;
                             }
                         }
-                        Err(error) => self.pause(&error).await,
+                        Err(error) => return self.failed(&error).await,
                     }
                 }
-                Place::Ring(reader) => {
+                ReadPosition::Ring(reader) => {
                     self.head.mark_unchanged();
                     match self.topic.feed.take_events(reader, TAKE) {
                         Ok(events) if events.is_empty() => _ = self.head.changed().await,
                         Ok(events) => return events,
                         Err(Lagged) => {
                             let (vector, verified) = (self.vector(), false);
-                            self.place = Place::Log { vector, verified };
+                            self.position = ReadPosition::Log { vector, verified };
                         }
                     }
                 }
@@ -142,9 +153,22 @@ impl Follower {
         }
     }
 
-    async fn pause(&self, error: &anyhow::Error) {
+    /// Logs a problem when it begins, and pauses before the next attempt.
+    async fn failed(&mut self, error: &anyhow::Error) -> Vec<Arc<Event>> {
         let (topic, error) = (&self.topic.name, format!("{error:#}"));
-        tracing::debug!(topic, error, "cannot read the whole log; trying again");
+        if self.problem.is_none() {
+            tracing::warn!(topic, error, "cannot read the whole log; trying again");
+        } else {
+            tracing::debug!(topic, error, "still cannot read the whole log");
+        }
+        self.problem = Some(error);
         tokio::time::sleep(PAUSE).await;
+        Vec::new()
+    }
+
+    fn recovered(&mut self) {
+        if self.problem.take().is_some() {
+            tracing::info!(topic = self.topic.name, "the whole log can be read again");
+        }
     }
 }

@@ -18,7 +18,7 @@ use warp::reply::Response;
 use warp::{Filter, Rejection, Reply};
 
 use crate::app::App;
-use crate::query::StreamQuery;
+use crate::query::{StreamQuery, UNREADABLE_QUERY};
 use crate::stream::End;
 use crate::transports::{history, socketio, sse, websocket};
 
@@ -53,9 +53,6 @@ const FILES: &[(&str, &str, &str)] = &[
 /// Scripts, styles and connections of our own origin and nothing else, so that a message can never become code.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-
-const UNREADABLE_QUERY: &str =
-    "the query cannot be read; give each parameter once, percent-encoded";
 
 /// The routes, without `/socket.io/`, which the layer around them serves.
 fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {

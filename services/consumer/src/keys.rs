@@ -1,4 +1,4 @@
-//! The keys that a client asks for: it receives only records with one of them, and every gap.
+//! The keys that a client requests: it receives only records with one of them, and every gap.
 
 use std::sync::Arc;
 

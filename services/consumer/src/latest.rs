@@ -1,28 +1,30 @@
 //! The latest record of each key of a topic, for `from=latest-per-key`. It is read from Kafka on first use, once for all clients
 //! that wait for it, and kept up to date from then on.
 
-use std::collections::{HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::FutureExt as _;
 use tokio::sync::{Notify, watch};
 
 use crate::cursor::{Position, Vector};
 use crate::feed::Feed;
 use crate::follower::Follower;
-use crate::kafka::Topic;
+use crate::kafka::{Purpose, Topic};
 use crate::keys::Keys;
 use crate::record::{Event, GapReason, Message, Payload, Value};
 
-/// How long an answer is waited for at once: while Kafka does not answer, a client is told so in between.
+/// How long an answer is waited for at once: while Kafka does not answer, a client is notified in between.
 const WAIT: Duration = Duration::from_secs(2);
 
 /// How long a topic whose records are over the limit is not read again.
 const OVER_LIMIT: Duration = Duration::from_secs(60);
 
 /// Approximate bytes of one entry on the heap, besides the record and its key.
-const ENTRY_OVERHEAD: usize = 96;
+const ENTRY_OVERHEAD: usize = 120;
 
 /// The latest records of one topic.
 pub struct Latest {
@@ -42,16 +44,29 @@ enum Progress {
     OverLimit,
 }
 
-/// The records of a start, and where the stream continues after them.
-#[derive(Debug, Default)]
+/// The records of a start that are still to be sent, and where the stream continues after them.
+#[derive(Debug)]
 pub struct Snapshot {
-    /// In the order of a backlog: merged by timestamp, then partition, each partition's offsets ascending.
-    pub events: VecDeque<Arc<Event>>,
-    /// The vector before the first of them. A client that resumes between two of them receives at least the rest.
+    /// The vector before the next of them. A client that resumes between two of them receives at least the rest.
     pub before: Vector,
     /// The vector up to which nothing newer exists.
     pub after: Vector,
+    /// There is at least one record.
+    pub moved: bool,
+    records: Records,
 }
+
+#[derive(Debug)]
+enum Records {
+    /// Those of some keys.
+    Own(Events),
+    /// All. They stay in the index, because copies for slow clients would together be much larger than it. A record that is
+    /// replaced before it was sent is not sent: the one that replaces it is after the snapshot.
+    Shared { generation: u64 },
+}
+
+/// Events by partition and offset.
+type Events = BTreeMap<(usize, i64), Arc<Event>>;
 
 /// What a client receives.
 pub enum Answer {
@@ -100,6 +115,25 @@ impl Latest {
         Ok(Answer::Snapshot(index.snapshot(keys.as_ref())))
     }
 
+    /// Takes the next records of a snapshot, about this many bytes, in the order of a backlog: merged by timestamp, then
+    /// partition, each partition's offsets ascending. None are left if there are none; `None` if the index was read again since.
+    pub fn take(&self, snapshot: &mut Snapshot, bytes: usize) -> Option<Vec<Arc<Event>>> {
+        let Snapshot {
+            before,
+            after,
+            records,
+            ..
+        } = snapshot;
+        match records {
+            Records::Own(events) => Some(take_merged(events, before, after, bytes)),
+            Records::Shared { generation } => {
+                let index = self.lock();
+                let same = index.generation == *generation;
+                same.then(|| take_merged(&index.events, before, after, bytes))
+            }
+        }
+    }
+
     /// Keeps the index, once it is wanted. Never returns.
     pub async fn run(&self, topic: Arc<Topic>) {
         loop {
@@ -110,21 +144,27 @@ impl Latest {
                 limit = self.max_bytes,
                 "the latest records of the topic's keys are over the limit; from=latest-per-key is rejected"
             );
-            *self.lock() = Index::default();
+            self.lock().reset();
             self.progress.send_replace(Progress::OverLimit);
             tokio::time::sleep(OVER_LIMIT).await;
-            self.progress.send_replace(Progress::Reading);
+            self.allow_again();
         }
+    }
+
+    /// Lets the topic be read again, for the next client that wants it: those that came meanwhile have been answered.
+    fn allow_again(&self) {
+        _ = self.wanted.notified().now_or_never();
+        self.progress.send_replace(Progress::Reading);
     }
 
     /// Keeps the index until it is over its limit.
     async fn follow(&self, topic: Arc<Topic>) {
-        let mut follower = Follower::new(topic);
+        let mut follower = Follower::new(topic.clone());
         loop {
             let events = follower.next().await;
             if events.iter().any(|event| event.resets()) {
                 // What was read is of another log, or was lost.
-                *self.lock() = Index::default();
+                self.lock().reset();
                 self.progress.send_replace(Progress::Reading);
                 follower.restart();
                 continue;
@@ -138,13 +178,32 @@ impl Latest {
                 index.complete |= follower.has_caught_up();
                 index.bytes
             };
-            if bytes > self.max_bytes {
+            if bytes > self.max_bytes && !self.fits_without_deleted(&topic).await {
                 return;
             }
             if follower.has_caught_up()
                 && let Some(number) = follower.number()
             {
                 self.progress.send_replace(Progress::Before(number));
+            }
+        }
+    }
+
+    /// Removes the records that Kafka has deleted since they were read. Returns whether the others are within the limit.
+    async fn fits_without_deleted(&self, topic: &Topic) -> bool {
+        let ends = topic.log.ends(topic.feed.partitions(), Purpose::Index);
+        match ends.await {
+            Ok(ends) => {
+                let mut index = self.lock();
+                for (partition, (low, _)) in ends.into_iter().enumerate() {
+                    index.remove_before(partition, low);
+                }
+                index.bytes <= self.max_bytes
+            }
+            Err(error) => {
+                let (topic, error) = (&topic.name, format!("{error:#}"));
+                tracing::warn!(topic, error, "cannot find the start of the log");
+                false
             }
         }
     }
@@ -157,66 +216,135 @@ impl Latest {
 /// The records. Pure: without locks or I/O.
 #[derive(Default)]
 struct Index {
-    records: HashMap<Box<[u8]>, Arc<Event>>,
-    /// Gaps that may hide the latest record of any key.
-    gaps: Vec<Arc<Event>>,
+    /// The latest record of each key, and gaps that may hide the latest record of any key.
+    events: Events,
+    /// The partition and offset of each key's record.
+    newest: HashMap<Box<[u8]>, (usize, i64)>,
+    /// Those of the gaps.
+    gaps: BTreeSet<(usize, i64)>,
     bytes: usize,
     /// The vector after the last event.
     vector: Vector,
     complete: bool,
+    /// How often it was read again.
+    generation: u64,
 }
 
 impl Index {
+    /// Removes everything.
+    fn reset(&mut self) {
+        *self = Self {
+            generation: self.generation + 1,
+            ..Self::default()
+        };
+    }
+
     fn add(&mut self, event: &Arc<Event>) {
+        let position = (event.partition, event.first_offset());
         let message = match &event.payload {
             Payload::Message(message) => message,
             Payload::Gap(gap) => {
                 if matches!(gap.reason, GapReason::TooLarge | GapReason::Unreadable) {
-                    self.bytes += event.weight() + ENTRY_OVERHEAD;
-                    self.gaps.push(event.clone());
+                    self.gaps.insert(position);
+                    self.insert(position, event);
                 }
                 return;
             }
         };
         let Some(key) = &message.key else { return };
-        let weight = |event: &Event| event.weight() + key.len() + ENTRY_OVERHEAD;
-        if let Some(old) = self.records.get_mut(key.as_slice()) {
-            if !follows(event, message, old) {
+        let removes = matches!(message.value, Value::Null);
+        if let Some(newest) = self.newest.get_mut(key.as_slice()) {
+            let old = *newest;
+            if self
+                .events
+                .get(&old)
+                .is_some_and(|old| !follows(event, message, old))
+            {
                 return;
             }
-            self.bytes -= weight(old);
-            if matches!(message.value, Value::Null) {
-                self.records.remove(key.as_slice());
-                return;
+            if removes {
+                self.newest.remove(key.as_slice());
+            } else {
+                *newest = position;
             }
-            *old = event.clone();
-        } else if matches!(message.value, Value::Null) {
-            return;
-        } else {
-            self.records.insert(key.as_slice().into(), event.clone());
+            self.remove(old);
+        } else if !removes {
+            self.newest.insert(key.as_slice().into(), position);
         }
+        if !removes {
+            self.insert(position, event);
+        }
+    }
+
+    fn insert(&mut self, position: (usize, i64), event: &Arc<Event>) {
         self.bytes += weight(event);
+        if let Some(old) = self.events.insert(position, event.clone()) {
+            self.bytes -= weight(&old);
+        }
+    }
+
+    fn remove(&mut self, position: (usize, i64)) -> Option<Arc<Event>> {
+        let event = self.events.remove(&position)?;
+        self.bytes -= weight(&event);
+        Some(event)
+    }
+
+    /// Removes the events of a partition before this offset.
+    fn remove_before(&mut self, partition: usize, low: i64) {
+        let older = self.events.range((partition, i64::MIN)..(partition, low));
+        let deleted = older.filter(|(_, event)| event.next.offset <= low);
+        let deleted: Vec<_> = deleted.map(|(position, _)| *position).collect();
+        for position in deleted {
+            self.gaps.remove(&position);
+            let event = self.remove(position);
+            if let Some(key) = event.as_deref().and_then(key) {
+                self.newest.remove(key);
+            }
+        }
     }
 
     fn snapshot(&self, keys: Option<&Keys>) -> Snapshot {
-        let mut events: Vec<Arc<Event>> = match keys {
-            None => self.records.values().cloned().collect(),
+        let records = match keys {
+            None => Records::Shared {
+                generation: self.generation,
+            },
             Some(keys) => {
-                let found = keys.iter().filter_map(|key| self.records.get(key));
-                found.cloned().collect()
+                let found = keys.iter().filter_map(|key| self.newest.get(key));
+                let all = found.chain(&self.gaps).filter_map(|position| {
+                    let event = self.events.get(position)?;
+                    Some((*position, event.clone()))
+                });
+                Records::Own(all.collect())
             }
         };
-        events.extend(self.gaps.iter().cloned());
+        let events = match &records {
+            Records::Own(events) => events,
+            Records::Shared { .. } => &self.events,
+        };
         let mut before = self.vector.clone();
-        let events = in_order(events);
-        for event in events.iter().rev() {
-            before.set(event.partition, Position::at(event.first_offset()));
+        for partition in 0..self.vector.len() {
+            let mut range = events.range((partition, i64::MIN)..=(partition, i64::MAX));
+            if let Some((&(_, offset), _)) = range.next() {
+                before.set(partition, Position::at(offset));
+            }
         }
         Snapshot {
-            events,
+            moved: before != self.vector,
             before,
             after: self.vector.clone(),
+            records,
         }
+    }
+}
+
+fn weight(event: &Event) -> usize {
+    event.weight() + key(event).map_or(0, <[u8]>::len) + ENTRY_OVERHEAD
+}
+
+fn key(event: &Event) -> Option<&[u8]> {
+    match &event.payload {
+        Payload::Message(message) => message.key.as_deref(),
+        Payload::Gap(_) => None,
     }
 }
 
@@ -228,28 +356,44 @@ fn follows(event: &Event, message: &Message, old: &Event) -> bool {
     event.partition == old.partition || message.timestamp >= former.timestamp
 }
 
-/// Merges by timestamp, then partition; within a partition offsets ascend.
-fn in_order(mut events: Vec<Arc<Event>>) -> VecDeque<Arc<Event>> {
-    events.sort_unstable_by_key(|event| (event.partition, event.next.offset));
-    let mut time = (usize::MAX, i64::MIN);
-    let mut timed: Vec<(i64, Arc<Event>)> = Vec::with_capacity(events.len());
-    for event in events {
-        let own = match &event.payload {
-            Payload::Message(message) => message.timestamp.unwrap_or(i64::MIN),
-            Payload::Gap(_) => i64::MIN,
-        };
-        // An event is never before its predecessor in the partition, whatever its timestamp.
-        let since = if time.0 == event.partition {
-            time.1
-        } else {
-            i64::MIN
-        };
-        time = (event.partition, own.max(since));
-        timed.push((time.1, event));
+/// The next events after `from` and before `until`, about this many bytes: merged by timestamp, then partition; within a
+/// partition offsets ascend. `from` becomes the vector after them.
+fn take_merged(
+    events: &Events,
+    from: &mut Vector,
+    until: &Vector,
+    bytes: usize,
+) -> Vec<Arc<Event>> {
+    let mut partitions: Vec<_> = (0..until.len())
+        .map(|partition| {
+            let end = until.get(partition).offset;
+            let begin = from.get(partition).offset.min(end);
+            let range = events.range((partition, begin)..(partition, end));
+            range.map(|(_, event)| event).peekable()
+        })
+        .collect();
+    let time = |event: &Event| match &event.payload {
+        Payload::Message(message) => message.timestamp.unwrap_or(i64::MIN),
+        Payload::Gap(_) => i64::MIN,
+    };
+    let mut next: BinaryHeap<_> = (partitions.iter_mut().enumerate())
+        .filter_map(|(partition, events)| Some(Reverse((time(events.peek()?), partition))))
+        .collect();
+    let (mut taken, mut total) = (Vec::new(), 0);
+    while total < bytes
+        && let Some(Reverse((_, partition))) = next.pop()
+    {
+        let events = &mut partitions[partition];
+        if let Some(event) = events.next() {
+            from.set(partition, event.next);
+            total += event.weight();
+            taken.push(event.clone());
+        }
+        if let Some(event) = events.peek() {
+            next.push(Reverse((time(event), partition)));
+        }
     }
-    // Stable: equal times keep the order by partition and offset.
-    timed.sort_by_key(|(time, _)| *time);
-    timed.into_iter().map(|(_, event)| event).collect()
+    taken
 }
 
 #[cfg(test)]
@@ -288,47 +432,136 @@ mod tests {
         index
     }
 
-    fn places(snapshot: &Snapshot) -> Vec<(usize, i64)> {
-        let places = snapshot.events.iter();
-        places
-            .map(|event| (event.partition, event.first_offset()))
-            .collect()
+    /// The partitions and offsets of a snapshot's records, taken one by one.
+    fn positions(latest: &Latest, snapshot: &mut Snapshot) -> Vec<(usize, i64)> {
+        let mut positions = Vec::new();
+        loop {
+            let events = latest.take(snapshot, 1).expect("the same index");
+            if events.is_empty() {
+                return positions;
+            }
+            positions.extend(
+                events
+                    .iter()
+                    .map(|event| (event.partition, event.first_offset())),
+            );
+        }
+    }
+
+    fn latest(events: &[Arc<Event>]) -> Latest {
+        let latest = Latest::new(usize::MAX);
+        *latest.lock() = index(events);
+        latest
+    }
+
+    fn snapshot(latest: &Latest, keys: &[&str]) -> Snapshot {
+        let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+        latest.lock().snapshot(Keys::parse(&keys).unwrap().as_ref())
     }
 
     #[test]
     fn the_latest_record_of_each_key_is_found_in_the_order_of_a_backlog() {
-        let index = index(&[
+        let latest = latest(&[
             record(0, 0, 10, "a", Some("old")),
             record(1, 0, 20, "b", Some("b")),
             record(0, 1, 30, "a", Some("new")),
             record(0, 2, 5, "c", Some("its time is before its predecessor's")),
         ]);
-        let all = index.snapshot(None);
-        assert_eq!(places(&all), [(1, 0), (0, 1), (0, 2)]);
+        let mut all = snapshot(&latest, &[]);
         // A client that resumes before the first of them receives all of them.
         assert_eq!((all.before.get(0).offset, all.before.get(1).offset), (1, 0));
         assert_eq!((all.after.get(0).offset, all.after.get(1).offset), (3, 1));
-        let keys = Keys::parse(&["a".to_owned(), "x".to_owned()]).unwrap();
-        let one = index.snapshot(keys.as_ref());
-        assert_eq!(places(&one), [(0, 1)]);
+        assert_eq!(positions(&latest, &mut all), [(1, 0), (0, 1), (0, 2)]);
+        assert_eq!(all.before, all.after);
+        let mut one = snapshot(&latest, &["a", "x"]);
         assert_eq!((one.before.get(0).offset, one.before.get(1).offset), (1, 1));
+        assert_eq!(positions(&latest, &mut one), [(0, 1)]);
+    }
+
+    #[test]
+    fn a_record_that_is_replaced_before_it_was_sent_comes_after_the_snapshot() {
+        let latest = latest(&[
+            record(0, 0, 10, "a", Some("a")),
+            record(0, 1, 20, "b", Some("old")),
+            record(0, 2, 30, "c", Some("c")),
+        ]);
+        let mut all = snapshot(&latest, &[]);
+        assert_eq!(latest.take(&mut all, 1).map(|events| events.len()), Some(1));
+        latest.lock().add(&record(0, 3, 40, "b", Some("new")));
+        assert_eq!(positions(&latest, &mut all), [(0, 2)]);
+        assert_eq!(all.after.get(0).offset, 3);
+        latest.lock().reset();
+        assert!(latest.take(&mut all, 1).is_none());
     }
 
     #[test]
     fn a_tombstone_removes_its_key_and_gives_its_memory_back() {
         let events = [record(0, 0, 1, "a", Some("x")), record(0, 1, 2, "a", None)];
         let index = index(&events);
-        assert!(index.records.is_empty());
+        assert!(index.events.is_empty() && index.newest.is_empty());
         assert_eq!(index.bytes, 0);
+    }
+
+    #[test]
+    fn records_that_kafka_has_deleted_give_their_memory_back() {
+        let gap = |offset| {
+            let next = Position::at(offset + 1);
+            Arc::new(Event::gap(
+                GapReason::TooLarge,
+                0,
+                offset,
+                Some(offset + 1),
+                next,
+            ))
+        };
+        let mut left = index(&[
+            record(0, 0, 1, "a", Some("deleted")),
+            gap(1),
+            record(0, 2, 2, "b", Some("kept")),
+            record(1, 0, 3, "c", Some("of another partition")),
+        ]);
+        left.remove_before(0, 2);
+        assert_eq!(left.newest.len(), 2);
+        assert!(left.gaps.is_empty());
+        left.remove_before(1, 1);
+        left.remove_before(0, 3);
+        assert_eq!(
+            (left.bytes, left.events.len(), left.newest.len()),
+            (0, 0, 0)
+        );
+    }
+
+    #[test]
+    fn the_limit_is_that_of_the_memory() {
+        let mut held = None;
+        let measured = allocation_counter::measure(|| {
+            let mut index = Index::default();
+            for number in 0..10_000 {
+                let key = format!("93f98662-8907-4f43-bb4c-{number:012}");
+                index.add(&record(0, number, number, &key, Some("a value")));
+            }
+            held = Some(index);
+        });
+        let bytes = held.expect("it was filled").bytes;
+        let ratio = measured.bytes_current as f64 / bytes as f64;
+        assert!((0.7..1.2).contains(&ratio), "held {ratio:.2} times");
+    }
+
+    #[tokio::test]
+    async fn a_topic_that_was_over_the_limit_is_not_read_again_before_a_client_wants_it() {
+        let latest = Latest::new(0);
+        latest.wanted.notify_one();
+        latest.allow_again();
+        assert!(latest.wanted.notified().now_or_never().is_none());
+        assert_eq!(*latest.progress.borrow(), Progress::Reading);
     }
 
     #[test]
     fn a_record_that_was_too_large_may_be_the_latest_of_any_key() {
         let next = Position::at(2);
         let gap = Arc::new(Event::gap(GapReason::TooLarge, 0, 1, Some(2), next));
-        let index = index(&[record(0, 0, 1, "a", Some("x")), gap]);
-        let keys = Keys::parse(&["b".to_owned()]).unwrap();
-        assert_eq!(places(&index.snapshot(keys.as_ref())), [(0, 1)]);
+        let latest = latest(&[record(0, 0, 1, "a", Some("x")), gap]);
+        assert_eq!(positions(&latest, &mut snapshot(&latest, &["b"])), [(0, 1)]);
     }
 
     proptest! {
@@ -350,14 +583,13 @@ mod tests {
                 };
                 events.push(event);
             }
-            let index = index(&events);
-            let bytes: usize = model.iter().map(|(key, event)| event.weight() + key.len() + ENTRY_OVERHEAD).sum();
-            prop_assert_eq!(index.bytes, bytes);
+            let latest = latest(&events);
+            let bytes: usize = model.values().map(|event| weight(event)).sum();
+            prop_assert_eq!(latest.lock().bytes, bytes);
             let mut expected: Vec<_> = model.values().map(|event| (event.partition, event.first_offset())).collect();
-            let snapshot = index.snapshot(None);
-            let mut found = places(&snapshot);
+            let mut found = positions(&latest, &mut snapshot(&latest, &[]));
             for partition in 0..3 {
-                let offsets: Vec<_> = found.iter().filter(|place| place.0 == partition).collect();
+                let offsets: Vec<_> = found.iter().filter(|position| position.0 == partition).collect();
                 prop_assert!(offsets.is_sorted());
             }
             expected.sort_unstable();

@@ -108,10 +108,16 @@ impl Consumer {
             let events = config.rooms.events().map(|event| event.0.as_str());
             Arc::new(Rooms::new(events, config.latest_bytes, metrics.clone()))
         });
-        let keeping = keep(&config, &topics, rooms.as_ref(), reading.clone());
+        let of_rooms = results(&config, &topics, rooms.as_ref());
+        let keeping = keep(&topics, of_rooms, reading.clone());
         let keeping = tokio::spawn(keeping);
         let reader = tokio::spawn(reader.run(reading.clone()));
-        let watching = tokio::spawn(watch_topics(topics.clone(), readiness.clone()));
+        let watching = tokio::spawn(watch_topics(
+            topics.clone(),
+            results(&config, &topics, rooms.as_ref()),
+            readiness.clone(),
+            STARTUP_TIMEOUT,
+        ));
         let admin = tokio::spawn(admin::serve(
             listeners.admin,
             readiness.clone(),
@@ -236,11 +242,33 @@ async fn ended(task: &mut Option<JoinHandle<()>>) -> Result<(), JoinError> {
     }
 }
 
+/// The topic of each window's results, which is read into rooms.
+struct Results {
+    rooms: Arc<Rooms>,
+    window: usize,
+    topic: Arc<Topic>,
+}
+
+fn results(config: &Config, topics: &[Arc<Topic>], rooms: Option<&Arc<Rooms>>) -> Vec<Results> {
+    let Some(rooms) = rooms else {
+        return Vec::new();
+    };
+    let names = config.rooms.topics().into_iter().enumerate();
+    let results = names.map(|(window, name)| {
+        let topic = topics.iter().find(|topic| topic.name == name.0);
+        Results {
+            rooms: rooms.clone(),
+            window,
+            topic: topic.expect("the topics of results are served").clone(),
+        }
+    });
+    results.collect()
+}
+
 /// Keeps the latest records of each topic's keys, once a client wants them, and the last results of rooms.
 fn keep(
-    config: &Config,
     topics: &[Arc<Topic>],
-    rooms: Option<&Arc<Rooms>>,
+    results: Vec<Results>,
     stop: CancellationToken,
 ) -> impl Future<Output = ()> + Send + 'static {
     let mut tasks = JoinSet::new();
@@ -248,12 +276,8 @@ fn keep(
         let topic = topic.clone();
         tasks.spawn(async move { topic.latest.run(topic.clone()).await });
     }
-    if let Some(rooms) = rooms {
-        for (window, name) in config.rooms.topics().into_iter().enumerate() {
-            let topic = topics.iter().find(|topic| topic.name == name.0);
-            let topic = topic.expect("the topics of results are served");
-            tasks.spawn(rooms::run(rooms.clone(), window, topic.clone()));
-        }
+    for results in results {
+        tasks.spawn(rooms::run(results.rooms, results.window, results.topic));
     }
     async move {
         let ended = stop.run_until_cancelled(tasks.join_next()).await;
@@ -267,29 +291,61 @@ fn keep(
 /// A topic that still cannot be read after this time does not block the others from being served.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Reports ready once every topic has been read up to the end that it had at startup, or once some have and every other has a
-/// known problem.
+/// What must be read before the process is ready: a topic into its ring, and if it has results, into rooms too.
+struct Required<'a> {
+    topic: &'a Topic,
+    results: Option<&'a Results>,
+}
+
+impl Required<'_> {
+    fn is_read(&self) -> bool {
+        let live = |results: &Results| results.rooms.is_live(results.window);
+        self.topic.feed.is_filled() && self.results.is_none_or(live)
+    }
+
+    /// Why it cannot be read now, if that is known.
+    fn problem(&self) -> Option<String> {
+        let of_rooms = || {
+            let results = self.results?;
+            results.rooms.problem(results.window)
+        };
+        self.topic.problem().map(str::to_owned).or_else(of_rooms)
+    }
+}
+
+/// Reports ready once every topic has been read up to the end that it had at startup, and every topic of results into rooms, or
+/// once some have and every other has a known problem.
 ///
 /// After that, the readiness lists the topics that cannot be read.
-async fn watch_topics(topics: Vec<Arc<Topic>>, readiness: Readiness) {
+async fn watch_topics(
+    topics: Vec<Arc<Topic>>,
+    results: Vec<Results>,
+    readiness: Readiness,
+    startup_timeout: Duration,
+) {
     let begun = Instant::now();
-    let required: Vec<_> = topics.iter().filter(|topic| !topic.optional).collect();
+    let required = topics.iter().filter(|topic| !topic.optional);
+    let required: Vec<_> = required
+        .map(|topic| Required {
+            topic,
+            results: (results.iter()).find(|results| results.topic.name == topic.name),
+        })
+        .collect();
     let mut tick = tokio::time::interval(Duration::from_millis(100));
     loop {
         tick.tick().await;
-        let (filled, missing): (Vec<&Arc<Topic>>, Vec<_>) =
-            required.iter().partition(|topic| topic.feed.is_filled());
-        let known = missing.iter().all(|topic| topic.problem().is_some());
-        if missing.is_empty() || (!filled.is_empty() && known && begun.elapsed() > STARTUP_TIMEOUT)
-        {
-            let missing: Vec<_> = missing.iter().map(|topic| &topic.name).collect();
+        let (read, missing): (Vec<&Required>, Vec<_>) =
+            required.iter().partition(|required| required.is_read());
+        let known = missing.iter().all(|missing| missing.problem().is_some());
+        if missing.is_empty() || (!read.is_empty() && known && begun.elapsed() > startup_timeout) {
+            let missing: Vec<_> = missing.iter().map(|missing| &missing.topic.name).collect();
             tracing::info!(?missing, "caught up with Kafka; ready");
             readiness.ready();
             break;
         }
         if let Some((topic, problem)) = missing
             .iter()
-            .find_map(|topic| Some((topic, topic.problem()?)))
+            .find_map(|missing| Some((missing.topic, missing.problem()?)))
         {
             readiness.not_ready(format!("starting; topic {:?}: {problem}", topic.name));
         }
@@ -311,6 +367,39 @@ async fn watch_topics(topics: Vec<Arc<Topic>>, readiness: Readiness) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn ready_means_that_the_rooms_receive_results_unless_they_have_a_known_problem() {
+        let args = [
+            "consumer",
+            "--kafka-bootstrap-servers",
+            "127.0.0.1:1",
+            "--rooms",
+        ];
+        let config: Config = herald_runtime::config::parse_from(&args).unwrap();
+        let metrics = Metrics::new().unwrap();
+        let topics = Reader::new(&config, metrics.clone()).unwrap().topics();
+        let new_rooms = || Arc::new(Rooms::new(["one", "five", "ten"], 1, metrics.clone()));
+        for problem in [None, Some("it cannot be read")] {
+            let (rooms, readiness) = (new_rooms(), Readiness::new());
+            let results = results(&config, &topics, Some(&rooms));
+            let watching = watch_topics(topics.clone(), results, readiness.clone(), Duration::ZERO);
+            let _watching = tokio::spawn(watching);
+            for topic in topics.iter().filter(|topic| !topic.feed.is_filled()) {
+                topic.feed.fill(Default::default());
+            }
+            rooms.caught_up(0);
+            rooms.caught_up(2);
+            let early = timeout(Duration::from_millis(300), readiness.became_ready());
+            assert!(early.await.is_err(), "a window's rooms are not live");
+            match problem {
+                None => rooms.caught_up(1),
+                problem => rooms.set_problem(1, problem),
+            }
+            let ready = timeout(Duration::from_secs(10), readiness.became_ready());
+            assert!(ready.await.is_ok(), "{problem:?}");
+        }
+    }
 
     #[tokio::test]
     async fn the_service_ends_with_a_reason_when_a_task_that_it_needs_ends() {

@@ -45,6 +45,7 @@ pub struct Inner {
     source_up: IntGaugeVec,
     delivery_delay: Histogram,
     rooms: IntGauge,
+    rooms_live: IntGaugeVec,
     results_delivered: IntCounterVec,
     results_skipped: IntCounterVec,
     invalid_rooms: IntCounterVec,
@@ -76,6 +77,11 @@ impl Metrics {
         registry.register(Box::new(rooms.clone()))?;
         Ok(Self(Arc::new(Inner {
             rooms,
+            rooms_live: gauges(
+                "herald_rooms_live",
+                "1 when the last results of all rooms have been read, so that clients receive results; by window",
+                &["window"],
+            )?,
             results_delivered: counters(
                 "herald_results_delivered_total",
                 "results of windows written to the clients of rooms, by window",
@@ -83,8 +89,8 @@ impl Metrics {
             )?,
             results_skipped: counters(
                 "herald_results_skipped_total",
-                "records of a topic of results that are not results",
-                &["topic"],
+                "records of a topic of results that are not results, and gaps in it, by reason",
+                &["topic", "reason"],
             )?,
             invalid_rooms: counters(
                 "herald_invalid_room_requests_total",
@@ -275,11 +281,17 @@ impl Metrics {
         self.results_delivered.with_label_values(&[window]);
     }
 
-    /// Counts records that are not results.
-    pub fn results_skipped(&self, topic: &str, records: u64) {
+    /// Counts records that are not results, or gaps.
+    pub fn results_skipped(&self, topic: &str, reason: &str, count: u64) {
         self.results_skipped
-            .with_label_values(&[topic])
-            .inc_by(records);
+            .with_label_values(&[topic, reason])
+            .inc_by(count);
+    }
+
+    /// Whether the clients of a window's rooms receive results.
+    pub fn rooms_live(&self, window: &str, live: bool) {
+        let gauge = self.rooms_live.with_label_values(&[window]);
+        gauge.set(i64::from(live));
     }
 
     /// Counts an invalid request about rooms.

@@ -11,6 +11,10 @@ use crate::page::MAX_MESSAGES;
 /// The name of the only parameter that may occur more than once.
 pub const KEY: &str = "key";
 
+/// The error of a query that cannot be parsed.
+pub const UNREADABLE_QUERY: &str =
+    "the query cannot be read; give each parameter once, as percent-encoded UTF-8";
+
 /// The parameters of a stream: the query of a URL, or `auth` on Socket.IO.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct StreamQuery {
@@ -28,19 +32,38 @@ pub struct StreamQuery {
     pub other: HashMap<String, String>,
 }
 
-/// Parses the query of a URL: the values of every `key`, and all other parameters, each of which may occur once.
+/// Parses the query of a URL: the values of every `key`, and all other parameters, each of which may occur once. `None` if it
+/// is not percent-encoded UTF-8, or another parameter occurs twice.
 pub fn parse<T: DeserializeOwned>(query: &str) -> Option<(Vec<String>, T)> {
+    // The decoder would replace what is not UTF-8 by U+FFFD, which is another key.
+    if !is_utf8(query) {
+        return None;
+    }
     let parameters: Vec<(String, String)> = serde_urlencoded::from_str(query).ok()?;
     let (keys, others): (Vec<_>, Vec<_>) =
         parameters.into_iter().partition(|(name, _)| name == KEY);
     let others = serde_urlencoded::to_string(others).ok()?;
     let keys: Vec<String> = keys.into_iter().map(|(_, key)| key).collect();
-    // The decoder replaces bytes that are not UTF-8 by U+FFFD, which is another key.
-    let replaced = keys.iter().any(|key| key.contains('\u{FFFD}'));
-    if replaced && !query.to_ascii_uppercase().contains("%EF%BF%BD") {
-        return None;
-    }
     Some((keys, serde_urlencoded::from_str(&others).ok()?))
+}
+
+/// Whether a percent-encoded text is UTF-8. An incomplete escape stands for itself, as for the decoder of queries.
+fn is_utf8(encoded: &str) -> bool {
+    let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
+    let mut rest = encoded.as_bytes();
+    let mut decoded = Vec::with_capacity(rest.len());
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        decoded.push(byte);
+        if let (b'%', [high, low, after @ ..]) = (byte, after)
+            && let (Some(high), Some(low)) = (digit(*high), digit(*low))
+        {
+            decoded.pop();
+            decoded.push(high << 4 | low);
+            rest = after;
+        }
+    }
+    std::str::from_utf8(&decoded).is_ok()
 }
 
 /// Names under which clients send a cursor if they cannot send a header (such as React Native's), lower case and letters only.
@@ -278,7 +301,12 @@ mod tests {
         assert!(StreamQuery::parse("key=").unwrap().keys().is_err());
         assert_eq!(StreamQuery::parse("").unwrap().keys(), Ok(None));
         assert!(StreamQuery::parse("key=%ff").is_none());
-        assert!(StreamQuery::parse("key=%EF%BF%BD").is_some());
+        assert!(StreamQuery::parse("key=%ff&after=%EF%BF%BD").is_none());
+        assert!(StreamQuery::parse("topic=%C3%28").is_none());
+        for same in ["key=%EF%BF%BD", "key=%ef%bf%bd", "key=\u{FFFD}"] {
+            assert_eq!(StreamQuery::parse(same).unwrap().key, ["\u{FFFD}"]);
+        }
+        assert_eq!(StreamQuery::parse("key=100%&x=%4").unwrap().key, ["100%"]);
     }
 
     #[test]

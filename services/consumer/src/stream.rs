@@ -43,6 +43,8 @@ pub enum End {
     Overload,
     Slow,
     Expired,
+    /// A limit of this replica, for what the client requested.
+    OverLimit(String),
     /// What is wrong with the request.
     Invalid(String),
 }
@@ -52,7 +54,7 @@ impl End {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Drain => "drain",
-            Self::Overload => "overload",
+            Self::Overload | Self::OverLimit(_) => "overload",
             Self::Slow => "slow",
             Self::Expired => "expired",
             Self::Invalid(_) => "invalid",
@@ -63,7 +65,7 @@ impl End {
     pub fn retry(&self) -> u64 {
         match self {
             // A full replica does not empty quickly.
-            Self::Overload => rand::random_range(2_000..10_000),
+            Self::Overload | Self::OverLimit(_) => rand::random_range(2_000..10_000),
             _ => drain::retry(),
         }
     }
@@ -71,7 +73,7 @@ impl End {
     /// The `bye` event. `retry` is in ms.
     pub fn frame(&self, cursor: &str, retry: u64, encoding: Encoding) -> Frame {
         let mut about = fields(json!({ "reason": self.reason(), "retry": retry }));
-        if let Self::Invalid(detail) = self {
+        if let Self::Invalid(detail) | Self::OverLimit(detail) = self {
             about.insert("detail".into(), detail.as_str().into());
         }
         encode::control(Kind::Bye, cursor, about, encoding.format)
@@ -191,7 +193,7 @@ enum State {
         finding: Option<Reading<Found>>,
     },
     /// The latest records of the client's keys.
-    Snapshot(Box<Sending>),
+    Snapshot(Box<Snapshot>),
     /// The next event is older than the ring, or Kafka must confirm that the cursor belongs to this log.
     Replay {
         vector: Box<Vector>,
@@ -201,13 +203,6 @@ enum State {
         reading: Option<Reading<Replayed>>,
     },
     Ring(RingReader),
-}
-
-/// The latest records that are still to be sent.
-struct Sending {
-    rest: Snapshot,
-    /// The vector after the last that was taken.
-    vector: Vector,
 }
 
 /// Where a stream starts.
@@ -263,7 +258,7 @@ impl Stream {
                 ..
             } if Vector::decode(cursor, &self.topic.name).is_some() => cursor.clone(),
             State::Begin { .. } => String::new(),
-            State::Snapshot(sending) => sending.vector.encode(&self.topic.name),
+            State::Snapshot(snapshot) => snapshot.before.encode(&self.topic.name),
             State::Replay { vector, .. } => vector.encode(&self.topic.name),
             State::Ring(reader) => self.topic.feed.cursor(reader),
         }
@@ -368,15 +363,14 @@ impl Stream {
                 self.enter_at(vector, batch);
                 Step::Continue
             }
-            Ok(Found::Latest(Answer::Snapshot(rest))) => {
-                let cursor = rest.before.encode(name);
-                let vector = rest.before.clone();
-                self.state = State::Snapshot(Box::new(Sending { rest, vector }));
+            Ok(Found::Latest(Answer::Snapshot(snapshot))) => {
+                let cursor = snapshot.before.encode(name);
+                self.state = State::Snapshot(Box::new(snapshot));
                 self.send_start(&cursor, batch);
                 Step::Continue
             }
             Ok(Found::Latest(Answer::OverLimit(sentence))) => {
-                return Err(Box::new(End::Invalid(sentence)));
+                return Err(Box::new(End::OverLimit(sentence)));
             }
             Err(error) => {
                 *finding = None;
@@ -390,25 +384,28 @@ impl Stream {
     /// Takes the next of the latest records; after the last, a cursor that is after everything that was skipped, and then what
     /// is new.
     fn send_latest(&mut self, batch: &mut Batch) -> Step {
-        let State::Snapshot(sending) = &mut self.state else {
+        let State::Snapshot(snapshot) = &mut self.state else {
             return Step::Continue;
         };
-        let Sending { rest, vector } = &mut **sending;
-        let name = &self.topic.name;
-        let mut bytes = 0;
-        while bytes < SNAPSHOT_BYTES
-            && let Some(event) = rest.events.pop_front()
-        {
+        let Topic {
+            name, feed, latest, ..
+        } = &*self.topic;
+        let mut vector = snapshot.before.clone();
+        let Some(events) = latest.take(snapshot, SNAPSHOT_BYTES) else {
+            // The log was replaced, or its records are over the limit: the backlog has the rest.
+            self.state = State::replay(vector, false);
+            return Step::Continue;
+        };
+        for event in &events {
             vector.set(event.partition, event.next);
-            let frame = encode::event(&event, &vector.encode(name), self.encoding);
-            batch.count(&event, false, self.encoding.binary);
-            bytes += frame.bytes.len();
+            let frame = encode::event(event, &vector.encode(name), self.encoding);
+            batch.count(event, false, self.encoding.binary);
             batch.frames.push(frame);
         }
-        if rest.events.is_empty() {
-            let after = std::mem::take(&mut rest.after);
-            let moved = after != rest.before;
-            self.state = match self.topic.feed.locate(&after, false) {
+        if events.is_empty() {
+            let after = std::mem::take(&mut snapshot.after);
+            let moved = snapshot.moved;
+            self.state = match feed.locate(&after, false) {
                 Some(reader) => State::Ring(reader),
                 None => State::replay(after, false),
             };
@@ -583,8 +580,8 @@ fn find(start: Start, topic: Arc<Topic>, keys: Option<Keys>) -> Reading<Found> {
             }
             Start::Last(events) => {
                 let limit = Limit { events, ..MAX_PAGE };
-                let page =
-                    log.backward_of(keys.as_ref(), head, limit, Purpose::Replay, Duration::MAX);
+                // Fewer than requested if their keys are rare: the search ends after 5 s, and the stream starts there.
+                let page = log.backward_of(keys.as_ref(), head, limit, Purpose::Replay);
                 page.await?.before
             }
             Start::Time(time) => log.at_time(time, head, Purpose::Replay).await?,

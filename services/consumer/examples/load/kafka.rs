@@ -18,7 +18,7 @@ pub enum Kafka {
 }
 
 impl Kafka {
-    /// `topics` is how many will be asked for.
+    /// `topics` is the number of topics that will be requested.
     pub fn start(address: Option<&str>, topics: usize) -> anyhow::Result<Self> {
         if let Some(address) = address {
             return Ok(Self::External(address.to_owned()));
@@ -57,7 +57,7 @@ impl Kafka {
         }
     }
 
-    /// What a consumer should be told, beside the address.
+    /// The options of a consumer, besides the address.
     pub fn properties(&self) -> &'static str {
         match self {
             Self::External(_) => "",

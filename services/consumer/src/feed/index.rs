@@ -3,7 +3,7 @@
 //! The index holds the newest event of each key, and each entry of the ring the one before it with the same key. So an event
 //! costs the same however many keys there are, and a client finds the events of its keys without looking at any others.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 use crate::keys::Keys;
 use crate::record::{Event, Payload};
@@ -70,5 +70,35 @@ impl Index {
         }
         numbers.sort_unstable();
         numbers
+    }
+
+    /// The numbers of the events from `from` on that concern these keys, newest first. `previous` returns what `push` did. Each
+    /// costs the same, however many events have other keys.
+    pub fn newest_first(
+        &self,
+        keys: &Keys,
+        from: u64,
+        previous: impl Fn(u64) -> u64,
+    ) -> impl Iterator<Item = u64> {
+        let exists = move |number: &u64| *number > 0 && *number >= from;
+        let newest = keys.iter().filter_map(|key| self.newest.get(key).copied());
+        let mut messages: BinaryHeap<u64> = newest.filter(exists).collect();
+        let mut gaps = self
+            .gaps
+            .iter()
+            .rev()
+            .copied()
+            .take_while(exists)
+            .peekable();
+        std::iter::from_fn(move || {
+            if let Some(gap) =
+                gaps.next_if(|gap| messages.peek().is_none_or(|message| gap > message))
+            {
+                return Some(gap);
+            }
+            let number = messages.pop()?;
+            messages.extend(Some(previous(number)).filter(exists));
+            Some(number)
+        })
     }
 }

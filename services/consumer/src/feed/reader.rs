@@ -1,5 +1,6 @@
 //! A connection's position in the ring.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::cursor::{Position, Vector};
@@ -17,8 +18,38 @@ pub struct RingReader {
     pub(super) live_from: u64,
     /// The client knows a cursor that is after all events before this one.
     pub(super) announced: u64,
+    /// The next events of its keys.
+    pub(super) found: Found,
     /// Set until the connection's vector equals the ring's.
     pub(super) divergence: Option<Box<Divergence>>,
+}
+
+/// The most numbers of events that a connection keeps.
+const MAX_FOUND: usize = 1_000;
+
+/// The events of a connection's keys that were found in the ring and not taken yet: finding them costs as much as there are, and
+/// a connection that is far behind takes a few at a time.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Ascending.
+    pub(super) numbers: VecDeque<u64>,
+    /// There are no others before this number.
+    pub(super) until: u64,
+}
+
+impl Found {
+    /// `numbers` are all before `end`.
+    pub(super) fn new(mut numbers: Vec<u64>, end: u64) -> Self {
+        let until = numbers.get(MAX_FOUND).copied().unwrap_or(end);
+        if numbers.len() > MAX_FOUND {
+            numbers.truncate(MAX_FOUND);
+            numbers.shrink_to_fit();
+        }
+        Self {
+            numbers: numbers.into(),
+            until,
+        }
+    }
 }
 
 impl RingReader {

@@ -23,11 +23,11 @@ struct State {
     next: u64,
 }
 
-/// The connections that asked for one key.
+/// The connections that requested one key.
 #[derive(Default)]
 struct Waiting {
     connections: HashMap<u64, Arc<Notify>>,
-    /// The number of the newest event with this key that the ring has evicted since the first of them asked.
+    /// The number of the newest event with this key that the ring has evicted since the first of them requested it.
     evicted: u64,
 }
 
@@ -62,7 +62,7 @@ impl Registry {
         }
     }
 
-    /// Wakes the connections that asked for the keys of these events; a gap wakes all.
+    /// Wakes the connections that requested the keys of these events; a gap wakes all.
     pub fn notify(&self, events: &[Arc<Event>]) {
         let state = self.lock();
         if state.connections.is_empty() {
@@ -313,6 +313,7 @@ mod tests {
             .unwrap();
         assert_eq!(batch.frames.len(), 2);
         assert!(feed.newest(11, false, Some(&a)).is_none());
+        assert!(feed.newest(10, false, Some(&a)).is_some());
         let limit = Limit {
             events: 3,
             bytes: usize::MAX,
@@ -329,6 +330,61 @@ mod tests {
             offsets(feed.page_after(&after, limit, Some(&a)).unwrap()),
             [15, 20, 25]
         );
+    }
+
+    proptest! {
+        #[test]
+        fn the_newest_messages_and_the_pages_of_a_key_are_those_among_all_events_of_the_ring(
+            events in proptest::collection::vec((0..2usize, 0..4usize), 0..60),
+            held in 1..30usize,
+            count in 1..8usize,
+        ) {
+            use crate::page::Limit;
+
+            let feed = feed(held, 2);
+            let mut next = [0; 2];
+            for (partition, key) in events {
+                let key = [Some("a"), Some("b"), None, Some("too-large")][key];
+                feed.push(vec![event(partition, next[partition], key)]);
+                next[partition] += 1;
+            }
+            let a = keys(&["a", "never"]);
+            let all = Limit { events: usize::MAX, bytes: usize::MAX };
+            let all = feed.newest_page(all, None).0;
+            let expected: Vec<_> = all.events.iter().filter(|event| a.want(event)).cloned().collect();
+            let messages = |events: &[Arc<Event>]| {
+                events.iter().filter(|event| event.gap_reason().is_none()).count()
+            };
+            let limit = Limit { events: count, bytes: usize::MAX };
+            let (page, whole) = feed.newest_page(limit, Some(&a));
+            prop_assert!(expected.ends_with(&page.events));
+            prop_assert_eq!(messages(&page.events), messages(&expected).min(count));
+            prop_assert_eq!(whole, messages(&expected) >= count);
+            prop_assert!(whole || (page.events.len() == expected.len() && page.before == all.before));
+            let (mut found, mut vector) = (Vec::new(), all.before.clone());
+            loop {
+                let page = feed.page_after(&vector, limit, Some(&a)).expect("the ring holds it");
+                prop_assert!(page.events.len() <= count);
+                found.extend(page.events);
+                vector = page.after;
+                if page.complete {
+                    break;
+                }
+            }
+            prop_assert_eq!(&found, &expected);
+            prop_assert_eq!(vector, feed.head());
+            let reader = feed.newest(count, false, Some(&a));
+            prop_assert_eq!(reader.is_some(), whole);
+            let subscription = feed.subscribe(a);
+            let mut reader = feed.newest(count, true, subscription.keys().into()).expect("fewer are enough");
+            let mut taken = 0;
+            while reader.position() < feed.end() {
+                let mut batch = Batch::default();
+                prop_assert!(feed.take_keys(&mut reader, &subscription, ENCODING, &mut batch).is_ok());
+                taken += batch.messages;
+            }
+            prop_assert_eq!(taken, messages(&expected).min(count));
+        }
     }
 
     /// A replica that has read the first `read` records of its own order of the log.
@@ -387,12 +443,12 @@ mod tests {
             }
             for frame in batch.frames {
                 let object: serde_json::Value = serde_json::from_slice(&frame.bytes).expect("JSON");
-                let place = match frame.kind {
+                let found = match frame.kind {
                     Kind::Gap => &object["ranges"][0],
                     _ => &object,
                 };
-                let offset = place["offset"].as_i64().or(place["from"].as_i64());
-                let partition = place["partition"].as_u64().expect("a partition") as usize;
+                let offset = found["offset"].as_i64().or(found["from"].as_i64());
+                let partition = found["partition"].as_u64().expect("a partition") as usize;
                 let cursor = object["cursor"].as_str().expect("a cursor");
                 self.receive(replica, partition, offset.expect("an offset"), cursor);
             }
@@ -421,12 +477,12 @@ mod tests {
         fn cursor_of(&mut self, replica: &Replica, cursor: &str) {
             let vector = Vector::decode(cursor, TOPIC).expect("our own cursor");
             for event in replica.order.iter().filter(|event| self.keys.want(event)) {
-                let place = (event.partition, event.first_offset());
-                let named = place.1 < vector.get(place.0).offset;
+                let position = (event.partition, event.first_offset());
+                let named = position.1 < vector.get(position.0).offset;
                 assert_eq!(
                     named,
-                    self.received.contains(&place),
-                    "{place:?} in {vector:?}"
+                    self.received.contains(&position),
+                    "{position:?} in {vector:?}"
                 );
             }
             self.cursor = cursor.to_owned();

@@ -5,10 +5,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::index::Index;
-use super::reader::{Divergence, RingReader};
+use super::reader::{Divergence, Found, RingReader};
 use crate::cursor::{Position, TopicId, Vector};
 use crate::encode::{Encoding, Frame};
-use crate::keys::{self, Keys};
+use crate::keys::Keys;
 use crate::page::{Limit, Page};
 use crate::record::{Event, Payload};
 
@@ -27,7 +27,7 @@ pub struct Limits {
 
 pub struct Ring {
     topic: String,
-    /// Boxed, because the deque allocates up to twice as many places as it uses.
+    /// Boxed, because the deque allocates up to twice as many elements as it uses.
     entries: VecDeque<Box<Entry>>,
     /// The number of the first entry. Numbers begin at 1.
     pub first: u64,
@@ -54,6 +54,9 @@ pub struct Entry {
     previous: u64,
     added: Instant,
 }
+
+/// The numbers of events.
+type Numbers<'a> = Box<dyn Iterator<Item = u64> + 'a>;
 
 /// An event that the ring has evicted.
 pub struct Evicted {
@@ -189,6 +192,18 @@ impl Ring {
             .numbers(keys, from, |number| self.entry(number).previous)
     }
 
+    /// The numbers of the events that clients may join at and that concern these keys, newest first.
+    fn newest_first<'a>(&'a self, keys: Option<&'a Keys>) -> Numbers<'a> {
+        let from = self.joinable;
+        match keys {
+            None => Box::new((from..self.end()).rev()),
+            Some(keys) => {
+                let previous = |number| self.entry(number).previous;
+                Box::new(self.index.newest_first(keys, from, previous))
+            }
+        }
+    }
+
     /// Where a client starts that wants only live events.
     pub fn live(&self) -> RingReader {
         RingReader {
@@ -196,6 +211,7 @@ impl Ring {
             cursor: self.head_cursor.clone(),
             live_from: self.end(),
             announced: self.end(),
+            found: Found::default(),
             divergence: None,
         }
     }
@@ -205,24 +221,25 @@ impl Ring {
     pub fn newest(&self, count: usize, fewer: bool, keys: Option<&Keys>) -> Option<RingReader> {
         let mut position = self.end();
         let mut missing = count;
+        let mut numbers = self.newest_first(keys);
         while missing > 0 {
-            if position == self.joinable {
-                if fewer || self.begins_log {
-                    break;
+            let Some(number) = numbers.next() else {
+                if !fewer && !self.begins_log {
+                    return None;
                 }
-                return None;
-            }
-            position -= 1;
-            let event = &self.entry(position).event;
-            if matches!(event.payload, Payload::Message(_)) && keys::want(keys, event) {
-                missing -= 1;
-            }
+                position = self.joinable;
+                break;
+            };
+            position = number;
+            let message = matches!(self.entry(number).event.payload, Payload::Message(_));
+            missing -= usize::from(message);
         }
         Some(RingReader {
             position,
             cursor: self.cursor_before(position),
             live_from: self.end(),
             announced: position,
+            found: Found::default(),
             divergence: None,
         })
     }
@@ -291,6 +308,7 @@ impl Ring {
             cursor: vector.encode(&self.topic).into(),
             live_from: self.end(),
             announced: position,
+            found: Found::default(),
             divergence,
         })
     }
@@ -298,22 +316,22 @@ impl Ring {
     /// The newest page of these keys, and whether the ring holds as much as was requested.
     pub fn newest_page(&self, limit: Limit, keys: Option<&Keys>) -> (Page, bool) {
         let (mut position, mut messages, mut bytes) = (self.end(), 0, 0);
-        while position > self.joinable && messages < limit.events && bytes < limit.bytes {
-            position -= 1;
-            let event = &self.entry(position).event;
-            if !keys::want(keys, event) {
-                continue;
-            }
+        let mut events = Vec::new();
+        let mut numbers = self.newest_first(keys);
+        while messages < limit.events && bytes < limit.bytes {
+            let Some(number) = numbers.next() else {
+                position = self.joinable;
+                break;
+            };
+            position = number;
+            let event = &self.entry(number).event;
             messages += usize::from(matches!(event.payload, Payload::Message(_)));
             bytes += event.weight();
+            events.push(event.clone());
         }
-        let numbers = position..self.end();
+        events.reverse();
         let page = Page {
-            events: numbers
-                .map(|number| &self.entry(number).event)
-                .filter(|event| keys::want(keys, event))
-                .cloned()
-                .collect(),
+            events,
             before: self.vector_before(position),
             after: self.head.clone(),
             complete: true,
@@ -329,15 +347,29 @@ impl Ring {
         let mut after = vector.clone();
         after.topic_id = self.head.topic_id;
         let (mut events, mut bytes) = (Vec::new(), 0);
-        while position < self.end() && events.len() < limit.events && bytes < limit.bytes {
-            let event = &self.entry(position).event;
-            position += 1;
-            if event.next.offset > after.get(event.partition).offset {
-                after.set(event.partition, event.next);
-                if keys::want(keys, event) {
-                    bytes += event.weight();
-                    events.push(event.clone());
-                }
+        let numbers: Numbers = match keys {
+            None => Box::new(position..self.end()),
+            Some(keys) => Box::new(self.numbers(keys, position).into_iter()),
+        };
+        for number in numbers {
+            if events.len() == limit.events || bytes >= limit.bytes {
+                break;
+            }
+            position = number + 1;
+            let event = &self.entry(number).event;
+            // Of another replica's order, the client may have some of these.
+            if event.next.offset > vector.get(event.partition).offset {
+                bytes += event.weight();
+                events.push(event.clone());
+            }
+        }
+        if events.len() < limit.events && bytes < limit.bytes {
+            position = self.end();
+        }
+        let ring = self.vector_before(position);
+        for (partition, &next) in ring.positions.iter().enumerate() {
+            if next.offset > after.get(partition).offset {
+                after.set(partition, next);
             }
         }
         Some(Page {

@@ -29,7 +29,7 @@ const SCAN: Limit = Limit {
     bytes: 4 << 20,
 };
 
-/// How long a page searches for the records of some keys. After that it ends where it has come to.
+/// How long a search for the records of some keys reads on, in either direction. After that it ends where it has come to.
 const SCAN_TIME: Duration = Duration::from_secs(5);
 
 /// The log of a topic in Kafka.
@@ -189,14 +189,13 @@ impl Log {
     }
 
     /// Like [`backward`](Self::backward), but only the records of these keys: reads on until the page is full, has reached the
-    /// start of the log, or has taken as long as `patience`.
+    /// start of the log, or has taken 5 s.
     pub async fn backward_of(
         self: &Arc<Self>,
         keys: Option<&Keys>,
         before: Vector,
         limit: Limit,
         purpose: Purpose,
-        patience: Duration,
     ) -> anyhow::Result<Page> {
         let Some(keys) = keys else {
             return self.backward(before, limit, purpose).await;
@@ -204,7 +203,7 @@ impl Log {
         let begun = Instant::now();
         let page = self.backward(before, SCAN, purpose).await?;
         let mut whole = page.last_of(keys, limit);
-        while !limit.is_reached(&whole) && !whole.from_start && begun.elapsed() <= patience {
+        while !limit.is_reached(&whole) && !whole.from_start && begun.elapsed() <= SCAN_TIME {
             let before = whole.before.clone();
             let older = self.backward(before.clone(), SCAN, purpose).await?;
             let older = older.last_of(keys, limit.without(&whole));

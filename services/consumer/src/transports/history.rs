@@ -4,7 +4,6 @@ use herald_runtime::http::{failure, unavailable};
 use hyper::header::{CACHE_CONTROL, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
 use std::collections::HashMap;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -19,9 +18,6 @@ use crate::keys::Keys;
 use crate::page::{Limit, MAX_PAGE, Page};
 use crate::query::{Start, StreamQuery, cursor_of, number, parse, start_from};
 use crate::record::{Gap, GapReason, Payload};
-
-/// How long a page searches backward for the records of some keys. After that it begins where it has come to.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default, Deserialize)]
 pub struct PageQuery {
@@ -175,10 +171,7 @@ async fn page(
             })
         }
         PageStart::Before(token) => match cursor(&token) {
-            Some(vector) => {
-                log.backward_of(keys, vector, limit, Purpose::Page, PATIENCE)
-                    .await
-            }
+            Some(vector) => log.backward_of(keys, vector, limit, Purpose::Page).await,
             None => newest(topic, keys, limit).await,
         },
         PageStart::Newest => newest(topic, keys, limit).await,
@@ -192,9 +185,7 @@ async fn newest(topic: &Topic, keys: Option<&Keys>, limit: Limit) -> anyhow::Res
         return Ok(page);
     }
     let head = topic.feed.head();
-    let older = topic
-        .log
-        .backward_of(keys, head, limit, Purpose::Page, PATIENCE);
+    let older = topic.log.backward_of(keys, head, limit, Purpose::Page);
     match older.await {
         // While Kafka is unavailable, fewer messages than requested are better than none; `before` leads to the rest.
         Err(_) if !page.events.is_empty() => Ok(page),

@@ -1,6 +1,7 @@
-//! Rooms over Socket.IO: the results of windows, to clients that registered the room of an identifier and asked for the window.
+//! Rooms over Socket.IO: the results of windows, to clients that registered the room of an identifier and requested the
+//! window.
 //!
-//! `hub` holds who wants what, and the last result of each room; `results` reads the topics into it; `request` checks what
+//! `hub` holds the members of each room, and its last result; `results` reads the topics into it; `request` checks what
 //! clients send.
 
 mod hub;
@@ -12,27 +13,27 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 use socketioxide::extract::{SocketRef, TryData};
 
-pub use self::hub::{Member, Outgoing, Rooms};
+pub use self::hub::{Member, Rooms, Sent};
 pub use self::results::run;
 use super::socketio::{Emitter, cut_reason, join};
 use crate::app::App;
 use crate::encode::{Encoding, Format};
 use crate::stream::End;
 
-/// A window: its place in every list of the three.
+/// The number of windows. Each is given by its index in every list of the three.
 pub const WINDOWS: usize = 3;
 
 /// The labels of the windows in metrics.
 pub const LABELS: [&str; WINDOWS] = ["1min", "5min", "10min"];
 
-/// The events by which a client asks for a window.
+/// The events by which a client requests a window.
 const CONSUME: [&str; WINDOWS] = [
     "consume_1_min_aggregations",
     "consume_5_min_aggregations",
     "consume_10_min_aggregations",
 ];
 
-/// Makes a socket a member, before it is told that it is connected, so that no event of it is missed.
+/// Makes a socket a member, before it is notified that it is connected, so that no event of it is missed.
 pub fn admit(rooms: &Arc<Rooms>, socket: &SocketRef) {
     let member = Rooms::admit(rooms);
     // The library calls each handler in the order of the client's events, and spawns only the future that it returns.
@@ -68,7 +69,7 @@ pub struct Serving(Option<Arc<Member>>);
 
 impl Serving {
     /// Waits for what the member is to receive; for ever if there are no rooms. Cancel-safe.
-    pub async fn next(&self) -> Outgoing {
+    pub async fn next(&self) -> Vec<Sent> {
         match &self.0 {
             Some(member) => member.next().await,
             None => std::future::pending().await,
@@ -104,8 +105,12 @@ pub async fn serve(app: Arc<App>, socket: SocketRef) {
             () = disconnected.cancelled() => break None,
             () = &mut drained => break Some(End::Drain),
             results = member.next() => {
-                if let Err(end) = emitter.emit_results(results).await {
-                    break end;
+                tokio::select! {
+                    biased;
+                    () = &mut drained => break Some(End::Drain),
+                    emitted = emitter.emit_results(results) => if let Err(end) = emitted {
+                        break end;
+                    }
                 }
             }
         }

@@ -21,11 +21,11 @@ use warp::Reply;
 use warp::reply::Response;
 
 pub(super) use self::emitter::{Emitter, STALLED};
-use super::rooms;
+use super::rooms::{self, Sent};
 use crate::app::{App, TopicError};
 use crate::encode::{Encoding, Format};
 use crate::feed::Batch;
-use crate::query::{KEY, Start, StreamQuery, parse};
+use crate::query::{KEY, Start, StreamQuery, UNREADABLE_QUERY, parse};
 use crate::sessions::Sessions;
 use crate::stream::{End, Stream};
 
@@ -46,7 +46,7 @@ const ROOMS_PING_TIMEOUT: Duration = Duration::from_secs(60);
 pub fn layer(app: Arc<App>) -> SocketIoLayer {
     let (layer, io) = library(PING_TIMEOUT);
     let check = app.clone();
-    // Before the client is told that it is connected, so that nothing that it sends then is missed.
+    // Before the client is notified that it is connected, so that nothing that it sends then is missed.
     let reject_invalid = move |socket: SocketRef, TryData(auth): TryData<Json>| {
         let app = check.clone();
         async move {
@@ -203,7 +203,8 @@ pub fn session(request: &Request<Incoming>) -> Option<String> {
 /// One sentence, which the client receives as `connect_error`.
 fn open(app: &App, socket: &SocketRef, auth: Option<Json>) -> Result<Opened, String> {
     let query = socket.req_parts().uri.query().unwrap_or_default();
-    let (keys, query) = parse::<HashMap<String, String>>(query).unwrap_or_default();
+    let (keys, query) =
+        parse::<HashMap<String, String>>(query).ok_or_else(|| UNREADABLE_QUERY.to_owned())?;
     let given = |name: &str| match auth.as_ref().map(|auth| &auth[name]) {
         Some(Json::String(text)) => Some(text.clone()),
         Some(Json::Number(number)) => Some(number.to_string()),
@@ -257,11 +258,16 @@ fn keys_of(given: &Json) -> Result<Vec<String>, String> {
         Json::Number(number) => Some(number.to_string()),
         _ => None,
     };
-    let keys = match given {
+    let keys: Option<Vec<String>> = match given {
         Json::Array(keys) => keys.iter().map(text).collect(),
         key => text(key).map(|key| vec![key]),
     };
-    keys.ok_or_else(|| "key must be a string or an array of strings".to_owned())
+    let keys = keys.ok_or_else(|| "key must be a string or an array of strings".to_owned())?;
+    if keys.is_empty() {
+        // Without a key, the client would receive all records.
+        return Err("key is an empty array; give at least one key, or leave it out".to_owned());
+    }
+    Ok(keys)
 }
 
 /// The parameters that neither a stream nor Engine.IO defines.
@@ -286,7 +292,15 @@ fn other(auth: Option<&Json>, query: &HashMap<String, String>) -> HashMap<String
         .collect()
 }
 
+/// What a client receives next.
+enum Next {
+    Results(Vec<Sent>),
+    Events,
+}
+
 async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
+    // Its rooms are left when this ends, however early.
+    let member = rooms::member(&socket);
     // The middleware has accepted the same parameters.
     let Ok(opened) = open(&app, &socket, auth) else {
         return;
@@ -301,7 +315,6 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     let Some(disconnected) = join(&app, &socket) else {
         return;
     };
-    let member = rooms::member(&socket);
     let mut open = app.metrics.open(encoding.format, keyed);
     // Sent to this client on every connect: the page of the original contract shows them.
     for (event, data) in [("env", &topic), ("custom_header", &app.custom_header)] {
@@ -320,17 +333,23 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
             () = disconnected.cancelled() => break None,
             () = &mut drained => break Some(End::Drain),
             () = &mut expired => break Some(End::Expired),
-            results = member.next() => {
-                if let Err(end) = emitter.emit_results(results).await {
-                    break end;
+            next = async {
+                // In random order: neither delays the other for long.
+                tokio::select! {
+                    results = member.next() => Ok(Next::Results(results)),
+                    taken = stream.next(&mut batch) => taken.map(|()| Next::Events),
                 }
-            }
-            taken = stream.next(&mut batch) => {
-                if let Err(end) = taken {
-                    break Some(*end);
-                }
-                let deadline = Instant::now() + STALLED;
-                if let Err(end) = emitter.emit_all(&batch.frames, deadline).await {
+            } => {
+                let emitted = match next {
+                    Err(end) => break Some(*end),
+                    Ok(next) => tokio::select! {
+                        biased;
+                        // A slow client may take long for one batch.
+                        () = &mut drained => break Some(End::Drain),
+                        emitted = emit(&mut emitter, next, &batch) => emitted,
+                    },
+                };
+                if let Err(end) = emitted {
                     break end;
                 }
                 app.metrics.delivered(encoding.format, &batch);
@@ -353,6 +372,16 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
         .finish(&end.frame(&cursor, end.retry(), encoding))
         .await;
     app.sessions.cut(&socket, end.reason());
+}
+
+async fn emit(emitter: &mut Emitter<'_>, next: Next, batch: &Batch) -> Result<(), Option<End>> {
+    match next {
+        Next::Results(results) => emitter.emit_results(results).await,
+        Next::Events => {
+            let deadline = Instant::now() + STALLED;
+            emitter.emit_all(&batch.frames, deadline).await
+        }
+    }
 }
 
 /// Registers a session, until it disconnects; the token is cancelled then. `None` if it has already.

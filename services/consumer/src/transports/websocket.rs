@@ -252,7 +252,7 @@ async fn finish(socket: &mut Socket) {
 fn code(end: &End) -> CloseCode {
     match end {
         End::Drain => CloseCode::Restart,
-        End::Overload => CloseCode::Again,
+        End::Overload | End::OverLimit(_) => CloseCode::Again,
         End::Slow => CloseCode::from(4408),
         End::Expired => CloseCode::from(4401),
         End::Invalid(_) => CloseCode::from(4400),

@@ -1,4 +1,4 @@
-//! The cluster's Kafka, asked with Kafka's own tools in its pod: nothing of Herald stands between.
+//! The cluster's Kafka, queried with Kafka's own tools in its pod: nothing of Herald stands between.
 
 use std::collections::BTreeSet;
 
@@ -25,7 +25,7 @@ pub fn committed(cluster: &Cluster, topic: &str) -> BTreeSet<(usize, i64)> {
         ],
     ));
     // Between them are lines of its log, one of which is that the time is over.
-    let records: BTreeSet<(usize, i64)> = lines.lines().filter_map(place).collect();
+    let records: BTreeSet<(usize, i64)> = lines.lines().filter_map(position).collect();
     assert!(!records.is_empty(), "nothing in {topic:?}: {lines}");
     // Without transactions and compaction a log has no holes; one here would mean that it was not read to its end.
     for &(partition, offset) in &records {
@@ -39,7 +39,7 @@ pub fn committed(cluster: &Cluster, topic: &str) -> BTreeSet<(usize, i64)> {
 }
 
 /// Reads `Partition:1<TAB>Offset:42`.
-fn place(line: &str) -> Option<(usize, i64)> {
+fn position(line: &str) -> Option<(usize, i64)> {
     let (partition, offset) = line.split_once('\t')?;
     Some((
         partition.strip_prefix("Partition:")?.parse().ok()?,

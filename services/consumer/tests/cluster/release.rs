@@ -50,10 +50,13 @@ impl Release {
         Some(release)
     }
 
-    /// Sets one value, by its place in the values: `/consumer/replicaCount`; returns when the rollout is complete.
-    pub fn upgrade(&mut self, place: &str, value: Json) {
-        let (parent, key) = place.rsplit_once('/').expect("a place begins with /");
-        let parent = self.values.pointer_mut(parent).expect("a place of values");
+    /// Sets one value, by its JSON pointer into the values: `/consumer/replicaCount`; returns when the rollout is complete.
+    pub fn upgrade(&mut self, pointer: &str, value: Json) {
+        let (parent, key) = pointer.rsplit_once('/').expect("a pointer begins with /");
+        let parent = self
+            .values
+            .pointer_mut(parent)
+            .expect("a pointer into the values");
         parent[key] = value;
         self.apply();
     }
@@ -75,10 +78,10 @@ impl Release {
 
     /// Where the Service is for other pods.
     pub fn service(&self) -> SocketAddr {
-        let place = "--output=jsonpath={.spec.clusterIP}:{.spec.ports[0].port}";
+        let pointer = "--output=jsonpath={.spec.clusterIP}:{.spec.ports[0].port}";
         let text = self
             .namespace
-            .kubectl(&["get", "service", "consumer-service", place]);
+            .kubectl(&["get", "service", "consumer-service", pointer]);
         text.parse().expect("an address")
     }
 
@@ -120,8 +123,8 @@ impl Release {
             let deployment = ["deployment", "--selector", &selector, "--timeout=180s"];
             self.namespace
                 .kubectl(&[&["rollout", "status"], &deployment[..]].concat());
-            let place = format!("/{component}/replicaCount");
-            let wanted = self.values.pointer(&place).expect("a number");
+            let pointer = format!("/{component}/replicaCount");
+            let wanted = self.values.pointer(&pointer).expect("a number");
             if *wanted != 0 {
                 // A rollout is over before surplus pods have been terminated.
                 let replicas = format!("--for=jsonpath={{.status.replicas}}={wanted}");
@@ -148,8 +151,8 @@ pub enum Deletion {
 
 impl Pod {
     fn read(pod: &Json) -> Self {
-        let text = |place: &str| {
-            let text = pod.pointer(place).and_then(Json::as_str);
+        let text = |pointer: &str| {
+            let text = pod.pointer(pointer).and_then(Json::as_str);
             text.unwrap_or_default().to_owned()
         };
         let restarts = pod.pointer("/status/containerStatuses/0/restartCount");

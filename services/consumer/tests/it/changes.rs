@@ -9,7 +9,7 @@ use herald_testing::{
 };
 
 use crate::client::{Client, TRANSPORTS, Transport};
-use crate::reader::{Followers, Reader, places};
+use crate::reader::{Followers, Reader, positions};
 use crate::replica::Replica;
 
 fn numbered(range: std::ops::Range<i64>, partitions: i64) -> Vec<Record> {
@@ -44,7 +44,7 @@ async fn records_that_kafka_deleted_are_a_retention_gap_with_exact_ranges() {
             .get(1)
             .offset;
         delete_records_before(&kafka, &topic, 1, 60).await;
-        let left = places(&read_all(&kafka, &topic).await);
+        let left = positions(&read_all(&kafka, &topic).await);
         let mut records = left.clone();
         records.extend((0..60).map(|offset| (1, offset)));
         // Another replica: this one may still remember what it read for the client a moment ago.
@@ -87,10 +87,10 @@ async fn recreated(before: i64, now: i64, records: std::ops::Range<i64>) {
     delete_topic(&kafka, &topic).await;
     create_topic(&kafka, &topic, now as i32, &[]).await;
     produce(&kafka, &topic, &numbered(records.clone(), now)).await;
-    let records = places(&read_all(&kafka, &topic).await);
+    let records = positions(&read_all(&kafka, &topic).await);
     followers.have(records.len()).await;
     for reader in followers.finish(&records).await {
-        let told: Vec<_> = reader
+        let announced: Vec<_> = reader
             .gaps
             .iter()
             .map(|(reason, partition, from, to)| (reason.as_str(), *partition, *from, *to))
@@ -100,11 +100,11 @@ async fn recreated(before: i64, now: i64, records: std::ops::Range<i64>) {
             .map(|partition| ("recreated", partition as usize, read(partition), None))
             .collect();
         assert_eq!(
-            told.iter().copied().collect::<BTreeSet<_>>(),
+            announced.iter().copied().collect::<BTreeSet<_>>(),
             expected,
-            "told live"
+            "announced live"
         );
-        assert_eq!(told.len(), before as usize, "each told once");
+        assert_eq!(announced.len(), before as usize, "each announced once");
     }
     // The others go on too, and history is there.
     let (status, page) = replica.get("/messages?from=earliest&limit=500").await;
@@ -178,7 +178,7 @@ async fn absent_for(absence: Duration, kafka: &str, topic: &str) {
     for n in 0..10 {
         produce(kafka, topic, &numbered(n..n + 1, 2)).await;
     }
-    let records = places(&read_all(kafka, topic).await);
+    let records = positions(&read_all(kafka, topic).await);
     followers.have(records.len()).await;
     followers.finish(&records).await;
     assert_eq!(replica.get_admin("/readyz").await.0, 200);
@@ -214,7 +214,7 @@ async fn a_cursor_ahead_of_a_recreated_log_gets_a_gap() {
     let topic = random_topic("ahead");
     create_topic(&kafka, &topic, 2, &[]).await;
     produce(&kafka, &topic, &numbered(0..20, 2)).await;
-    let records = places(&read_all(&kafka, &topic).await);
+    let records = positions(&read_all(&kafka, &topic).await);
     let replica = Replica::start(&kafka, &topic, &[]).await;
     // Without a fingerprint, as after `from=earliest`, a gap or a page.
     let ahead = |offset| consumer::cursor::Position::at(offset);
@@ -265,7 +265,7 @@ async fn partitions_that_are_added_are_read_from_their_start() {
     let followers = Followers::start(&topic, replica.public, 4);
     add_partitions(&kafka, &topic, 3).await;
     produce(&kafka, &topic, &numbered(0..30, 3)).await;
-    let records = places(&read_all(&kafka, &topic).await);
+    let records = positions(&read_all(&kafka, &topic).await);
     followers.have(30).await;
     followers.finish(&records).await;
     // A replica that has known three from the start, and one whose cursor knows one.
@@ -303,7 +303,7 @@ async fn transactions_committed_and_aborted_make_no_gap() {
     }
     produce_in_transaction(&kafka, &topic, &numbered(50..60, 2), Outcome::Commit).await;
     produce_in_transaction(&kafka, &topic, &numbered(0..4, 2), Outcome::Abort).await;
-    let records = places(&read_all(&kafka, &topic).await);
+    let records = positions(&read_all(&kafka, &topic).await);
     assert_eq!(records.len(), 40);
     for (transport, mut reader) in readers {
         reader

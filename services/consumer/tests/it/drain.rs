@@ -9,7 +9,7 @@ use herald_testing::{
 use crate::balancer::Balancer;
 use crate::client::{Client, TRANSPORTS, Transport};
 use crate::http::{Http, header};
-use crate::reader::{Followers, places};
+use crate::reader::{Followers, positions};
 use crate::replica::Replica;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -60,7 +60,7 @@ async fn three_hundred_clients_move_to_the_other_replica() {
     };
     followers.have(10).await;
     first.terminate();
-    let told = Instant::now();
+    let begun = Instant::now();
     eventually(Duration::from_secs(2), "readiness to be off", async || {
         first.get_admin("/readyz").await.0 == 503
     })
@@ -85,7 +85,7 @@ async fn three_hundred_clients_move_to_the_other_replica() {
         async || {
             let open = streams(&first).await;
             if open > 0.0 && open < 200.0 {
-                halfway.get_or_insert(told.elapsed());
+                halfway.get_or_insert(begun.elapsed());
             }
             open == 0.0
         },
@@ -97,9 +97,9 @@ async fn three_hundred_clients_move_to_the_other_replica() {
         "{halfway:?}"
     );
     assert_eq!(first.ended(Duration::from_secs(12)).await, Some(0));
-    assert!(told.elapsed() < Duration::from_secs(13));
+    assert!(begun.elapsed() < Duration::from_secs(13));
     publishing.await.expect("everything was published");
-    let records = places(&read_all(&kafka, &topic).await);
+    let records = positions(&read_all(&kafka, &topic).await);
     followers.have(records.len()).await;
     for reader in followers.finish(&records).await {
         assert_eq!(reader.gaps, []);
@@ -130,9 +130,9 @@ async fn nobody_waits_after_the_bye_for_the_others_to_leave() {
     for (transport, mut client) in clients {
         ends.spawn(async move {
             while client.next().await.expect("a bye before the end")["type"] != "bye" {}
-            let told = Instant::now();
+            let begun = Instant::now();
             while client.next().await.is_some() {}
-            (transport, told.elapsed())
+            (transport, begun.elapsed())
         });
     }
     // A client that hangs on to the replica until all have left waits for 4 of the 8 seconds, on average.
@@ -210,8 +210,8 @@ async fn a_client_that_keeps_its_connection_never_sees_a_failed_request() {
     let mut stream = Client::connect(replica.public, Transport::WebSocket, &[]);
     stream.next().await.expect("a start");
     let address = replica.public;
-    let asking = tokio::spawn(async move {
-        let (mut answers, mut told) = (0, 0);
+    let requesting = tokio::spawn(async move {
+        let (mut answers, mut closing) = (0, 0);
         while let Ok(mut http) = Http::connect(address).await {
             loop {
                 let answer = http.send("GET", "/config", &[], "").await;
@@ -221,20 +221,20 @@ async fn a_client_that_keeps_its_connection_never_sees_a_failed_request() {
                 answers += 1;
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 if header(&answer, "connection") == "close" {
-                    told += 1;
+                    closing += 1;
                     break;
                 }
             }
         }
-        (answers, told)
+        (answers, closing)
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
     replica.terminate();
     assert_eq!(replica.ended(Duration::from_secs(10)).await, Some(0));
-    let (answers, told) = asking.await.expect("no request failed");
+    let (answers, closing) = requesting.await.expect("no request failed");
     assert!(
-        answers > 20 && told > 5,
-        "{answers} answers, {told} of them the last"
+        answers > 20 && closing > 5,
+        "{answers} answers, {closing} of them with Connection: close"
     );
 }
 

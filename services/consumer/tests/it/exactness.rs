@@ -5,7 +5,7 @@ use std::time::Duration;
 use herald_testing::{Record, create_topic, kafka, produce, random_topic, read_all};
 
 use crate::client::TRANSPORTS;
-use crate::reader::{Reader, places};
+use crate::reader::{Reader, positions};
 use crate::replica::Replica;
 
 const READERS: usize = 12;
@@ -68,7 +68,7 @@ async fn clients_drop_and_resume_at_random(partitions: i32) {
         });
     }
     publishing.await.expect("everything was published");
-    let records = places(&read_all(&kafka, &topic).await);
+    let records = positions(&read_all(&kafka, &topic).await);
     while let Some(reader) = readers.join_next().await {
         let (number, mut reader) = reader.expect("no reader saw the guarantee broken");
         reader
@@ -117,7 +117,7 @@ async fn a_page_of_history_and_a_stream_continue_each_other() {
         .collect();
     produce(&kafka, &topic, &records).await;
     let replica = Replica::start(&kafka, &topic, &["--ring-messages", "100"]).await;
-    let places = places(&read_all(&kafka, &topic).await);
+    let positions = positions(&read_all(&kafka, &topic).await);
     let mut reader = Reader::new(&topic);
     reader.take(&serde_json::json!({ "type": "start", "cursor": consumer::cursor::Vector::default().encode(&topic) }));
     let mut after = reader.cursor.clone().expect("a cursor");
@@ -142,7 +142,7 @@ async fn a_page_of_history_and_a_stream_continue_each_other() {
         );
     }
     reader
-        .read_all(replica.public, TRANSPORTS[1], &places)
+        .read_all(replica.public, TRANSPORTS[1], &positions)
         .await;
-    reader.check(&places);
+    reader.check(&positions);
 }

@@ -6,7 +6,7 @@ use herald_testing::{Broker, Record, create_topic, kafka, produce, random_topic,
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{Client, Transport};
-use crate::reader::{Followers, places};
+use crate::reader::{Followers, positions};
 use crate::replica::Replica;
 
 /// Publishes one message after the other until it is stopped, also while the broker is unreachable.
@@ -50,14 +50,14 @@ async fn a_consumer_that_is_killed_costs_its_clients_nothing() {
     followers.have(120).await;
     stop.cancel();
     publishing.await.expect("everything was published");
-    let records = places(&read_all(&kafka, &topic).await);
+    let records = positions(&read_all(&kafka, &topic).await);
     for reader in followers.finish(&records).await {
         assert_eq!(reader.gaps, []);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_is_away_for_20_seconds_is_told_and_costs_nothing() {
+async fn a_broker_that_is_away_for_20_seconds_is_announced_and_costs_nothing() {
     let Some(mut broker) = Broker::start().await else {
         return;
     };
@@ -72,7 +72,7 @@ async fn a_broker_that_is_away_for_20_seconds_is_told_and_costs_nothing() {
     let gone = Instant::now();
     broker.stop().await;
     // A new client is notified at once that Kafka is unreachable; the ring is still served, and the replica stays ready.
-    let mut told = None;
+    let mut received = None;
     for _ in 0..200 {
         let mut client = Client::connect(
             replica.public,
@@ -87,22 +87,23 @@ async fn a_broker_that_is_away_for_20_seconds_is_told_and_costs_nothing() {
             events
         });
         if let Ok(events) = events.await {
-            told = Some(events);
+            received = Some(events);
             break;
         }
     }
-    let told = told.expect("a new client is notified that kafka is unreachable");
+    let received = received.expect("a new client is notified that kafka is unreachable");
     assert_eq!(
-        told.iter()
+        received
+            .iter()
             .filter(|event| event["type"] == "message")
             .count(),
         5
     );
     assert!(
-        told.iter().any(|event| event["type"] == "status"
+        received.iter().any(|event| event["type"] == "status"
             && event["source"] == "down"
             && event["since"].is_string()),
-        "{told:?}"
+        "{received:?}"
     );
     assert_eq!(replica.get_admin("/readyz").await.0, 200);
     tokio::time::sleep(Duration::from_secs(20).saturating_sub(gone.elapsed())).await;
@@ -111,10 +112,10 @@ async fn a_broker_that_is_away_for_20_seconds_is_told_and_costs_nothing() {
     followers.have(before + 100).await;
     stop.cancel();
     publishing.await.expect("everything was published");
-    let records = places(&read_all(&address, &topic).await);
+    let records = positions(&read_all(&address, &topic).await);
     for reader in followers.finish(&records).await {
         assert_eq!(reader.gaps, []);
-        assert_eq!(reader.heard, ["down", "up"], "told once each");
+        assert_eq!(reader.heard, ["down", "up"], "announced once each");
     }
 }
 

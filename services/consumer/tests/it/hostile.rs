@@ -8,7 +8,7 @@ use herald_testing::{
 };
 
 use crate::client::{Client, Transport};
-use crate::reader::{Reader, places};
+use crate::reader::{Reader, positions};
 use crate::replica::Replica;
 
 /// Reads events until one of this type comes; returns all of them.
@@ -99,8 +99,8 @@ async fn a_batch_that_cannot_be_decompressed_is_a_gap_and_reading_continues() {
     let mut live = Client::connect(replica.public, Transport::WebSocket, &[]);
     until(&mut live, "start").await;
     let zeros: Vec<Record> = (0..150).map(|_| Record::new(0, vec![0; 500_000])).collect();
-    let places = produce_compressed(&kafka, &topic, &zeros, "zstd").await;
-    let (first, end) = (places[0].1, places.last().unwrap().1 + 1);
+    let positions = produce_compressed(&kafka, &topic, &zeros, "zstd").await;
+    let (first, end) = (positions[0].1, positions.last().unwrap().1 + 1);
     produce(&kafka, &topic, &[Record::new(0, "after")]).await;
     let gap = until(&mut live, "gap").await.pop().unwrap();
     assert_eq!(gap["reason"], "unreadable", "{gap}");
@@ -518,7 +518,7 @@ async fn a_client_that_is_slower_than_the_ring_continues_by_replay() {
             .collect();
         produce(&kafka, &topic, &batch).await;
     }
-    let records = places(&read_all(&kafka, &topic).await);
+    let records = positions(&read_all(&kafka, &topic).await);
     while !reader.has_all(&records) {
         let event = tokio::time::timeout(Duration::from_secs(30), client.next());
         reader.take(&event.await.expect("in time").expect("it is not ended"));

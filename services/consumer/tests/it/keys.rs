@@ -251,8 +251,8 @@ async fn clients_of_keys_drop_and_resume_at_random_and_miss_nothing() {
         for partition in 0..3 {
             let offsets: Vec<i64> = found
                 .iter()
-                .filter(|place| place.0 == partition)
-                .map(|place| place.1)
+                .filter(|position| position.0 == partition)
+                .map(|position| position.1)
                 .collect();
             assert!(offsets.is_sorted(), "{keys:?}: {offsets:?}");
         }
@@ -388,7 +388,7 @@ async fn backlogs_and_pages_of_a_key_are_read_from_kafka_and_continue_each_other
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_quiet_client_of_a_key_is_told_that_kafka_is_down_and_that_a_drain_ends_it() {
+async fn a_quiet_client_of_a_key_is_notified_that_kafka_is_down_and_that_a_drain_ends_it() {
     let Some(mut broker) = Broker::start().await else {
         return;
     };

@@ -1,9 +1,11 @@
 //! `from=latest-per-key`: the last record of each key, then live.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use herald_testing::{
-    Record, create_topic, delete_topic, kafka, kafka_with, produce, random_topic,
+    Record, create_topic, delete_records_before, delete_topic, kafka, kafka_with, produce,
+    random_topic,
 };
 use serde_json::Value as Json;
 
@@ -18,12 +20,11 @@ fn connect(replica: &Replica, transport: Transport, keys: &[&str]) -> Client {
     Client::connect(replica.public, transport, &parameters)
 }
 
-/// The texts up to the first `position`, ascending, and the cursor of each event.
-async fn snapshot(client: &mut Client) -> (Vec<String>, Vec<String>) {
-    let (mut texts, mut cursors) = (Vec::new(), Vec::new());
+/// The texts up to the first `position`, ascending.
+async fn snapshot(client: &mut Client) -> Vec<String> {
+    let mut texts = Vec::new();
     loop {
         let event = next(client).await;
-        cursors.extend(event["cursor"].as_str().map(str::to_owned));
         match event["type"].as_str() {
             Some("message") => texts.push(event["data"].as_str().expect("a text").to_owned()),
             Some("position") => break,
@@ -32,7 +33,13 @@ async fn snapshot(client: &mut Client) -> (Vec<String>, Vec<String>) {
         }
     }
     texts.sort_unstable();
-    (texts, cursors)
+    texts
+}
+
+/// The partition and offset of a message.
+fn position(event: &Json) -> (i64, i64) {
+    let number = |name: &str| event[name].as_i64().expect("a number");
+    (number("partition"), number("offset"))
 }
 
 async fn message(client: &mut Client) -> String {
@@ -77,15 +84,12 @@ async fn the_latest_record_of_each_key_is_exact_also_when_it_is_older_than_the_r
             key => format!("{key} {:04}", 2_990 + key),
         })
         .collect();
-    let mut cursors = Vec::new();
     for transport in TRANSPORTS {
         let mut all = connect(&replica, transport, &[]);
-        let found = snapshot(&mut all).await;
-        assert_eq!(found.0, expected, "{transport:?}");
-        cursors = found.1;
+        assert_eq!(snapshot(&mut all).await, expected, "{transport:?}");
         let mut two = connect(&replica, transport, &["7", "never", "3"]);
         let found = snapshot(&mut two).await;
-        assert_eq!(found.0, [&*expected[3], &*expected[7]], "{transport:?}");
+        assert_eq!(found, [&*expected[3], &*expected[7]], "{transport:?}");
         // Then live, and only its keys.
         let news = format!("7 {transport:?}");
         produce(
@@ -100,13 +104,36 @@ async fn the_latest_record_of_each_key_is_exact_also_when_it_is_older_than_the_r
         assert_eq!(message(&mut two).await, expected[7]);
         // Its index is as new as what the clients have been sent.
         let mut again = connect(&replica, transport, &["7"]);
-        assert_eq!(snapshot(&mut again).await.0, [&*expected[7]]);
+        assert_eq!(snapshot(&mut again).await, [&*expected[7]]);
     }
-    // Key by key: a client that resumes within the records receives at least the rest of them.
-    for cursor in [&cursors[0], &cursors[4]] {
-        let parameters = [("after", cursor.clone()), ("key", "7".to_owned())];
+    // A client that resumes within the records receives all the others, and none again.
+    let mut all = connect(&replica, Transport::Sse, &[]);
+    let mut sent = Vec::new();
+    loop {
+        let event = next(&mut all).await;
+        match event["type"].as_str() {
+            Some("message") => {
+                let cursor = event["cursor"].as_str().expect("a cursor").to_owned();
+                sent.push((position(&event), cursor));
+            }
+            Some("position") => break,
+            _ => {}
+        }
+    }
+    assert_eq!(sent.len(), expected.len());
+    for count in [1, 5] {
+        let (received, rest) = sent.split_at(count);
+        let parameters = [("after", received[count - 1].1.clone())];
         let mut client = Client::connect(replica.public, Transport::Sse, &parameters);
-        assert!(message(&mut client).await.starts_with("7 "));
+        let mut missing: BTreeSet<_> = rest.iter().map(|(position, _)| *position).collect();
+        while !missing.is_empty() {
+            let event = next(&mut client).await;
+            if event["type"] == "message" {
+                let position = position(&event);
+                assert!(received.iter().all(|(received, _)| *received != position));
+                missing.remove(&position);
+            }
+        }
     }
 }
 
@@ -148,7 +175,7 @@ async fn nothing_is_missing_between_the_latest_records_and_live() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn records_over_the_limit_are_an_error_that_says_so() {
+async fn records_over_the_limit_end_the_stream_with_a_reason_and_a_time_to_try_again() {
     let Some(kafka) = kafka() else { return };
     let topic = random_topic("latest-limit");
     create_topic(&kafka, &topic, 1, &[]).await;
@@ -166,7 +193,8 @@ async fn records_over_the_limit_are_an_error_that_says_so() {
             }
             assert_ne!(event["type"], "message");
         };
-        assert_eq!(bye["reason"], "invalid");
+        assert_eq!(bye["reason"], "overload");
+        assert!(bye["retry"].as_u64().is_some_and(|retry| retry >= 2_000));
         assert_eq!(
             bye["detail"],
             "the latest records of this topic's keys are over 10000 bytes together; the server's --latest-bytes limits them"
@@ -176,6 +204,38 @@ async fn records_over_the_limit_are_an_error_that_says_so() {
     let parameters = [("from", "earliest".to_owned()), ("key", "5".to_owned())];
     let mut client = Client::connect(replica.public, Transport::Sse, &parameters);
     assert_eq!(message(&mut client).await, "x".repeat(100));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_kafka_has_deleted_do_not_count_towards_the_limit() {
+    let Some(kafka) = kafka_with("deletion of records") else {
+        return;
+    };
+    let topic = random_topic("latest-deleted");
+    create_topic(&kafka, &topic, 1, &[]).await;
+    let publish = async |keys: std::ops::Range<usize>| {
+        let records = keys.map(|n| keyed(0, &format!("{n}"), format!("{n:0100}")));
+        produce(&kafka, &topic, &records.collect::<Vec<_>>()).await;
+    };
+    publish(0..100).await;
+    // Enough for 100 of these, and not for 200.
+    let replica = Replica::start(&kafka, &topic, &["--latest-bytes", "60000"]).await;
+    let mut client = connect(&replica, Transport::Sse, &[]);
+    assert_eq!(snapshot(&mut client).await.len(), 100);
+    delete_records_before(&kafka, &topic, 0, 100).await;
+    publish(100..200).await;
+    let expected: Vec<String> = (100..200).map(|n| format!("{n:0100}")).collect();
+    herald_testing::eventually(
+        Duration::from_secs(10),
+        "the replica to have read them",
+        async || {
+            let path = format!("/messages?topic={topic}&limit=1");
+            replica.get(&path).await.1["messages"][0]["data"] == *expected[99]
+        },
+    )
+    .await;
+    let mut client = connect(&replica, Transport::Sse, &[]);
+    assert_eq!(snapshot(&mut client).await, expected);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -193,7 +253,7 @@ async fn the_latest_records_of_a_recreated_topic_are_those_of_its_new_log() {
     .await;
     let replica = Replica::start(&kafka, &topic, &[]).await;
     let mut watching = connect(&replica, Transport::Sse, &["a"]);
-    assert_eq!(snapshot(&mut watching).await.0, ["old"]);
+    assert_eq!(snapshot(&mut watching).await, ["old"]);
     delete_topic(&kafka, &topic).await;
     create_topic(&kafka, &topic, 1, &[]).await;
     produce(
@@ -214,5 +274,5 @@ async fn the_latest_records_of_a_recreated_topic_are_those_of_its_new_log() {
     };
     assert_eq!((reasons, text), (vec!["recreated".into()], "new".into()));
     let mut all = connect(&replica, Transport::Sse, &[]);
-    assert_eq!(snapshot(&mut all).await.0, ["new", "new"]);
+    assert_eq!(snapshot(&mut all).await, ["new", "new"]);
 }

@@ -10,7 +10,7 @@ use herald_testing::{Record, create_topic, eventually, kafka, produce, random_to
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::client::{Client, TRANSPORTS, Transport};
-use crate::reader::{Reader, places};
+use crate::reader::{Reader, positions};
 use crate::replica::Replica;
 
 /// Resident memory of a process, in bytes.
@@ -118,7 +118,7 @@ async fn a_reader_that_stops_costs_little_is_ended_and_comes_back_without_a_hole
         },
     )
     .await;
-    let records = places(&read_all(&kafka, &topic).await);
+    let records = positions(&read_all(&kafka, &topic).await);
     slow.read_all(replica.public, Transport::Sse, &records)
         .await;
     slow.check(&records);
@@ -143,7 +143,7 @@ async fn a_healthy_client_gets_a_backlog_of_5000_on_every_transport() {
             .collect::<Vec<_>>(),
     )
     .await;
-    let records = places(&read_all(&kafka, &topic).await);
+    let records = positions(&read_all(&kafka, &topic).await);
     for ring in ["100", "10000"] {
         let replica = Replica::start(&kafka, &topic, &["--ring-messages", ring]).await;
         for transport in TRANSPORTS {

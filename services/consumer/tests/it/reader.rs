@@ -156,10 +156,10 @@ impl Reader {
                 self.gaps
             );
         }
-        for place in self.delivered.keys() {
+        for position in self.delivered.keys() {
             assert!(
-                records.contains(place),
-                "{place:?} was delivered and is no committed record"
+                records.contains(position),
+                "{position:?} was delivered and is no committed record"
             );
         }
     }
@@ -310,8 +310,8 @@ impl Followers {
     }
 }
 
-/// The places of what Kafka holds.
-pub fn places(records: &[herald_testing::Stored]) -> BTreeSet<(usize, i64)> {
+/// The positions of what Kafka holds.
+pub fn positions(records: &[herald_testing::Stored]) -> BTreeSet<(usize, i64)> {
     records
         .iter()
         .map(|record| (record.partition as usize, record.offset))

@@ -345,6 +345,41 @@ async fn a_parameter_given_twice_is_rejected_over_the_socket() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_cannot_be_read_are_rejected_rather_than_ignored() {
+    use futures_util::{SinkExt as _, StreamExt as _};
+    let Some((.., replica)) = with_topic("no-keys", &[]).await else {
+        return;
+    };
+    assert_eq!(replica.get("/events?key=%ff").await.0, 400);
+    for (query, auth, sentence) in [
+        ("&key=%ff", "", "the query cannot be read"),
+        ("", r#"{"key":[]}"#, "key is an empty array"),
+        ("&key=a", r#"{"key":{}}"#, "key must be a string or an array"),
+    ] {
+        let url = format!(
+            "ws://{}/socket.io/?EIO=4&transport=websocket{query}",
+            replica.public
+        );
+        let stream = tokio::net::TcpStream::connect(replica.public).await;
+        let stream = stream.expect("a connection");
+        let (mut socket, _) = tokio_tungstenite::client_async(url, stream)
+            .await
+            .expect("a handshake");
+        let connect = Message::text(format!("40{auth}"));
+        socket.send(connect).await.expect("it is connected");
+        let error = loop {
+            let packet = socket.next().await.expect("an error").expect("a packet");
+            let packet = packet.to_text().expect("a text").to_owned();
+            assert!(!packet.starts_with("40"), "accepted: {packet}");
+            if packet.starts_with("44") {
+                break packet;
+            }
+        };
+        assert!(error.contains(sentence), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_sends_too_much_gets_the_code_and_no_reset() {
     use futures_util::{SinkExt as _, StreamExt as _};
     let Some((.., replica)) = with_topic("too-big", &[]).await else {

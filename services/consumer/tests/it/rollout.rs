@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::balancer::Balancer;
 use crate::client::Transport;
-use crate::reader::{Followers, places};
+use crate::reader::{Followers, positions};
 use crate::replica::Replica;
 
 /// Messages per second.
@@ -74,7 +74,7 @@ async fn clients_that_return_to_a_busy_topic_share_their_backlog_and_catch_up() 
     .await;
     stop.cancel();
     publishing.await.expect("everything was published");
-    let records = places(&read_all(&kafka, &topic).await);
+    let records = positions(&read_all(&kafka, &topic).await);
     followers.have(records.len()).await;
     for reader in followers.finish(&records).await {
         assert_eq!(

@@ -4,6 +4,9 @@ use serde_json::Value as Json;
 
 use crate::keys::{MAX_KEY_BYTES, MAX_KEYS};
 
+/// The most rooms of one client. A page registers again whenever its list changes, and need not leave.
+pub const MAX_ROOMS: usize = 10_000;
+
 /// Why a request is invalid: the label in metrics, and one sentence for the client.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Invalid {
@@ -34,7 +37,9 @@ pub fn rooms(payload: Option<&Json>) -> Result<Vec<&str>, Invalid> {
         let count = rooms.len();
         return Err(Invalid::new(
             "too-many",
-            format!("rooms has {count} entries; it may have at most {MAX_KEYS}"),
+            format!(
+                "rooms has {count} entries; it may have at most {MAX_KEYS}, so register more with another request"
+            ),
         ));
     }
     let names: Option<Vec<&str>> = rooms.iter().map(Json::as_str).collect();

@@ -12,7 +12,7 @@ use socketioxide::{SendError, SocketError, TransportType};
 use crate::encode::Frame;
 use crate::sessions::{BYE_FLUSH, Sessions};
 use crate::stream::End;
-use crate::transports::rooms::Outgoing;
+use crate::transports::rooms::Sent;
 
 /// While the library's queue is full because the client is slow: the first and the longest delay between two attempts.
 const FULL: Duration = Duration::from_millis(1);
@@ -86,11 +86,8 @@ impl<'a> Emitter<'a> {
     ///
     /// # Errors
     ///
-    /// As [`emit_all`](Self::emit_all); also [`End::Slow`] if too much was waiting for the client.
-    pub async fn emit_results(&mut self, outgoing: Outgoing) -> Result<(), Option<End>> {
-        let Outgoing::Events(events) = outgoing else {
-            return Err(Some(End::Slow));
-        };
+    /// As [`emit_all`](Self::emit_all).
+    pub async fn emit_results(&mut self, events: Vec<Sent>) -> Result<(), Option<End>> {
         for event in events {
             let mut deadline = Instant::now() + STALLED;
             let (name, payload) = (event.name(), event.payload());
