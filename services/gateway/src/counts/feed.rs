@@ -300,12 +300,11 @@ mod tests {
         take(&mut client, &state);
         assert!(!state.apply(vec![count("pie", 5, 4)], true));
         for rows in [
+            // It has counted more than the one before.
+            vec![count("pie", 6, 3), count("fig", 1, 9)],
             vec![count("fig", 1, 4)],
             vec![count("fig", 1, 1)],
             vec![],
-            vec![count("pie", 5, 4)],
-            // It has counted more than the one before.
-            vec![count("pie", 6, 3), count("fig", 1, 9)],
         ] {
             assert!(state.apply(rows, true));
             assert!(take(&mut client, &state).starts_with("event: snapshot\n"));

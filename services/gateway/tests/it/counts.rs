@@ -142,7 +142,7 @@ async fn a_stream_has_all_rows_and_then_what_changes_also_when_its_client_reconn
 }
 
 #[tokio::test]
-async fn while_the_gateway_shuts_down_a_new_stream_is_told_to_come_back() {
+async fn while_the_gateway_shuts_down_a_new_stream_is_asked_to_reconnect() {
     let store = Store::new().await;
     let options = [
         "--database-url",
