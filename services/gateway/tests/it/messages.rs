@@ -151,7 +151,7 @@ async fn request(gateway: &Gateway, path: &str) -> (TcpStream, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_do_not_read_their_response_let_no_other_wait() {
-    let Some(kafka) = herald_testing::kafka() else {
+    let Some(kafka) = kafka_with("partitions of 16 MiB") else {
         return;
     };
     let (gateway, results, likes) = gateway(&kafka, 1).await;
