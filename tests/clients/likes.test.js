@@ -71,6 +71,11 @@ test("a page of any origin may like at the address of the likes, and the body is
   assert.equal(liked.headers["access-control-allow-origin"], "*");
   assert.equal((await request(`${url}${path}`, { method: "POST", headers })).status, 403);
   assert.equal((await request(`${own}/data?session_id=a`)).status, 404);
+  // The likes with their headers are for the page of this address.
+  for (const path of [`windows/stream?video=${VIDEOS[0]}`, `windows/1min/0/${VIDEOS[0]}/messages`]) {
+    const read = await request(`${own}/${path}`, { headers });
+    assert.deepEqual([read.status, read.headers["access-control-allow-origin"]], [403, undefined], path);
+  }
 });
 
 describe("windows of likes", { skip: without("kafka") }, () => {

@@ -265,6 +265,23 @@ describe("the page of counts", { skip }, () => {
     await until("the highlight ends", async () => (await changed(page)).length === 0);
   });
 
+  test("it is live once all rows are there, and says so once", async (context) => {
+    const { fake, page } = await open(context, { prepare: (fake) => (fake.begins[STREAM] = []) });
+    await until("the stream is open", () => fake.streams.has(STREAM));
+    fake.emit(STREAM, "status", { source: "up" });
+    await page.evaluate(() => {
+      window.spoken = [];
+      const spoken = document.getElementById("spoken");
+      new MutationObserver(() => window.spoken.push(spoken.textContent)).observe(spoken, { childList: true, characterData: true, subtree: true });
+    });
+    assert.notEqual(await page.locator("#state").textContent(), "Live");
+    fake.emit(STREAM, "snapshot", FOODS);
+    await shows(page, "#state", "Live");
+    for (const count of [41, 42]) fake.emit(STREAM, "change", [{ count, food: "pie" }]);
+    await shows(page, "#latest", "pie: 42");
+    assert.deepEqual(await page.evaluate(() => window.spoken), ["Live"]);
+  });
+
   test("a stream that ends is opened again, and a database that is away is said", async (context) => {
     const { fake, page } = await open(context);
     await shows(page, "#total", "64");
@@ -347,8 +364,12 @@ describe("the page of likes", { skip }, () => {
     assert.deepEqual(fake.likes, [`/videos/${VIDEOS[1]}/likes`]);
     fake.noLikes = { status: 503, body: '{"error":"kafka did not acknowledge the message in time"}' };
     await likes.click();
-    await until("it is not", async () => (await answer.textContent()) === "Your like was not published: kafka did not acknowledge the message in time.");
+    await until("it is not", async () => (await answer.textContent()) === "Your like may not have been published: kafka did not acknowledge the message in time.");
+    fake.noLikes = { status: 429, body: '{"error":"too many requests per second from this address"}' };
+    await likes.click();
+    await until("it is rejected", async () => (await answer.textContent()) === "Your like was not published: too many requests per second from this address.");
     assert.equal(await likes.isDisabled(), false);
+    assert.equal(await likes.evaluate((button) => button === document.activeElement), true);
   });
 
   test("without likes the page says so in a sentence, and links only to the pages that are there", async (context) => {

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use herald_runtime::http::{Permit, failure, unavailable};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use hyper::{HeaderMap, Method, StatusCode};
+use hyper::{Method, StatusCode};
 use serde_json::json;
 use store::Count;
 use warp::Reply as _;
@@ -49,18 +49,16 @@ pub async fn answer(app: &App, method: &Method, query: &Query) -> Response {
     }
 }
 
-/// Answers `GET /aggregated/stream`: a snapshot of all rows, then the rows that have changed.
-pub fn stream(app: &App, method: &Method, headers: &HeaderMap) -> Response {
+/// Answers `GET /aggregated/stream`: a snapshot of all rows, then the rows that have changed. A client that reconnects receives a
+/// snapshot too: the database may be another one by then.
+pub fn stream(app: &App, method: &Method, permit: Permit) -> Response {
     if method != Method::GET {
         return method_not_allowed("GET");
     }
     let Some(feed) = &app.counts else {
         return no_database();
     };
-    let last = headers.get("last-event-id");
-    let last = last.and_then(|id| id.to_str().ok()?.trim().parse().ok());
-    let mut client = feed::Client::new(last);
-    let permit = Permit::default();
+    let mut client = feed::Client::default();
     sse::answer(app, "aggregated", permit, feed.watch(), move |state| {
         client.take(state)
     })

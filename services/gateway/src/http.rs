@@ -5,7 +5,9 @@ use std::str::Utf8Error;
 use std::sync::Arc;
 
 use herald_events::SessionId;
-use herald_runtime::http::{Connection, RequestId, cors, failure, unavailable};
+use herald_runtime::http::{
+    Action, Connection, Permit, RequestId, authorize, cors, failure, unavailable,
+};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CACHE_CONTROL, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION};
 use hyper::{Method, Request, StatusCode};
@@ -14,9 +16,9 @@ use tracing::Instrument as _;
 use warp::Reply as _;
 use warp::reply::Response;
 
-use crate::App;
 use crate::kafka::{Origin, traceparent};
 use crate::rates::{Client, Kind};
+use crate::{App, Config};
 use crate::{counts, data, likes, messages, page, publish, sse, websocket, windows};
 
 /// What a listener serves, and to whose pages.
@@ -24,7 +26,7 @@ use crate::{counts, data, likes, messages, page, publish, sse, websocket, window
 pub enum Scope {
     /// Everything, to pages of the configured origins.
     All,
-    /// The likes with their page, to pages of any origin.
+    /// The likes, to pages of any origin; with their windows and page, to those of the configured origins.
     Likes,
     /// The counts, to pages of any origin: they name no person, and the response never has cookies.
     Counts,
@@ -47,6 +49,16 @@ impl Scope {
                 endpoint,
                 Endpoint::Counts | Endpoint::CountsStream | Endpoint::Other
             ),
+        }
+    }
+
+    /// Whether pages of any origin may use this endpoint, under whatever name of the host. Those of windows return records of
+    /// Kafka with their headers.
+    fn is_open(self, endpoint: &Endpoint) -> bool {
+        match self {
+            Self::All => false,
+            Self::Likes => matches!(endpoint, Endpoint::Like(_) | Endpoint::Videos),
+            Self::Counts => true,
         }
     }
 }
@@ -97,6 +109,21 @@ impl<'a> Endpoint<'a> {
         }
     }
 
+    /// What a client needs permission for: an action on a topic, or on what is computed from topics. `None` for the pages.
+    fn resource<'b>(&'b self, config: &'b Config) -> Option<(Action, &'b str)> {
+        Some(match self {
+            Self::Frames => (Action::Write, &config.events_topic),
+            Self::Document => (Action::Read, "sessions"),
+            Self::Topic(topic) => (Action::Write, topic),
+            Self::Like(_) => (Action::Write, &config.likes_topic),
+            Self::Videos => (Action::Read, "videos"),
+            Self::Counts | Self::CountsStream => (Action::Read, "counts"),
+            Self::Windows => (Action::Read, "windows"),
+            Self::Messages(_) => (Action::Read, &config.partitioned_likes_topic),
+            Self::File(_) | Self::Other => return None,
+        })
+    }
+
     /// Whether the response is a stream of server-sent events. A browser does not reconnect after a status other than 200.
     fn is_stream(&self) -> bool {
         matches!(self, Self::CountsStream | Self::Windows)
@@ -142,9 +169,9 @@ async fn respond(
     } else {
         Endpoint::Other
     };
-    let (hosts, origins) = match scope {
-        Scope::All => (&app.config.allowed_hosts, &app.config.allowed_origins),
-        Scope::Likes | Scope::Counts => (&app.any_host, &app.any_origin),
+    let (hosts, origins) = match scope.is_open(&endpoint) {
+        true => (&app.any_host, &app.any_origin),
+        false => (&app.config.allowed_hosts, &app.config.allowed_origins),
     };
     let allow = origins.allow_header(request.headers());
     let client = app.rates.client(&request);
@@ -158,7 +185,10 @@ async fn respond(
     let mut response = match (rejected, query) {
         (Some(response), _) => response,
         (None, Err(_)) => text(StatusCode::BAD_REQUEST, "the query is not UTF-8".to_owned()),
-        (None, Ok(query)) => route(&app, endpoint, request, &query, client, &id).await,
+        (None, Ok(query)) => match permit(&app, &endpoint, &request) {
+            Ok(permit) => route(&app, endpoint, request, &query, client, &id, permit).await,
+            Err(sentence) => failure(StatusCode::FORBIDDEN, &sentence),
+        },
     };
     let exposed = "date, etag, retry-after, x-request-id";
     cors::add_headers(response.headers_mut(), id, allow, exposed);
@@ -185,6 +215,14 @@ fn full(app: &App, request: &Request<Incoming>, endpoint: &Endpoint) -> Option<R
     })
 }
 
+/// The client's permission, or the sentence for it.
+fn permit(app: &App, endpoint: &Endpoint, request: &Request<Incoming>) -> Result<Permit, String> {
+    match endpoint.resource(&app.config) {
+        Some((action, resource)) => authorize(request.headers(), action, resource),
+        None => Ok(Permit::default()),
+    }
+}
+
 async fn route(
     app: &Arc<App>,
     endpoint: Endpoint<'_>,
@@ -192,6 +230,7 @@ async fn route(
     query: &Query,
     client: Client,
     id: &RequestId,
+    permit: Permit,
 ) -> Response {
     let (method, headers) = (request.method(), request.headers());
     match endpoint {
@@ -201,13 +240,13 @@ async fn route(
         Endpoint::Like(segment) => likes::like(app, segment, method, headers, id).await,
         Endpoint::Videos => likes::videos(app, method),
         Endpoint::Counts => counts::answer(app, method, query).await,
-        Endpoint::CountsStream => counts::stream(app, method, headers),
-        Endpoint::Windows => windows::stream(app, method, query, headers),
-        Endpoint::Messages(segments) => messages::answer(app, segments, method, headers).await,
+        Endpoint::CountsStream => counts::stream(app, method, permit),
+        Endpoint::Windows => windows::stream(app, method, query, permit),
+        Endpoint::Messages(segments) => messages::answer(app, segments, method, &client).await,
         Endpoint::File(path) => page::file(method, path),
         Endpoint::Other => failure(
             StatusCode::NOT_FOUND,
-            "there is nothing at this address; /openapi.json lists the endpoints",
+            "there is nothing at this address; /openapi.json at the main address lists the endpoints",
         ),
     }
 }
@@ -343,5 +382,8 @@ mod tests {
             assert!(!Scope::Counts.serves(&Endpoint::of(path)), "{path}");
         }
         assert!(Scope::Counts.serves(&Endpoint::of("/aggregated")));
+        for path in ["/likes", "/windows/stream", "/windows/1min/0/a/messages"] {
+            assert!(!Scope::Likes.is_open(&Endpoint::of(path)), "{path}");
+        }
     }
 }

@@ -267,7 +267,7 @@ impl Gateway {
         if lost > 0 {
             tracing::warn!(
                 frames = lost,
-                "kafka has not acknowledged these frames; no client was told that it has"
+                "kafka has not acknowledged these frames; no client received an acknowledgement of them"
             );
         }
         drop(self.observing);

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use herald_runtime::http::{Action, RequestId, authorize, failure, unavailable};
+use herald_runtime::http::{RequestId, failure, unavailable};
 use herald_runtime::kafka::{Context, create};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
@@ -56,8 +56,8 @@ impl FromStr for PublishTopics {
     }
 }
 
-/// Publishes the messages and the likes of HTTP clients. Its producer is not that of the frames, whose records never expire: a message that the
-/// client was told is not acknowledged must not be published minutes later.
+/// Publishes the messages and the likes of HTTP clients. Its producer is not that of the frames, whose records never expire: a
+/// message that was reported to its client as not acknowledged must not be published minutes later.
 pub struct Publisher {
     /// `None` if there are neither topics that may be published to nor likes.
     pub producer: Option<FutureProducer<Context>>,
@@ -151,9 +151,6 @@ async fn publish(
         let sentence =
             format!("topic {topic:?} cannot be published to; add it to --publish-topics");
         return Err(failure(StatusCode::NOT_FOUND, &sentence));
-    }
-    if let Err(sentence) = authorize(request.headers(), Action::Write, topic) {
-        return Err(failure(StatusCode::FORBIDDEN, &sentence));
     }
     let key = key(request.uri().query().unwrap_or_default())
         .map_err(|sentence| failure(StatusCode::BAD_REQUEST, &sentence))?;

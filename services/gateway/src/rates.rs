@@ -97,6 +97,13 @@ pub struct Client {
     is_loopback: bool,
 }
 
+impl Client {
+    /// The number of its address; of IPv6, of its /64.
+    pub fn address(&self) -> u128 {
+        self.address
+    }
+}
+
 struct Limit {
     kind: Kind,
     /// The label for metrics: `address` or `session`.

@@ -22,8 +22,8 @@ use crate::App;
 /// A comment is sent after this much silence, so that proxies and browsers keep the connection and a broken one is detected.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// Answers with a stream that counts as one `of` these, and ends when the permit expires. `take` gives the events that a state adds to what the client was sent,
-/// or nothing.
+/// Answers with a stream that counts as one `of` these, and ends when the permit expires. `take` returns the events that a state
+/// adds to what the client was sent, or nothing.
 pub fn answer<S: Send + Sync + 'static>(
     app: &App,
     of: &str,
@@ -58,13 +58,12 @@ pub fn reject(reason: &str) -> Response {
     event_stream(bye(reason))
 }
 
-/// An event. `data` is JSON, which has no line breaks; an `id` is for `Last-Event-ID`.
-pub fn event(name: &str, id: Option<i64>, data: &str) -> String {
-    let id = id.map_or_else(String::new, |id| format!("id: {id}\n"));
-    format!("event: {name}\n{id}data: {data}\n\n")
+/// An event. `data` is JSON, which has no line breaks.
+pub fn event(name: &str, data: &str) -> String {
+    format!("event: {name}\ndata: {data}\n\n")
 }
 
-/// The problem that a client was told of.
+/// The problem that a client was sent.
 #[derive(Default)]
 pub struct Status(Option<String>);
 
@@ -79,14 +78,14 @@ impl Status {
             Some(reason) => json!({"source": "down", "reason": reason}),
             None => json!({"source": "up"}),
         };
-        Some(event("status", None, &data.to_string()))
+        Some(event("status", &data.to_string()))
     }
 }
 
 fn bye(reason: &str) -> String {
     let retry = retry();
     let data = json!({"reason": reason, "retry": retry}).to_string();
-    format!("retry: {retry}\n{}", event("bye", None, &data))
+    format!("retry: {retry}\n{}", event("bye", &data))
 }
 
 fn event_stream(reply: impl Reply) -> Response {
@@ -167,10 +166,7 @@ mod tests {
 
     #[test]
     fn an_event_is_a_block_of_lines() {
-        assert_eq!(
-            event("change", Some(7), "[]"),
-            "event: change\nid: 7\ndata: []\n\n"
-        );
+        assert_eq!(event("change", "[]"), "event: change\ndata: []\n\n");
         let down = "event: status\ndata: {\"reason\":\"a\",\"source\":\"down\"}\n\n";
         let mut status = Status::default();
         assert_eq!(status.event(None), None);

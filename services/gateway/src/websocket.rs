@@ -39,7 +39,7 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// How often a frame is offered again while the queue to Kafka is full.
 const FULL: Duration = Duration::from_millis(20);
 
-/// How long a rate limit may delay a frame. A client that would have to wait longer is told instead.
+/// How long a rate limit may delay a frame. A client that would have to wait longer receives an error instead.
 const MAX_HELD: Duration = Duration::from_secs(5);
 
 type Socket = WebSocketStream<TokioIo<Upgraded>>;

@@ -6,8 +6,8 @@ mod table;
 
 use std::sync::Arc;
 
-use herald_runtime::http::{Action, Permit, authorize, failure};
-use hyper::{HeaderMap, Method, StatusCode};
+use herald_runtime::http::{Permit, failure, unavailable};
+use hyper::{Method, StatusCode};
 use warp::reply::Response;
 
 use crate::App;
@@ -20,21 +20,13 @@ pub use feed::Feed;
 const MAX_VIDEOS: usize = 20;
 
 /// Answers with a snapshot of the latest results, then those that are new.
-pub fn stream(app: &App, method: &Method, query: &Query, headers: &HeaderMap) -> Response {
+pub fn stream(app: &App, method: &Method, query: &Query, permit: Permit) -> Response {
     if method != Method::GET {
         return method_not_allowed("GET");
     }
     let Some(feed) = &app.windows else {
         let sentence = "this gateway has no likes; set --likes-topic";
         return failure(StatusCode::NOT_FOUND, sentence);
-    };
-    let topics = app.config.windows.iter().map(|(_, topic)| topic);
-    let permits = topics.map(|topic| authorize(headers, Action::Read, topic));
-    let permit = match permits.collect::<Result<Vec<_>, _>>() {
-        Ok(permits) => Permit {
-            until: permits.iter().filter_map(|permit| permit.until).min(),
-        },
-        Err(sentence) => return failure(StatusCode::FORBIDDEN, &sentence),
     };
     let videos: Result<Vec<&str>, String> = query.all("video").map(likes::check).collect();
     let videos = match videos {
@@ -50,7 +42,11 @@ pub fn stream(app: &App, method: &Method, query: &Query, headers: &HeaderMap) ->
     };
     let Some(mut client) = Arc::clone(feed).watch(&videos) else {
         app.server_metrics.rejected("overload");
-        return sse::reject("overload");
+        let sentence = format!(
+            "the clients of this replica watch {} videos, as many as it follows; try again later",
+            feed::MAX_VIDEOS
+        );
+        return unavailable(&sentence, 30);
     };
     sse::answer(app, "windows", permit, feed.versions(), move |_| {
         client.take()

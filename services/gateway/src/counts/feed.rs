@@ -149,11 +149,19 @@ impl Table {
         }
     }
 
-    /// Whether these, all rows of the database, do not continue this table: counts only grow.
+    /// Whether these, all rows of the database, do not continue this table: in the same database only rows with a newer version
+    /// differ, and counts only grow.
     fn is_other(&self, rows: &[Count]) -> bool {
-        let counts: HashMap<&str, i64> = rows.iter().map(|r| (r.food.as_str(), r.count)).collect();
-        let shrunk = |row: &Count| counts.get(row.food.as_str()).is_none_or(|&n| n < row.count);
-        version(rows) < self.version || self.rows.iter().any(shrunk)
+        let known: HashMap<&str, &Count> = self.rows.iter().map(|r| (r.food.as_str(), r)).collect();
+        let continues = |row: &Count| match known.get(row.food.as_str()) {
+            Some(known) if row.changed > self.version => row.count >= known.count,
+            Some(known) => row.changed == known.changed && row.count == known.count,
+            None => row.changed > self.version,
+        };
+        let kept = rows
+            .iter()
+            .filter(|row| known.contains_key(row.food.as_str()));
+        kept.count() < known.len() || !rows.iter().all(continues)
     }
 
     fn update(&mut self, rows: Vec<Count>) -> bool {
@@ -163,7 +171,7 @@ impl Table {
             return false;
         }
         self.version = version(&changed);
-        let event = sse::event("change", Some(self.version), &rows_json(&changed));
+        let event = sse::event("change", &rows_json(&changed));
         self.change = (from, event.into());
         let places = self.rows.iter().enumerate();
         let places: HashMap<String, usize> = places
@@ -179,7 +187,7 @@ impl Table {
     }
 
     fn snapshot(&self) -> String {
-        sse::event("snapshot", Some(self.version), &rows_json(&self.rows))
+        sse::event("snapshot", &rows_json(&self.rows))
     }
 
     /// The event that leads from a version to this one.
@@ -188,7 +196,7 @@ impl Table {
             return self.change.1.clone();
         }
         let changed = self.rows.iter().filter(|row| row.changed > version);
-        sse::event("change", Some(self.version), &rows_json(changed)).into()
+        sse::event("change", &rows_json(changed)).into()
     }
 }
 
@@ -197,24 +205,14 @@ fn version(rows: &[Count]) -> i64 {
 }
 
 /// What one client was sent.
+#[derive(Default)]
 pub struct Client {
-    /// The version that it comes back with.
-    last: Option<i64>,
     /// The epoch and the version of the latest event.
     sent: Option<(u32, i64)>,
     status: sse::Status,
 }
 
 impl Client {
-    /// `last` is the version of the last event that the client has.
-    pub fn new(last: Option<i64>) -> Self {
-        Self {
-            last,
-            sent: None,
-            status: sse::Status::default(),
-        }
-    }
-
     /// The events that this state adds.
     pub fn take(&mut self, state: &State) -> Option<Bytes> {
         let status = self.status.event(state.problem.as_deref());
@@ -227,15 +225,11 @@ impl Client {
     }
 
     fn events(&mut self, table: &Table) -> Option<Bytes> {
-        let known = match self.sent {
-            Some((epoch, version)) => (epoch == table.epoch).then_some(version),
-            None => self.last.filter(|last| (0..=table.version).contains(last)),
-        };
-        self.sent = Some((table.epoch, table.version));
-        match known {
-            None => Some(table.snapshot().into()),
-            Some(version) if version == table.version => None,
-            Some(version) => Some(table.since(version)),
+        match self.sent.replace((table.epoch, table.version)) {
+            Some((epoch, version)) if epoch == table.epoch => {
+                (version != table.version).then(|| table.since(version))
+            }
+            _ => Some(table.snapshot().into()),
         }
     }
 }
@@ -282,34 +276,36 @@ mod tests {
     #[test]
     fn a_client_gets_a_snapshot_and_then_what_has_changed_since_its_last_event() {
         let mut state = State::default();
-        let (mut fast, mut slow) = (Client::new(None), Client::new(None));
+        let (mut fast, mut slow) = (Client::default(), Client::default());
         assert_eq!(take(&mut fast, &state), "");
         assert!(state.apply(vec![count("pie", 1, 1), count("fig", 1, 1)], true));
-        let all = "event: snapshot\nid: 1\ndata: [{\"count\":1,\"food\":\"pie\"},{\"count\":1,\"food\":\"fig\"}]\n\n";
+        let all = "event: snapshot\ndata: [{\"count\":1,\"food\":\"pie\"},{\"count\":1,\"food\":\"fig\"}]\n\n";
         assert_eq!(take(&mut fast, &state), all);
         assert_eq!(take(&mut slow, &state), all);
         assert!(!state.apply(vec![], false));
         assert!(state.apply(vec![count("fig", 2, 2)], false));
-        let two = "event: change\nid: 2\ndata: [{\"count\":2,\"food\":\"fig\"}]\n\n";
+        let two = "event: change\ndata: [{\"count\":2,\"food\":\"fig\"}]\n\n";
         assert_eq!(take(&mut fast, &state), two);
         assert_eq!(take(&mut fast, &state), "");
         assert!(state.apply(vec![count("fig", 3, 3), count("nut", 1, 3)], false));
-        let both = "event: change\nid: 3\ndata: [{\"count\":3,\"food\":\"fig\"},{\"count\":1,\"food\":\"nut\"}]\n\n";
+        let both = "event: change\ndata: [{\"count\":3,\"food\":\"fig\"},{\"count\":1,\"food\":\"nut\"}]\n\n";
         assert_eq!(take(&mut slow, &state), both);
-        // A client that comes back.
-        assert_eq!(take(&mut Client::new(Some(2)), &state), both);
-        assert_eq!(take(&mut Client::new(Some(3)), &state), "");
-        assert!(take(&mut Client::new(Some(9)), &state).starts_with("event: snapshot\nid: 3\n"));
     }
 
     #[test]
     fn a_database_that_was_recreated_is_a_new_snapshot() {
         let mut state = State::default();
-        let mut client = Client::new(None);
+        let mut client = Client::default();
         state.apply(vec![count("pie", 5, 4)], true);
         take(&mut client, &state);
         assert!(!state.apply(vec![count("pie", 5, 4)], true));
-        for rows in [vec![count("fig", 1, 4)], vec![count("fig", 1, 1)], vec![]] {
+        for rows in [
+            // It has counted more than the one before.
+            vec![count("pie", 6, 3), count("fig", 1, 9)],
+            vec![count("fig", 1, 4)],
+            vec![count("fig", 1, 1)],
+            vec![],
+        ] {
             assert!(state.apply(rows, true));
             assert!(take(&mut client, &state).starts_with("event: snapshot\n"));
         }
@@ -318,7 +314,7 @@ mod tests {
     #[test]
     fn a_database_that_does_not_answer_is_reported_once_and_its_recovery_too() {
         let mut state = State::default();
-        let mut client = Client::new(None);
+        let mut client = Client::default();
         assert!(state.fail("it is away".to_owned()));
         assert!(!state.fail("it is away".to_owned()));
         let down = take(&mut client, &state);
@@ -331,7 +327,7 @@ mod tests {
         let up = take(&mut client, &state);
         assert_eq!(
             up,
-            "event: status\ndata: {\"source\":\"up\"}\n\nevent: snapshot\nid: 0\ndata: []\n\n"
+            "event: status\ndata: {\"source\":\"up\"}\n\nevent: snapshot\ndata: []\n\n"
         );
     }
 }

@@ -166,12 +166,12 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// If Kafka rejects it, or does not bring it to an end before the deadline.
+    /// If Kafka rejects it, or does not bring it to an end within the limit.
     pub fn read(
         &self,
         topic: &str,
         starts: &[(i32, i64)],
-        deadline: Instant,
+        limit: Limit,
         mut take: impl FnMut(&Record) -> ControlFlow<()>,
     ) -> anyhow::Result<Vec<(i32, i64)>> {
         let mut next = starts.to_vec();
@@ -181,6 +181,7 @@ impl Client {
             .map(|&(p, offset)| (topic, p, offset))
             .collect();
         self.assign(&all)?;
+        let mut deadline = limit.deadline();
         while !unread.is_empty() {
             if Instant::now() >= deadline {
                 bail!("topic {topic:?} could not be read to its end in time");
@@ -203,7 +204,10 @@ impl Client {
                     }
                 }
                 Polled::End(partition) => unread.retain(|unread| *unread != partition),
-                Polled::Nothing => {}
+                Polled::Nothing => continue,
+            }
+            if let Limit::Pause(_) = limit {
+                deadline = limit.deadline();
             }
         }
         self.assign(&[])?;
@@ -266,6 +270,22 @@ impl Client {
                 _ => Err(anyhow!(error).context("cannot read from Kafka")),
             },
         }
+    }
+}
+
+/// How long reading may take.
+#[derive(Clone, Copy, Debug)]
+pub enum Limit {
+    /// In all.
+    Total(Duration),
+    /// From one record to the next.
+    Pause(Duration),
+}
+
+impl Limit {
+    fn deadline(self) -> Instant {
+        let (Self::Total(limit) | Self::Pause(limit)) = self;
+        Instant::now() + limit
     }
 }
 

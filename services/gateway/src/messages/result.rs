@@ -12,12 +12,16 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use warp::reply::Response;
 
-use crate::kafka::log::{Client, Record};
+use crate::kafka::log::{Client, Limit};
 use crate::kafka::murmur2;
 use crate::likes::identifier;
 
 /// The time within which a result must be found.
 const FIND: Duration = Duration::from_secs(10);
+
+/// How much later than another partition of likes one may be counted, in milliseconds: a day. A result is looked for behind those of
+/// later windows up to this.
+const LAG: i64 = 24 * 3600 * 1000;
 
 /// Why there are no messages.
 pub enum Failure {
@@ -126,9 +130,9 @@ pub struct Range {
     pub to: i64,
 }
 
-/// Finds the result of a window: in the partition of its key, or else in the others.
-pub fn find(client: &Client, window: &Window) -> Result<Found, Failure> {
-    let deadline = Instant::now() + FIND;
+/// Finds the result of a window, which was counted from this topic of likes: in the partition of its key, or else in the others.
+pub fn find(client: &Client, window: &Window, likes: &str) -> Result<Found, Failure> {
+    let begun = Instant::now();
     let Window { topic, id, .. } = window;
     let count = client.partitions(topic)?;
     let missing = || {
@@ -140,15 +144,23 @@ pub fn find(client: &Client, window: &Window) -> Result<Found, Failure> {
         return Err(missing());
     }
     let own = murmur2::partition(id.as_bytes(), count);
-    let others: Vec<i32> = (0..count).filter(|partition| *partition != own).collect();
-    for partitions in [vec![own], others] {
-        let starts = client.since(topic, &partitions, window.end())?;
+    let all: Vec<i32> = (0..count).collect();
+    let mut starts = client.since(topic, &all, window.end())?;
+    starts.sort_by_key(|(partition, _)| *partition != own);
+    let counted_from = match client.partitions(likes)? {
+        0 => None,
+        count => Some(murmur2::partition(id.as_bytes(), count)),
+    };
+    // Each by itself, because in one of them the results of later windows may be few, and in another one many.
+    for start in starts {
         let mut json = None;
-        client.read(topic, &starts, deadline, |record| {
-            if !is_result(record, window) {
-                return ControlFlow::Continue(());
+        let limit = Limit::Total(FIND.saturating_sub(begun.elapsed()));
+        client.read(topic, &[start], limit, |record| {
+            match position(record.key, record.value, window, counted_from) {
+                Position::Here => json = Some(record.value.to_vec()),
+                Position::Before => {}
+                Position::Unknown => return ControlFlow::Continue(()),
             }
-            json = Some(record.value.to_vec());
             ControlFlow::Break(())
         })?;
         let Some(json) = json else { continue };
@@ -163,15 +175,37 @@ pub fn find(client: &Client, window: &Window) -> Result<Found, Failure> {
     Err(missing())
 }
 
-fn is_result(record: &Record, window: &Window) -> bool {
+/// Where a result is, seen from a record in its partition.
+#[derive(Debug, PartialEq, Eq)]
+enum Position {
+    Here,
+    /// It would be before this record.
+    Before,
+    Unknown,
+}
+
+/// `counted_from` is the partition of likes that the identifier is in. The results of one such partition are published in the order
+/// of their windows; those of another one may be ahead of them.
+fn position(key: &[u8], value: &[u8], window: &Window, counted_from: Option<i32>) -> Position {
     #[derive(Deserialize)]
     struct Of {
         start: i64,
         video_uid: String,
+        partition: Option<i32>,
     }
-    record.key == window.id.as_bytes()
-        && serde_json::from_slice::<Of>(record.value)
-            .is_ok_and(|of| of.start == window.start && of.video_uid == window.id)
+    let Ok(of) = serde_json::from_slice::<Of>(value) else {
+        return Position::Unknown;
+    };
+    let is_same = key == window.id.as_bytes() && of.video_uid == window.id;
+    if is_same && of.start == window.start {
+        return Position::Here;
+    }
+    let is_ordered = of.partition.is_some() && of.partition == counted_from;
+    let lag = if is_ordered { 0 } else { LAG };
+    match of.start.saturating_sub(lag) > window.start {
+        true => Position::Before,
+        false => Position::Unknown,
+    }
 }
 
 /// Whether Kafka still has all messages of a result.
@@ -196,4 +230,34 @@ pub fn check(client: &Client, likes: &str, found: &Found) -> Result<(), Failure>
         return Err(gone(why));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_is_not_looked_for_behind_later_ones_of_its_partition_of_likes() {
+        let window = Window {
+            size: "1m".parse().unwrap(),
+            topic: "results".to_owned(),
+            start: 600_000,
+            id: "a".to_owned(),
+        };
+        let seen = |id: &str, start: i64, partition: i32| {
+            let value =
+                format!(r#"{{"video_uid":"{id}","start":{start},"partition":{partition}}}"#);
+            position(id.as_bytes(), value.as_bytes(), &window, Some(2))
+        };
+        assert_eq!(seen("a", 600_000, 2), Position::Here);
+        assert_eq!(seen("b", 600_000, 2), Position::Unknown);
+        assert_eq!(seen("b", 540_000, 2), Position::Unknown);
+        assert_eq!(seen("b", 660_000, 2), Position::Before);
+        // Another partition of likes may be ahead.
+        assert_eq!(seen("b", 660_000, 1), Position::Unknown);
+        assert_eq!(seen("b", 660_000 + LAG, 1), Position::Before);
+        let foreign = br#"{"video_uid":"b","count":1}"#;
+        let foreign = position(b"b", foreign, &window, Some(2));
+        assert_eq!(foreign, Position::Unknown);
+    }
 }

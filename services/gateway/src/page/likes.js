@@ -128,21 +128,30 @@ function show(target, text, isNew) {
   target.classList.add("new");
 }
 
+/** Publishes a like. The button keeps the focus meanwhile, which a disabled one would lose. */
 async function like(id, button, answer) {
-  button.disabled = true;
+  if (button.getAttribute("aria-disabled") === "true") return;
+  button.setAttribute("aria-disabled", "true");
   answer.classList.remove("bad");
+  let status = 0;
   try {
     const response = await fetch(`videos/${encodeURIComponent(id)}/likes`, { method: "POST", signal: AbortSignal.timeout(20_000) });
+    status = response.status;
     const text = await response.text();
     if (!response.ok) throw new Error(sentenceOf(text));
     answer.textContent = "Kafka has your like; it is counted in a moment.";
   } catch (error) {
-    const reason = error instanceof TypeError ? "the gateway cannot be reached" : error.message;
-    answer.textContent = `Your like was not published: ${reason}.`;
+    const isRejected = status >= 400 && status < 500;
+    answer.textContent = `Your like ${isRejected ? "was not" : "may not have been"} published: ${reasonOf(error)}.`;
     answer.classList.add("bad");
   } finally {
-    button.disabled = false;
+    button.removeAttribute("aria-disabled");
   }
+}
+
+function reasonOf(error) {
+  if (error instanceof TypeError) return "the gateway cannot be reached";
+  return error.name === "TimeoutError" ? "the gateway did not answer within 20 seconds" : error.message;
 }
 
 function element(name, kind, text = "") {

@@ -4,17 +4,31 @@ import { sentenceOf } from "./sentence.js";
 const PAUSE = 5_000;
 
 /**
- * Follows the stream at `address`. Calls `on.start` with what it contains, if it says so; `on.snapshot` and `on.change` with rows; `on.state` with `live`, `waiting` or `off`, and a
- * sentence. `off` means that this gateway does not have it, which does not change.
+ * Follows the stream at `address`. Calls `on.start` with what it contains, if it says so; `on.snapshot` and `on.change` with rows;
+ * `on.state` with `live`, `waiting` or `off`, and a sentence, when they are others than before. `off` means that this gateway does
+ * not have it, which does not change.
  */
 export function follow(address, on) {
+  let reported = "";
+  const report = (state, sentence) => {
+    if (reported === state + sentence) return;
+    reported = state + sentence;
+    on.state(state, sentence);
+  };
+  open(address, on, report);
+}
+
+function open(address, on, report) {
   let problem = null;
+  let isComplete = false;
   const source = new EventSource(address);
   const listen = (type, act) => source.addEventListener(type, ({ data }) => act(JSON.parse(data)));
-  const live = () => problem === null && on.state("live", "Live");
+  // Before the snapshot, the page shows nothing, or what may be out of date.
+  const live = () => problem === null && isComplete && report("live", "Live");
   listen("start", (about) => on.start?.(about));
   listen("snapshot", (rows) => {
     on.snapshot(rows);
+    isComplete = true;
     live();
   });
   listen("change", (rows) => {
@@ -24,19 +38,19 @@ export function follow(address, on) {
   listen("status", ({ source: state, reason }) => {
     problem = state === "down" ? reason : null;
     if (problem === null) live();
-    else on.state("waiting", `No new results at present: ${problem}.`);
+    else report("waiting", `No new results at present: ${problem}.`);
   });
   source.onopen = () => {
     problem = null;
-    live();
+    isComplete = false;
   };
   source.onerror = async () => {
-    if (source.readyState !== EventSource.CLOSED) return on.state("waiting", "Disconnected; connecting again…");
+    if (source.readyState !== EventSource.CLOSED) return report("waiting", "Disconnected; connecting again…");
     // Browsers hide the response that ends a stream for good; a request without one has the same response.
     const { status, sentence } = await rejection(address);
-    if (status >= 400 && status < 600 && status !== 429 && status !== 503) return on.state("off", `${sentence}.`);
-    on.state("waiting", `Disconnected: ${sentence}. Trying again…`);
-    setTimeout(() => follow(address, on), PAUSE);
+    if (status >= 400 && status < 600 && status !== 429 && status !== 503) return report("off", `${sentence}.`);
+    report("waiting", `Disconnected: ${sentence}. Trying again…`);
+    setTimeout(() => open(address, on, report), PAUSE);
   };
 }
 

@@ -1,5 +1,6 @@
 //! The reader of the results of windows: their history, then what follows it.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use jiff::Timestamp;
 
 use super::feed::Feed;
 use super::table::HISTORY;
-use crate::kafka::log::{Client, Record};
+use crate::kafka::log::{Client, Limit, Record, Unavailable};
 
 /// How often new results are published to the clients at most, and how long the reader waits for a record.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -16,8 +17,8 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// How often the reader looks for partitions that are new.
 const AUDIT: Duration = Duration::from_secs(10);
 
-/// The time within which the history of one topic must be read.
-const BACKLOG: Duration = Duration::from_secs(30);
+/// The longest that Kafka may take for the next record of a history.
+const STALLED: Duration = Duration::from_secs(30);
 
 /// The pause after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -26,62 +27,57 @@ impl Feed {
     /// Reads until nobody watches.
     pub(super) fn read(&self) {
         let failed = self.failed.clone().drop_guard();
+        let mut positions = Vec::new();
+        let mut history = 0;
         loop {
-            let error = match self.follow() {
+            let error = match self.follow(&mut positions, &mut history) {
                 Ok(()) => {
                     failed.disarm();
                     return;
                 }
-                Err(error) => format!("{error:#}"),
+                Err(error) => error,
             };
+            // What is there now is in the history.
+            if error.is::<Unavailable>() {
+                positions.clear();
+            }
+            let error = format!("{error:#}");
             tracing::warn!(error, "cannot read the results of windows");
             self.report(Some(&error));
             std::thread::sleep(PAUSE);
         }
     }
 
-    /// Reads the history, then what follows it; again when a video or a partition is new. Returns when nobody watches.
-    fn follow(&self) -> anyhow::Result<()> {
+    /// Reads from these positions on, and from the history of the partitions that have none; again when a partition is new.
+    /// `history` is the generation of the videos that were watched when none had a position, whose history is then read too.
+    /// Returns when nobody watches.
+    fn follow(&self, positions: &mut Vec<Position>, history: &mut u64) -> anyhow::Result<()> {
         let client = self.log.open()?;
-        let mut positions: Vec<Position> = Vec::new();
-        let mut known = None;
         loop {
-            let mut shared = self.lock();
-            if shared.videos.is_empty() {
-                shared.is_read = false;
+            let Some(generation) = self.generation() else {
                 return Ok(());
-            }
-            let generation = shared.generation;
-            drop(shared);
+            };
             let partitions = self.partitions(&client)?;
-            let starts =
-                self.starts(&client, &partitions, known == Some(generation), &positions)?;
-            positions = self.history(&client, starts)?;
-            known = Some(generation);
-            let mut shared = self.lock();
-            shared.caught_up = generation;
-            let mut live = partitions.iter().skip(1).step_by(2);
-            let has_interim = live.any(|(_, count)| *count > 0);
-            let is_new = std::mem::replace(&mut shared.has_interim, has_interim) != has_interim;
-            drop(shared);
-            if is_new {
-                self.versions.send_modify(|_| ());
+            if positions.is_empty() {
+                *history = generation;
             }
+            *positions = self.starts(&client, &partitions, positions)?;
+            self.read_to_end(&client, positions, |record| self.take(record))?;
             self.report(None);
+            self.report_history(Ok(*history));
             let assigned: Vec<_> = positions
                 .iter()
                 .map(|position| (position.topic.as_str(), position.partition, position.offset))
                 .collect();
             client.assign(&assigned)?;
-            self.tail(&client, generation, &partitions, &mut positions)?;
+            self.tail(&client, &partitions, positions)?;
         }
     }
 
-    /// Follows the partitions until the videos or the partitions change.
+    /// Follows the partitions until nobody watches or the partitions change.
     fn tail(
         &self,
         client: &Client,
-        generation: u64,
         partitions: &[(String, i32)],
         positions: &mut [Position],
     ) -> anyhow::Result<()> {
@@ -89,21 +85,14 @@ impl Feed {
         loop {
             let found = client.next(PERIOD, |record| {
                 self.take(record);
-                for position in positions.iter_mut() {
-                    if position.is_of(record) {
-                        position.offset = record.offset + 1;
-                    }
-                }
+                advance(positions, record);
             })?;
             if found && published.elapsed() < PERIOD {
                 continue;
             }
             published = Instant::now();
             self.report(client.problem());
-            let shared = self.lock();
-            let changed = shared.generation != generation || shared.videos.is_empty();
-            drop(shared);
-            if changed {
+            if !self.is_watched() {
                 return Ok(());
             }
             // While Kafka does not answer, this would block.
@@ -114,6 +103,45 @@ impl Feed {
                 }
             }
         }
+    }
+
+    /// Reads the history of videos that clients have added, while [`read`](Self::read) follows the partitions: what comes after
+    /// they were added is taken there. All that are added meanwhile have the next pass together.
+    pub(super) fn read_history(&self) {
+        let failed = self.failed.clone().drop_guard();
+        let mut client = None;
+        while let Some((videos, generation)) = self.pending() {
+            let read = self.read_history_of(&videos, &mut client);
+            let read = read.map_err(|error| format!("{error:#}"));
+            if let Err(error) = &read {
+                tracing::warn!(error, "cannot read the earlier results of windows");
+                client = None;
+            }
+            let is_failed = read.is_err();
+            self.report_history(read.map(|()| generation));
+            if is_failed {
+                std::thread::sleep(PAUSE);
+            }
+        }
+        failed.disarm();
+    }
+
+    fn read_history_of(
+        &self,
+        videos: &HashSet<String>,
+        client: &mut Option<Client>,
+    ) -> anyhow::Result<()> {
+        let client = match client {
+            Some(client) => client,
+            None => client.insert(self.log.open()?),
+        };
+        let partitions = self.partitions(client)?;
+        let mut positions = self.starts(client, &partitions, &[])?;
+        self.read_to_end(client, &mut positions, |record| {
+            if std::str::from_utf8(record.key).is_ok_and(|video| videos.contains(video)) {
+                self.take(record);
+            }
+        })
     }
 
     /// The number of partitions of each topic of results, followed by that of its interim counts, which need not exist.
@@ -128,15 +156,16 @@ impl Feed {
             let count_live = client.partitions(&live)?;
             partitions.extend([(topic.to_owned(), count), (live, count_live)]);
         }
+        let mut live = partitions.iter().skip(1).step_by(2);
+        self.report_interim(live.any(|(_, count)| *count > 0));
         Ok(partitions)
     }
 
-    /// Where to read each partition from: where reading stopped (`go_on`), or the results of the last windows.
+    /// Where to read each partition from: its position, or else the results of the last windows.
     fn starts(
         &self,
         client: &Client,
         partitions: &[(String, i32)],
-        go_on: bool,
         positions: &[Position],
     ) -> anyhow::Result<Vec<Position>> {
         let now = Timestamp::now().as_millisecond();
@@ -153,7 +182,7 @@ impl Feed {
         for ((topic, count), since) in partitions.iter().zip(since) {
             let held = |partition: &i32| {
                 let mut held = positions.iter();
-                held.find(|p| go_on && p.topic == *topic && p.partition == *partition)
+                held.find(|p| p.topic == *topic && p.partition == *partition)
             };
             let (known, new): (Vec<i32>, Vec<i32>) =
                 (0..*count).partition(|partition| held(partition).is_some());
@@ -175,24 +204,41 @@ impl Feed {
         Ok(starts)
     }
 
-    /// Reads the partitions from these positions to their ends, topic by topic.
-    fn history(&self, client: &Client, starts: Vec<Position>) -> anyhow::Result<Vec<Position>> {
-        let mut next = Vec::with_capacity(starts.len());
-        for of_topic in starts.chunk_by(|a, b| a.topic == b.topic) {
-            let topic = &of_topic[0].topic;
+    /// Reads the partitions from these positions to their ends, topic by topic, and advances the positions. Stops early when nobody
+    /// watches.
+    fn read_to_end(
+        &self,
+        client: &Client,
+        positions: &mut [Position],
+        mut take: impl FnMut(&Record),
+    ) -> anyhow::Result<()> {
+        let mut published = Instant::now();
+        for of_topic in positions.chunk_by_mut(|a, b| a.topic == b.topic) {
+            let topic = of_topic[0].topic.clone();
             let starts: Vec<_> = of_topic.iter().map(|p| (p.partition, p.offset)).collect();
-            let deadline = Instant::now() + BACKLOG;
-            let read = client.read(topic, &starts, deadline, |record| {
-                self.take(record);
+            let read = client.read(&topic, &starts, Limit::Pause(STALLED), |record| {
+                take(record);
+                advance(of_topic, record);
+                if published.elapsed() >= PERIOD {
+                    published = Instant::now();
+                    self.wake();
+                    if !self.is_watched() {
+                        return ControlFlow::Break(());
+                    }
+                }
                 ControlFlow::Continue(())
-            })?;
-            next.extend(read.into_iter().map(|(partition, offset)| Position {
-                topic: topic.clone(),
-                partition,
-                offset,
-            }));
+            });
+            read.map(drop)?;
         }
-        Ok(next)
+        Ok(())
+    }
+}
+
+/// Notes that a record was read.
+fn advance(positions: &mut [Position], record: &Record) {
+    let mut positions = positions.iter_mut();
+    if let Some(position) = positions.find(|position| position.is_of(record)) {
+        position.offset = record.offset + 1;
     }
 }
 

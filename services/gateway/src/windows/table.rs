@@ -1,7 +1,7 @@
 //! The latest results of the videos that are watched. Pure, so that it can be tested without Kafka.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
+use std::sync::Arc;
 
 use herald_events::WindowSize;
 use serde::Deserialize;
@@ -19,11 +19,22 @@ pub struct Counted {
 }
 
 /// The results of each video that is watched.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Table {
     /// Increases with each change.
     version: u64,
-    videos: HashMap<String, Vec<Track>>,
+    /// The label of each size of windows.
+    labels: Vec<String>,
+    videos: HashMap<String, Tracks>,
+}
+
+/// The results of one video.
+#[derive(Debug, Default)]
+struct Tracks {
+    /// The version of the table in which any of them changed last.
+    changed: u64,
+    /// For each size of windows.
+    sizes: Vec<Track>,
 }
 
 /// The results of one video in windows of one size.
@@ -41,21 +52,31 @@ type Order = (i64, i64, i64);
 #[derive(Debug)]
 struct Row {
     start: i64,
-    end: i64,
-    count: u64,
+    /// For the clients: an object of JSON.
+    json: Arc<str>,
     /// The version of the table in which it changed last.
     changed: u64,
 }
 
 impl Table {
+    /// For windows of these sizes.
+    pub fn new(sizes: &[WindowSize]) -> Self {
+        Self {
+            version: 0,
+            labels: sizes.iter().map(|size| size.label()).collect(),
+            videos: HashMap::new(),
+        }
+    }
+
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// Keeps the results of this video, in windows of so many sizes.
-    pub fn add(&mut self, video: &str, sizes: usize) {
-        let tracks = || (0..sizes).map(|_| Track::default()).collect();
-        self.videos.entry(video.to_owned()).or_insert_with(tracks);
+    /// Keeps the results of this video.
+    pub fn add(&mut self, video: &str) {
+        let sizes = self.labels.len();
+        let tracks = self.videos.entry(video.to_owned()).or_default();
+        tracks.sizes.resize_with(sizes, Track::default);
     }
 
     pub fn remove(&mut self, video: &str) {
@@ -68,25 +89,18 @@ impl Table {
 
     /// Takes a final result of the size with this index. One that is known changes nothing.
     pub fn take_final(&mut self, video: &str, size: usize, counted: &Counted) {
-        let Some(track) = track(&mut self.videos, video, size) else {
+        let tracks = self.videos.get_mut(video);
+        let Some((tracks, label)) = tracks.zip(self.labels.get(size)) else {
             return;
         };
-        let &Counted { count, start, end } = counted;
-        let finals = &mut track.finals;
-        if finals.contains_key(&start) {
+        let finals = &mut tracks.sizes[size].finals;
+        if finals.contains_key(&counted.start) {
             return;
         }
         self.version += 1;
-        let changed = self.version;
-        finals.insert(
-            start,
-            Row {
-                start,
-                end,
-                count,
-                changed,
-            },
-        );
+        tracks.changed = self.version;
+        let row = Row::new(video, label, counted, true, self.version);
+        finals.insert(counted.start, row);
         if finals.len() > HISTORY {
             finals.pop_first();
         }
@@ -102,76 +116,62 @@ impl Table {
         time: i64,
         offset: i64,
     ) {
-        let Some(track) = track(&mut self.videos, video, size) else {
+        let tracks = self.videos.get_mut(video);
+        let Some((tracks, label)) = tracks.zip(self.labels.get(size)) else {
             return;
         };
-        let &Counted { count, start, end } = counted;
-        let order = (start, time, offset);
-        if track
-            .interim
-            .as_ref()
-            .is_some_and(|(known, _)| *known >= order)
-        {
+        let interim = &mut tracks.sizes[size].interim;
+        let order = (counted.start, time, offset);
+        if interim.as_ref().is_some_and(|(known, _)| *known >= order) {
             return;
         }
         self.version += 1;
-        let changed = self.version;
-        let row = Row {
-            start,
-            end,
-            count,
-            changed,
-        };
-        track.interim = Some((order, row));
+        tracks.changed = self.version;
+        let row = Row::new(video, label, counted, false, self.version);
+        *interim = Some((order, row));
     }
 
-    /// The results of these videos that changed after `version`, as a JSON array; `None` if there are none. An interim count is
-    /// there only while its window has no final result.
-    pub fn after(&self, version: u64, videos: &[String], sizes: &[WindowSize]) -> Option<String> {
-        let mut text = String::from("[");
-        for video in videos {
-            for (track, size) in self.videos.get(video).into_iter().flatten().zip(sizes) {
-                let finals = track.finals.values().map(|row| (row, true));
-                let interim = track.interim.as_ref().map(|(_, row)| (row, false));
-                let interim = interim.filter(|(row, _)| !track.finals.contains_key(&row.start));
-                let rows = finals.chain(interim);
-                for (row, is_final) in rows.filter(|(row, _)| row.changed > version) {
-                    let comma = if text.len() > 1 { "," } else { "" };
-                    let Row {
-                        start, end, count, ..
-                    } = row;
-                    // Writing into a string does not fail.
-                    _ = write!(
-                        text,
-                        r#"{comma}{{"type":"{}","video_uid":{},"count":{count},"start":{start},"end":{end},"final":{is_final}}}"#,
-                        size.label(),
-                        json!(video),
-                    );
-                }
+    /// The results of these videos that changed after `version`, each as an object of JSON. An interim count is there only while
+    /// its window has no final result.
+    pub fn after(&self, version: u64, videos: &[String]) -> Vec<Arc<str>> {
+        let mut found = Vec::new();
+        let videos = videos.iter().filter_map(|video| self.videos.get(video));
+        for tracks in videos.filter(|tracks| tracks.changed > version) {
+            for Track { finals, interim } in &tracks.sizes {
+                let interim = interim.as_ref().map(|(_, row)| row);
+                let interim = interim.filter(|row| !finals.contains_key(&row.start));
+                let rows = finals.values().chain(interim);
+                let rows = rows.filter(|row| row.changed > version);
+                found.extend(rows.map(|row| row.json.clone()));
             }
         }
-        text.push(']');
-        (text.len() > 2).then_some(text)
+        found
     }
 }
 
-fn track<'a>(
-    videos: &'a mut HashMap<String, Vec<Track>>,
-    video: &str,
-    size: usize,
-) -> Option<&'a mut Track> {
-    videos.get_mut(video)?.get_mut(size)
+impl Row {
+    fn new(video: &str, label: &str, counted: &Counted, is_final: bool, changed: u64) -> Self {
+        let &Counted { count, start, end } = counted;
+        let video = json!(video);
+        let json = format!(
+            r#"{{"type":"{label}","video_uid":{video},"count":{count},"start":{start},"end":{end},"final":{is_final}}}"#
+        );
+        Self {
+            start,
+            json: json.into(),
+            changed,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn table() -> (Table, Vec<String>, [WindowSize; 2]) {
-        let mut table = Table::default();
-        let sizes = ["1m", "5m"].map(|size| size.parse().unwrap());
-        table.add("a", sizes.len());
-        (table, vec!["a".to_owned(), "b".to_owned()], sizes)
+    fn table() -> (Table, Vec<String>) {
+        let mut table = Table::new(&["1m", "5m"].map(|size| size.parse().unwrap()));
+        table.add("a");
+        (table, vec!["a".to_owned(), "b".to_owned()])
     }
 
     fn counted(start: i64, count: u64) -> Counted {
@@ -179,37 +179,38 @@ mod tests {
         Counted { count, start, end }
     }
 
+    fn after(table: &Table, version: u64, videos: &[String]) -> String {
+        table.after(version, videos).join(",")
+    }
+
     #[test]
     fn what_changed_after_a_version_is_there_once_and_only_of_these_videos() {
-        let (mut table, videos, sizes) = table();
-        assert_eq!(table.after(0, &videos, &sizes), None);
+        let (mut table, videos) = table();
+        assert_eq!(after(&table, 0, &videos), "");
         table.take_final("a", 1, &counted(0, 3));
         table.take_final("b", 1, &counted(0, 9));
         let version = table.version();
         let three =
-            r#"[{"type":"5min","video_uid":"a","count":3,"start":0,"end":60000,"final":true}]"#;
-        assert_eq!(table.after(0, &videos, &sizes).as_deref(), Some(three));
+            r#"{"type":"5min","video_uid":"a","count":3,"start":0,"end":60000,"final":true}"#;
+        assert_eq!(after(&table, 0, &videos), three);
         // The same record, read again.
         table.take_final("a", 1, &counted(0, 3));
-        assert_eq!(table.after(version, &videos, &sizes), None);
-        assert_eq!(table.after(0, &videos[1..], &sizes), None);
+        assert_eq!(after(&table, version, &videos), "");
+        assert_eq!(after(&table, 0, &videos[1..]), "");
+        table.take_final("a", 0, &counted(0, 1));
+        assert_eq!(table.after(version, &videos).len(), 1);
     }
 
     #[test]
     fn an_interim_count_is_replaced_by_newer_ones_and_by_the_final_result() {
-        let (mut table, videos, sizes) = table();
-        let now = |table: &Table| table.after(0, &videos, &sizes).unwrap();
+        let (mut table, videos) = table();
+        let now = |table: &Table| after(table, 0, &videos);
         table.take_interim("a", 0, &counted(60_000, 2), 70_000, 5);
         table.take_interim("a", 0, &counted(60_000, 1), 65_000, 4);
         assert!(now(&table).contains(r#""count":2,"start":60000"#));
         let version = table.version();
         table.take_interim("a", 0, &counted(60_000, 4), 70_000, 6);
-        assert!(
-            table
-                .after(version, &videos, &sizes)
-                .unwrap()
-                .contains(r#""count":4"#)
-        );
+        assert!(after(&table, version, &videos).contains(r#""count":4"#));
         // An older window that is still open, after a downtime.
         table.take_interim("a", 0, &counted(0, 8), 71_000, 7);
         assert!(now(&table).contains(r#""count":4"#));
@@ -223,15 +224,15 @@ mod tests {
 
     #[test]
     fn the_newest_final_results_are_kept() {
-        let (mut table, videos, sizes) = table();
+        let (mut table, videos) = table();
         for start in (0..20).rev() {
             table.take_final("a", 0, &counted(start * 60_000, 1));
         }
-        let all = table.after(0, &videos, &sizes).unwrap();
-        let rows: Vec<serde_json::Value> = serde_json::from_str(&all).unwrap();
-        let starts = rows
-            .iter()
-            .map(|row| row["start"].as_i64().unwrap() / 60_000);
+        let rows = table.after(0, &videos).into_iter();
+        let starts = rows.map(|row| {
+            let row: serde_json::Value = serde_json::from_str(&row).unwrap();
+            row["start"].as_i64().unwrap() / 60_000
+        });
         assert_eq!(starts.collect::<Vec<_>>(), (10..20).collect::<Vec<_>>());
     }
 }

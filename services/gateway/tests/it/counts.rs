@@ -107,7 +107,7 @@ async fn every_row_is_answered_in_the_format_of_the_original() {
 }
 
 #[tokio::test]
-async fn a_stream_has_all_rows_and_then_what_changes_and_resumes_after_its_last_event() {
+async fn a_stream_has_all_rows_and_then_what_changes_also_when_its_client_reconnects() {
     let mut store = Store::new().await;
     store.add(&["pie", "fig"]).await;
     let Some(gateway) = store.gateway().await else {
@@ -118,23 +118,22 @@ async fn a_stream_has_all_rows_and_then_what_changes_and_resumes_after_its_last_
     assert!(events.head.contains("text/event-stream"), "{}", events.head);
     let snapshot = events.take("snapshot").await;
     let rows = json!([{"count": 1, "food": "pie"}, {"count": 1, "food": "fig"}]);
-    assert_eq!((snapshot.id.as_deref(), &snapshot.data), (Some("1"), &rows));
+    assert_eq!(snapshot.data, rows);
     store.add(&["fig"]).await;
     let fig = events.take("change").await;
-    assert_eq!(fig.id.as_deref(), Some("2"));
     assert_eq!(fig.data, json!([{"count": 2, "food": "fig"}]));
 
+    // The id may be one of another database.
     let mut back = Events::open(&gateway.address, path, &[("last-event-id", "1")]).await;
-    assert_eq!(back.take("change").await, fig);
-    let mut unknown = Events::open(&gateway.address, path, &[("last-event-id", "?")]).await;
-    assert_eq!(unknown.take("snapshot").await.id.as_deref(), Some("2"));
+    let rows = json!([{"count": 1, "food": "pie"}, {"count": 2, "food": "fig"}]);
+    assert_eq!(back.take("snapshot").await.data, rows);
     let metrics = send(&gateway.admin, "GET", "/metrics", &[], "").await.body;
-    let open = "herald_gateway_streams{of=\"aggregated\"} 3";
+    let open = "herald_gateway_streams{of=\"aggregated\"} 2";
     assert!(metrics.contains(open), "{metrics}");
 
     // A shutdown ends the streams with a reason.
     drop(gateway._stop);
-    for events in [&mut events, &mut back, &mut unknown] {
+    for events in [&mut events, &mut back] {
         let bye = events.take("bye").await;
         assert_eq!(bye.data["reason"], "drain");
         assert_eq!(events.next().await, None);
@@ -143,7 +142,7 @@ async fn a_stream_has_all_rows_and_then_what_changes_and_resumes_after_its_last_
 }
 
 #[tokio::test]
-async fn while_the_gateway_shuts_down_a_new_stream_is_told_to_come_back() {
+async fn while_the_gateway_shuts_down_a_new_stream_is_asked_to_reconnect() {
     let store = Store::new().await;
     let options = [
         "--database-url",

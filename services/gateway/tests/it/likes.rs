@@ -137,8 +137,17 @@ async fn pages_of_any_origin_may_like_at_their_own_listener_and_only_there() {
         assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
     }
     let elsewhere = post(&gateway.address, path, &[origin]).await;
-    assert_eq!(elsewhere.status, 403);
-    assert_eq!(elsewhere.header("access-control-allow-origin"), None);
+    let metadata = send(&gateway.likes, "GET", "/videos/metadata", &[origin], "").await;
+    assert_eq!(metadata.header("access-control-allow-origin"), Some("*"));
+    // The likes themselves are for the page of this address, and those of the configured origins.
+    let mut others = vec![elsewhere];
+    for path in ["/windows/stream?video=a", "/windows/1min/0/a/messages"] {
+        others.push(send(&gateway.likes, "GET", path, &[origin], "").await);
+    }
+    for answer in others {
+        assert_eq!(answer.status, 403, "{}", answer.body);
+        assert_eq!(answer.header("access-control-allow-origin"), None);
+    }
 }
 
 #[tokio::test]

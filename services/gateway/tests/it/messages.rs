@@ -1,15 +1,19 @@
 //! `GET /windows/<window>/<start>/<identifier>/messages`, from records as the projector publishes them.
 
+use futures_util::future::join_all;
 use herald_testing::{
     Outcome, Record, create_topic, delete_records_before, kafka_with, produce,
     produce_in_transaction, random_topic,
 };
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
 
 use crate::data::body;
 use crate::http::{Answer, send};
 use crate::windows::{minute, result};
-use crate::{Gateway, start};
+use crate::{DEADLINE, Gateway, start};
 
 const VIDEO: &str = "a b/ä";
 const SEGMENT: &str = "a%20b%2F%C3%A4";
@@ -102,6 +106,8 @@ async fn the_messages_of_a_result_are_those_of_its_key_window_and_offsets() {
     let time = format!("{}", jiff::Timestamp::from_millisecond(begin).unwrap());
     let by_time = get(&gateway, "1min", &time, SEGMENT).await;
     assert_eq!(body(&by_time), body(&answer));
+    let first = get(&gateway, "1min", "0", SEGMENT).await;
+    assert_eq!(first.status, 404, "{}", first.body);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -126,6 +132,52 @@ async fn many_messages_are_all_there_and_aborted_ones_are_not() {
         .map(|(_, offset)| *offset)
         .collect();
     assert_eq!(offsets(&answer), expected);
+}
+
+/// Requests messages, and reads nothing but the status of the response.
+async fn request(gateway: &Gateway, path: &str) -> (TcpStream, String) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4 << 10).unwrap();
+    let address = gateway.address.parse().unwrap();
+    let mut stream = socket.connect(address).await.unwrap();
+    let text = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", gateway.address);
+    stream.write_all(text.as_bytes()).await.unwrap();
+    let mut line = [0; 12];
+    let read = timeout(DEADLINE, stream.read_exact(&mut line)).await;
+    read.expect("a response").unwrap();
+    let status = String::from_utf8_lossy(&line[9..]).into_owned();
+    (stream, status)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_do_not_read_their_response_let_no_other_wait() {
+    let Some(kafka) = kafka_with("partitions of 16 MiB") else {
+        return;
+    };
+    let (gateway, results, likes) = gateway(&kafka, 1).await;
+    let begin = minute(2);
+    // More than sockets buffer.
+    for _ in 0..64 {
+        let large = Record {
+            value: Some(vec![b'a'; 256 << 10]),
+            ..like("large", begin)
+        };
+        produce(&kafka, &likes, &[large]).await;
+    }
+    produce(&kafka, &likes, &[like(VIDEO, begin)]).await;
+    let both = [
+        result("large", 64, begin, (0, 64)),
+        result(VIDEO, 1, begin, (64, 65)),
+    ];
+    produce(&kafka, &results, &both).await;
+    let path = format!("/windows/1min/{begin}/large/messages");
+    let stalled = join_all((0..8).map(|_| request(&gateway, &path))).await;
+    assert!(stalled.iter().all(|(_, status)| status == "200"));
+    let answer = get(&gateway, "1min", &begin.to_string(), SEGMENT).await;
+    assert_eq!(offsets(&answer), [64]);
+    // One address has so many at once.
+    let more = join_all((0..9).map(|_| request(&gateway, &path))).await;
+    assert!(more.iter().any(|(_, status)| status == "503"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,6 @@ pub struct Events {
 #[derive(Debug, PartialEq)]
 pub struct Event {
     pub name: String,
-    pub id: Option<String>,
     pub data: Value,
 }
 
@@ -64,7 +63,6 @@ impl Events {
                 };
                 let event = field("data").map(|data| Event {
                     name: field("event").unwrap(),
-                    id: field("id"),
                     data: serde_json::from_str(&data).unwrap(),
                 });
                 self.rest = rest.to_owned();

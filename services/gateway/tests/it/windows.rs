@@ -1,6 +1,6 @@
 //! The stream of results of windows, from records as the projector publishes them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use herald_testing::{Broker, Record, create_topic, produce, random_topic};
 use serde_json::{Value, json};
@@ -116,6 +116,40 @@ async fn a_stream_has_the_latest_results_of_its_videos_and_then_each_new_one() {
     drop(gateway._stop);
     assert_eq!(events.take("bye").await.data["reason"], "drain");
     gateway.run.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_video_has_its_results_while_another_client_watches_a_busy_feed() {
+    let Some((gateway, topic)) = gateway().await else {
+        return;
+    };
+    let (kafka, live) = (gateway.kafka.clone(), format!("{topic}.live"));
+    let (old, now) = (minute(3), minute(0));
+    produce(&kafka, &topic, &[result("b", 5, old, (0, 9))]).await;
+    let mut busy = Events::open(&gateway.likes, "/windows/stream?video=a", &[]).await;
+    busy.take("start").await;
+    busy.take("snapshot").await;
+    let producing = tokio::spawn(async move {
+        for count in 1.. {
+            produce(&kafka, &live, &[result("a", count, now, (0, 9))]).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let mut latest = 0;
+    for number in 0..10 {
+        let path = format!("/windows/stream?video=b&video=new-{number}");
+        let mut other = Events::open(&gateway.address, &path, &[]).await;
+        other.take("start").await;
+        let snapshot = other.take("snapshot").await;
+        assert_eq!(rows(&snapshot), [("b", 5, old, true)]);
+        let change = busy.take("change").await;
+        let [("a", count, _, false)] = rows(&change)[..] else {
+            panic!("{change:?}");
+        };
+        assert!(count > latest, "{count} after {latest}");
+        latest = count;
+    }
+    producing.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
