@@ -178,6 +178,10 @@ async fn clients_that_do_not_read_their_response_let_no_other_wait() {
     // One address has so many at once.
     let more = join_all((0..9).map(|_| request(&gateway, &path))).await;
     assert!(more.iter().any(|(_, status)| status == "503"));
+    // They are cut off, and then there is room again.
+    let is_room = async || request(&gateway, &path).await.1 == "200";
+    herald_testing::eventually(DEADLINE, "the clients to be cut off", is_room).await;
+    drop((stalled, more));
 }
 
 #[tokio::test(flavor = "multi_thread")]
