@@ -25,7 +25,7 @@ pub struct Config {
     #[arg(long, env, default_value = "[::]:8080")]
     pub listen: SocketAddr,
 
-    /// A second address, with the likes alone, which pages of any origin may use: `[::]:3000`. If not set, there is none.
+    /// A second address, with the likes alone, which pages of any origin may send to: `[::]:3000`. If not set, there is none.
     #[arg(long, env)]
     pub likes_listen: Option<SocketAddr>,
 

@@ -354,7 +354,11 @@ async fn keys_that_cannot_be_read_are_rejected_rather_than_ignored() {
     for (query, auth, sentence) in [
         ("&key=%ff", "", "the query cannot be read"),
         ("", r#"{"key":[]}"#, "key is an empty array"),
-        ("&key=a", r#"{"key":{}}"#, "key must be a string or an array"),
+        (
+            "&key=a",
+            r#"{"key":{}}"#,
+            "key must be a string or an array",
+        ),
     ] {
         let url = format!(
             "ws://{}/socket.io/?EIO=4&transport=websocket{query}",
