@@ -181,7 +181,7 @@ impl Work for Partitioner {
                 "reading the topic from its start"
             );
         }
-        if found.moved {
+        if found.recreated {
             // They are offsets of another log.
             self.rejected.retain(|(other, _), _| *other != partition);
             self.alone.remove(&partition);

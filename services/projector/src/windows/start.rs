@@ -19,6 +19,8 @@ pub struct Found {
     pub position: i64,
     /// It is another one than the committed position: there was none, or it is no longer in the log.
     pub moved: bool,
+    /// The log is another one than before.
+    pub recreated: bool,
 }
 
 impl Start {
@@ -54,6 +56,11 @@ impl Start {
         let start = Found {
             position: low,
             moved: true,
+            recreated: false,
+        };
+        let recreated = Found {
+            recreated: true,
+            ..start
         };
         match committed {
             Some(next) if replaced || next > high => {
@@ -66,7 +73,7 @@ impl Start {
                     "the topic was recreated or cleared; reading it from its start. Earlier results are kept"
                 );
                 metrics.recreated(1);
-                Ok(start)
+                Ok(recreated)
             }
             Some(next) if next < low => {
                 warn!(
@@ -82,6 +89,7 @@ impl Start {
             Some(position) => Ok(Found {
                 position,
                 moved: false,
+                recreated: false,
             }),
             None if is_known => {
                 warn!(
@@ -90,7 +98,7 @@ impl Start {
                     "the position is gone: the topic was recreated; reading it from its start. Earlier results are kept"
                 );
                 metrics.recreated(1);
-                Ok(start)
+                Ok(recreated)
             }
             None => Ok(start),
         }
