@@ -156,6 +156,7 @@ impl Counting {
         let Some(owned) = self.owned.get_mut(&partition) else {
             return Ok(());
         };
+        owned.transactions.serve();
         if owned.read < owned.rebuilt_at {
             // Open windows are not complete yet.
             return Ok(());

@@ -220,6 +220,9 @@ impl Work for Partitioner {
     }
 
     fn commit(&mut self, group: &Group) -> anyhow::Result<()> {
+        for owned in self.owned.values() {
+            owned.transactions.serve();
+        }
         let due = self.owned.iter();
         let due = due.filter(|(partition, owned)| self.is_due(**partition, owned));
         let due: Vec<i32> = due.map(|(partition, _)| *partition).collect();

@@ -103,6 +103,8 @@ impl Transactions {
         for (key, value) in required {
             client.set(key, value);
         }
+        // Nobody reads them. Each would stay in memory until the next commit.
+        client.set("statistics.interval.ms", "0");
         let reports = Reports::default();
         let producer: BaseProducer<Reports> = create(&client, reports.clone())?;
         producer
@@ -115,6 +117,11 @@ impl Transactions {
             id: id.to_owned(),
             stores_offsets: None,
         })
+    }
+
+    /// Handles what librdkafka reports between commits; to be called several times a second.
+    pub fn serve(&self) {
+        self.producer.poll(Duration::ZERO);
     }
 
     /// Commits the records and the position in one transaction. After a failure, the producer must be opened again; then it is
