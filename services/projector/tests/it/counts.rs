@@ -142,7 +142,7 @@ fn program() -> Command {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn counts_are_exact_when_the_projector_is_killed() {
-    killed(5, 4_000).await;
+    killed(5, 1_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,6 +174,8 @@ async fn killed(times: usize, records: usize) {
                 .skip_while(|option| *option != "--group-prefix")
                 .nth(1);
             *group.unwrap() = format!("{topic}-{number}");
+            let batch = (records / 200).max(5).to_string();
+            options.extend(["--batch-records".to_owned(), batch]);
             Process::run(program(), &options, "a")
         };
         all.into_iter().enumerate().map(start).collect::<Vec<_>>()

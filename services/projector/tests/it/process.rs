@@ -23,7 +23,8 @@ impl Process {
     pub fn run(mut command: Command, arguments: &[String], member: &str) -> Self {
         let child = command
             .args(arguments)
-            .args(["--admin-listen", "127.0.0.1:0", "--batch-records", "5"])
+            .args(["--admin-listen", "127.0.0.1:0"])
+            .env("BATCH_RECORDS", "5")
             .env("KAFKA_PROPERTIES", format!("group.instance.id={member}"))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
