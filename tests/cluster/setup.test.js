@@ -129,13 +129,13 @@ describe("./setup.sh", { skip }, () => {
     }
   });
 
-  test("again, it changes nothing and takes less than 15 seconds", async () => {
+  test("again, it changes nothing and takes less than 30 seconds", async () => {
     const had = [releases(), pods()];
     const { stdout, seconds } = setup();
     console.log(`again: ${seconds.toFixed(1)} s`);
     assert.deepEqual([releases(), pods()], had);
     for (const { name } of environments) assert.match(stdout, new RegExp(`^${name}: nothing to change$`, "m"));
-    assert.ok(seconds < 15, `${seconds} s`);
+    assert.ok(seconds < 30, `${seconds} s`);
   });
 
   test("a changed CUSTOM_HEADER of dev restarts dev's consumer and nothing else", async () => {
