@@ -6,6 +6,6 @@ mod group;
 mod topics;
 
 pub use context::Assignment;
-pub use dead_letters::{DeadLetter, DeadLetters, dead_letter_topic};
+pub use dead_letters::{Annotated, DeadLetter, DeadLetters, dead_letter_topic};
 pub use group::{Group, Polled};
 pub use topics::create_topic;

@@ -3,6 +3,7 @@
 //! A record passes through the modules in this order: `kafka` reads it, `projection` (with `sessions` and `counts`) turns it into
 //! changes, and `project` commits the changes of a batch together with the position after it.
 
+mod clock;
 mod config;
 mod counts;
 mod kafka;

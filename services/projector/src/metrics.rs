@@ -1,12 +1,14 @@
 //! The projector's metrics.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 use store::Summary;
+
+use crate::clock;
 
 /// The metrics of one projection. The help texts describe each one.
 #[derive(Clone, Debug)]
@@ -144,8 +146,7 @@ impl Metrics {
         self.extra_bounds.inc_by(summary.extra_bounds);
         self.batch_seconds.observe(took.as_secs_f64());
         self.batch_records.observe(records as f64);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        self.last_commit.set(now.unwrap_or_default().as_secs_f64());
+        self.last_commit.set(clock::now() as f64 / 1000.0);
     }
 }
 

@@ -5,7 +5,7 @@ mod positions;
 mod target;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use herald_events::{MAX_SESSION_ID_BYTES, SessionId};
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::Config;
+use crate::clock;
 use crate::kafka::{Assignment, DeadLetter, DeadLetters, Group, Polled};
 use crate::metrics::Metrics;
 use crate::projection::Projection;
@@ -264,11 +265,7 @@ impl Projector {
             return;
         }
         state.expiry = Instant::now() + EXPIRY_INTERVAL;
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let before = now.saturating_sub(retention).as_millis();
-        let before = i64::try_from(before).unwrap_or(i64::MAX);
+        let before = (clock::now() - clock::millis(retention)).max(0);
         let deleted = self.target.delete_older(before, EXPIRY_SESSIONS);
         let deleted = self
             .runtime
@@ -340,7 +337,5 @@ fn oldest_age(times: impl Iterator<Item = i64>) -> f64 {
     let Some(oldest) = times.filter(|&time| time > 0).min() else {
         return 0.0;
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.unwrap_or_default().as_secs_f64();
-    (now - oldest as f64 / 1000.0).max(0.0)
+    (clock::now() - oldest).max(0) as f64 / 1000.0
 }

@@ -4,7 +4,6 @@
 //! `counting` has `counters` count it there, and publishes the counts of windows that `horizon` allows to be closed. Both stages run
 //! in the loop of `stage`, and commit their results together with their position in a transaction of Kafka.
 
-mod clock;
 mod config;
 mod counters;
 mod counting;
@@ -18,6 +17,7 @@ mod partitioner;
 mod result;
 mod stage;
 mod start;
+mod steady_clock;
 
 use anyhow::Context as _;
 use prometheus::Registry;

@@ -1,5 +1,7 @@
 //! The producer of dead letters.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -82,20 +84,18 @@ impl DeadLetters {
     }
 
     async fn send_one(&self, letter: &DeadLetter) -> anyhow::Result<()> {
-        let record = &letter.record;
-        let (partition, offset) = (record.partition, record.offset);
-        let key = format!("{}/{partition}/{offset}", self.origin);
-        let sent = self.attempt(&key, letter, true).await;
+        let sent = self.attempt(letter, true).await;
         // A record as large as Kafka allows leaves no room for the headers.
         let sent = match sent {
             Err(error)
                 if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) =>
             {
-                self.attempt(&key, letter, false).await
+                self.attempt(letter, false).await
             }
             sent => sent,
         };
         sent.with_context(|| {
+            let key = key(&self.origin, &letter.record);
             format!(
                 "cannot write the malformed record {key} to topic {:?}",
                 self.topic
@@ -104,32 +104,71 @@ impl DeadLetters {
     }
 
     /// Sends the whole record, or its origin alone.
-    async fn attempt(&self, key: &str, letter: &DeadLetter, whole: bool) -> Result<(), KafkaError> {
-        let record = &letter.record;
-        let timestamp = record.timestamp.map(|timestamp| timestamp.to_string());
-        let (partition, offset) = (record.partition.to_string(), record.offset.to_string());
-        let reason = letter.reason.to_string();
+    async fn attempt(&self, letter: &DeadLetter, whole: bool) -> Result<(), KafkaError> {
+        let letter = Annotated::new(&self.origin, &letter.record, &letter.reason, whole);
         let mut headers = OwnedHeaders::new();
-        let mut add = |key: &str, value: Option<&[u8]>| {
-            headers = std::mem::take(&mut headers).insert(Header { key, value });
-        };
-        for (name, value) in record.headers.iter().filter(|_| whole) {
-            add(name, value.as_deref());
+        for (key, value) in letter.headers() {
+            headers = headers.insert(Header { key, value });
         }
-        add("origin-topic", Some(self.origin.as_bytes()));
-        add("origin-partition", Some(partition.as_bytes()));
-        add("origin-offset", Some(offset.as_bytes()));
-        add("origin-timestamp", timestamp.as_deref().map(str::as_bytes));
-        add("reason", Some(reason.as_bytes()));
-        if whole {
-            add("origin-key", record.key.as_deref());
-        } else {
-            add("value-omitted", Some(b"too large"));
-        }
-        let value = record.value.as_ref().filter(|_| whole);
-        let mut message = FutureRecord::to(&self.topic).key(key).headers(headers);
-        message.payload = value;
+        let mut message = FutureRecord::to(&self.topic)
+            .key(&letter.key)
+            .headers(headers);
+        message.payload = letter.value;
         let sent = self.producer.send(message, Timeout::After(TIMEOUT)).await;
         sent.map(drop).map_err(|(error, _)| error)
     }
+}
+
+/// A malformed record with its origin, as it is produced to the dead letter topic.
+pub struct Annotated<'a> {
+    /// `topic/partition/offset`.
+    pub key: String,
+    pub value: Option<&'a [u8]>,
+    headers: Vec<(&'a str, Option<Cow<'a, [u8]>>)>,
+}
+
+impl<'a> Annotated<'a> {
+    /// Of a record of this topic: the whole record, or its origin alone.
+    pub fn new(
+        topic: &'a str,
+        record: &'a Record,
+        reason: &impl fmt::Display,
+        whole: bool,
+    ) -> Self {
+        let borrowed = |value: &'a Option<Vec<u8>>| value.as_deref().map(Cow::Borrowed);
+        let text = |value: String| Some(Cow::Owned(value.into_bytes()));
+        let kept = record.headers.iter().filter(|_| whole);
+        let mut headers: Vec<_> = kept
+            .map(|(name, value)| (name.as_str(), borrowed(value)))
+            .collect();
+        headers.extend([
+            ("origin-topic", Some(Cow::Borrowed(topic.as_bytes()))),
+            ("origin-partition", text(record.partition.to_string())),
+            ("origin-offset", text(record.offset.to_string())),
+            (
+                "origin-timestamp",
+                record.timestamp.and_then(|time| text(time.to_string())),
+            ),
+            ("reason", text(reason.to_string())),
+        ]);
+        headers.push(if whole {
+            ("origin-key", borrowed(&record.key))
+        } else {
+            ("value-omitted", Some(Cow::Borrowed(b"too large")))
+        });
+        Self {
+            key: key(topic, record),
+            value: record.value.as_deref().filter(|_| whole),
+            headers,
+        }
+    }
+
+    pub fn headers(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+        let headers = self.headers.iter();
+        headers.map(|(name, value)| (*name, value.as_deref()))
+    }
+}
+
+fn key(topic: &str, record: &Record) -> String {
+    format!("{topic}/{}/{}", record.partition, record.offset)
 }

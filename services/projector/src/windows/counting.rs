@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use herald_events::{WindowSize, Windows};
 use tracing::{debug, info, warn};
 
-use super::clock;
 use super::config::WindowArgs;
 use super::counters::Counters;
 use super::horizon::Latest;
@@ -18,6 +17,7 @@ use super::result::WindowCount;
 use super::stage::{Work, each};
 use super::start::{Found, Start};
 use crate::Config;
+use crate::clock;
 use crate::kafka::Group;
 use crate::record::Record;
 

@@ -12,9 +12,9 @@ use herald_events::WindowSize;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::clock::Clock;
 use super::config::WindowArgs;
 use super::kafka::Observer;
+use super::steady_clock::Clock;
 use crate::readiness::Part;
 
 /// The pause between two looks at the clock or at Kafka.

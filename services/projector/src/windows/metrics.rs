@@ -9,7 +9,7 @@ use prometheus::{
     Opts, Registry,
 };
 
-use super::clock;
+use crate::clock;
 
 /// Those of both stages. The help texts describe each one.
 #[derive(Clone)]

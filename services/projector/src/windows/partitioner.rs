@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tracing::{info, warn};
 
-use super::clock;
 use super::config::WindowArgs;
 use super::kafka::{Failure, Outgoing, Position, Rejection, Transactions};
 use super::last_record::LastRecord;
@@ -15,7 +14,8 @@ use super::metrics::{Metrics, StageMetrics};
 use super::stage::{COMMIT_OTHERS, Work, each};
 use super::start::Start;
 use crate::Config;
-use crate::kafka::{Group, create_topic, dead_letter_topic};
+use crate::clock;
+use crate::kafka::{Annotated, Group, create_topic, dead_letter_topic};
 use crate::record::Record;
 
 /// About the most bytes of a transaction.
@@ -304,66 +304,29 @@ fn headers(record: &Record) -> Vec<(&str, Option<&[u8]>)> {
         .collect()
 }
 
-/// A malformed record with its origin.
+/// A malformed record.
 struct DeadLetter<'a> {
     record: &'a Record,
     reason: Malformed,
-    topic: &'a str,
-    /// Or its origin alone.
-    whole: bool,
-    key: String,
-    partition: String,
-    offset: String,
-    timestamp: Option<String>,
-    reason_text: String,
+    annotated: Annotated<'a>,
 }
 
 impl<'a> DeadLetter<'a> {
     fn new(topic: &'a str, record: &'a Record, reason: Malformed, whole: bool) -> Self {
-        let Record {
-            partition, offset, ..
-        } = record;
         Self {
-            key: format!("{topic}/{partition}/{offset}"),
-            partition: partition.to_string(),
-            offset: offset.to_string(),
-            timestamp: record.timestamp.map(|timestamp| timestamp.to_string()),
-            reason_text: reason.to_string(),
+            annotated: Annotated::new(topic, record, &reason, whole),
             record,
             reason,
-            topic,
-            whole,
         }
     }
 
     fn outgoing<'b>(&'b self, topic: &'b str) -> Outgoing<'b> {
-        let whole = self.whole;
-        let mut headers = if whole {
-            headers(self.record)
-        } else {
-            Vec::new()
-        };
-        headers.extend([
-            ("origin-topic", Some(self.topic.as_bytes())),
-            ("origin-partition", Some(self.partition.as_bytes())),
-            ("origin-offset", Some(self.offset.as_bytes())),
-            (
-                "origin-timestamp",
-                self.timestamp.as_deref().map(str::as_bytes),
-            ),
-            ("reason", Some(self.reason_text.as_bytes())),
-        ]);
-        headers.push(if whole {
-            ("origin-key", self.record.key.as_deref())
-        } else {
-            ("value-omitted", Some(b"too large"))
-        });
         Outgoing {
             topic,
-            key: self.key.as_bytes(),
-            value: self.record.value.as_deref().filter(|_| whole),
+            key: self.annotated.key.as_bytes(),
+            value: self.annotated.value,
             timestamp: None,
-            headers,
+            headers: self.annotated.headers().collect(),
         }
     }
 }

@@ -7,8 +7,8 @@ use herald_runtime::kafka::Source;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::clock;
 use super::metrics::StageMetrics;
+use crate::clock;
 use crate::kafka::{Assignment, Group, Polled};
 use crate::readiness::Part;
 use crate::record::Record;

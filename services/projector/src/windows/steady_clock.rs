@@ -1,20 +1,16 @@
-//! The clock.
+//! The clock by which windows are closed.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tracing::warn;
+
+use crate::clock::{millis, now};
 
 /// How far the clock may be ahead of the time that has passed since it was last read.
 const MAX_STEP: Duration = Duration::from_secs(60);
 
 /// How long a step forward must last before it is believed: the process was suspended, or the clock had been slow.
 const BELIEVED: Duration = Duration::from_secs(300);
-
-/// In milliseconds since 1970.
-pub fn now() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    millis(now.unwrap_or_default())
-}
 
 /// The clock without steps forward: a window that is closed too early stays closed after the clock is right again.
 pub struct Clock {
@@ -58,10 +54,6 @@ impl Clock {
         (self.time, self.read, self.stepped) = (clock, instant, None);
         clock
     }
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
