@@ -432,7 +432,7 @@ impl Feed {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::Duration;
 
     use proptest::prelude::*;
@@ -440,21 +440,25 @@ mod tests {
     use super::*;
     use crate::record::{Gap, GapReason, Message, Payload, Value};
 
-    const TOPIC: &str = "my-topic";
+    pub const TOPIC: &str = "my-topic";
     /// The transport whose events are sent one by one.
-    const ENCODING: Encoding = Encoding {
+    pub const ENCODING: Encoding = Encoding {
         format: Format::SocketIo,
         binary: false,
     };
 
     fn record(partition: usize, offset: i64) -> Event {
+        keyed(partition, offset, None)
+    }
+
+    pub fn keyed(partition: usize, offset: i64, key: Option<&str>) -> Event {
         let text = format!("{partition}/{offset}");
         let next = Position::after(offset, Some(offset), Some(text.as_bytes()));
         let value = Value::Text(text);
         let message = Message {
             offset,
             timestamp: Some(offset),
-            key: None,
+            key: key.map(|key| key.as_bytes().to_vec()),
             headers: vec![],
             value,
         };
@@ -465,7 +469,7 @@ mod tests {
         }
     }
 
-    fn feed(events: usize, partitions: usize) -> Feed {
+    pub fn feed(events: usize, partitions: usize) -> Feed {
         let feed = Feed::new(
             TOPIC.to_owned(),
             Limits {

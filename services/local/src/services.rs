@@ -24,7 +24,7 @@ pub struct Configs {
     pub gateway: gateway::Config,
     /// The feed of foods.
     pub foods: producer::Config,
-    /// For creating the topics that no feed creates; none with the embedded Kafka, which has them.
+    /// For creating all topics but that of the broadcasts; none with the embedded Kafka, which has them.
     pub topics: Vec<producer::Config>,
 }
 
@@ -106,19 +106,18 @@ impl<'a> Builder<'a> {
         Ok(config)
     }
 
-    /// The feed of foods, which it also creates the topic for.
+    /// The feed of foods.
     fn foods(&self, environment: &Environment) -> anyhow::Result<producer::Config> {
         let topic = format!("--kafka-topic={}", environment.counts_topic());
-        let create_topic = format!("--create-topic={}", !self.embedded);
         // An interval that the user sets is that of the broadcasts.
         let interval = ["--interval-min=1s", "--interval-max=2s"];
-        let args = ["producer", "--feed=foods", &topic, &create_topic, KEPT];
+        let args = ["producer", "--feed=foods", &topic, "--create-topic=false"];
         let mut config: producer::Config = parse_from(&[&args[..], &interval].concat())?;
         config.kafka = self.kafka.clone();
         Ok(config)
     }
 
-    /// For creating the topics that no feed creates; none with the embedded Kafka, which has them.
+    /// For creating all topics but that of the broadcasts; none with the embedded Kafka, which has them.
     fn topics(&self, environment: &Environment) -> anyhow::Result<Vec<producer::Config>> {
         if self.embedded {
             return Ok(Vec::new());

@@ -141,41 +141,18 @@ impl Drop for Subscription {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures_util::FutureExt as _;
     use proptest::prelude::*;
 
     use crate::cursor::{Position, Vector};
-    use crate::encode::{Encoding, Format, Kind};
-    use crate::feed::{Batch, Feed, Limits, RingReader};
+    use crate::encode::Kind;
+    use crate::feed::tests::{ENCODING, TOPIC, feed, keyed};
+    use crate::feed::{Batch, Feed, RingReader};
     use crate::keys::Keys;
     use crate::page::Page;
-    use crate::record::{Event, GapReason, Message, Payload, Value};
+    use crate::record::{Event, GapReason};
 
     use super::*;
-
-    const TOPIC: &str = "my-topic";
-
-    const ENCODING: Encoding = Encoding {
-        format: Format::SocketIo,
-        binary: false,
-    };
-
-    fn feed(events: usize, partitions: usize) -> Feed {
-        let limits = Limits {
-            events,
-            age: Duration::ZERO,
-            bytes: usize::MAX,
-            batch_events: 3,
-        };
-        let feed = Feed::new(TOPIC.to_owned(), limits);
-        feed.fill(Page {
-            before: Vector::new(vec![Position::default(); partitions]),
-            ..Page::default()
-        });
-        feed
-    }
 
     fn keys(keys: &[&str]) -> Keys {
         let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
@@ -184,29 +161,12 @@ mod tests {
 
     /// Key `None`: a record without one. `too-large`: a gap.
     fn event(partition: usize, offset: i64, key: Option<&str>) -> Event {
-        let text = format!("{partition}/{offset}");
-        let next = Position::after(offset, Some(offset), Some(text.as_bytes()));
-        if key == Some("too-large") {
-            return Event::gap(
-                GapReason::TooLarge,
-                partition,
-                offset,
-                Some(offset + 1),
-                next,
-            );
+        let event = keyed(partition, offset, key);
+        if key != Some("too-large") {
+            return event;
         }
-        let message = Message {
-            offset,
-            timestamp: Some(offset),
-            key: key.map(|key| key.as_bytes().to_vec()),
-            headers: vec![],
-            value: Value::Text(text),
-        };
-        Event {
-            partition,
-            next,
-            payload: Payload::Message(message),
-        }
+        let (from, to) = (offset, Some(offset + 1));
+        Event::gap(GapReason::TooLarge, partition, from, to, event.next)
     }
 
     #[test]
