@@ -1,5 +1,6 @@
 //! Reads committed records of topics on demand. Everything here blocks.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -161,8 +162,28 @@ impl Client {
         Ok(starts)
     }
 
-    /// Reads these partitions of a topic, each from its offset, until `take` breaks or each was read to its end. Returns the next
-    /// offsets.
+    /// The offset after the last committed record of each of these partitions.
+    fn ends(&self, topic: &str, partitions: &[i32]) -> anyhow::Result<HashMap<i32, i64>> {
+        let mut list = TopicPartitionList::new();
+        for &partition in partitions {
+            // As a time, it is that after all others.
+            list.add_partition_offset(topic, partition, Offset::End)?;
+        }
+        let problem = || format!("cannot find the end of topic {topic:?}");
+        let found = self.consumer.offsets_for_times(list, ANSWER);
+        let found = found.with_context(problem)?;
+        let mut ends = HashMap::new();
+        for element in found.elements() {
+            element.error().with_context(problem)?;
+            if let Offset::Offset(end) = element.offset() {
+                ends.insert(element.partition(), end);
+            }
+        }
+        Ok(ends)
+    }
+
+    /// Reads these partitions of a topic, each from its offset, until `take` breaks or each was read to the end that it had at first:
+    /// a busy partition is never without a record that follows. Returns the next offsets.
     ///
     /// # Errors
     ///
@@ -175,12 +196,22 @@ impl Client {
         mut take: impl FnMut(&Record) -> ControlFlow<()>,
     ) -> anyhow::Result<Vec<(i32, i64)>> {
         let mut next = starts.to_vec();
-        let mut unread: Vec<i32> = starts.iter().map(|(partition, _)| *partition).collect();
-        let all: Vec<_> = starts
+        let partitions: Vec<i32> = starts.iter().map(|(partition, _)| *partition).collect();
+        let ends = match partitions.is_empty() {
+            true => HashMap::new(),
+            false => self.ends(topic, &partitions)?,
+        };
+        let is_end = |partition, next| ends.get(&partition).is_some_and(|end| next >= *end);
+        let mut unread: Vec<(&str, i32, i64)> = starts
             .iter()
-            .map(|&(p, offset)| (topic, p, offset))
+            .map(|&(partition, start)| (topic, partition, start))
+            // A start after the end is an error, which Kafka reports.
+            .filter(|(_, partition, start)| ends.get(partition) != Some(start))
             .collect();
-        self.assign(&all)?;
+        if unread.is_empty() {
+            return Ok(next);
+        }
+        self.assign(&unread)?;
         let mut deadline = limit.deadline();
         while !unread.is_empty() {
             if Instant::now() >= deadline {
@@ -194,16 +225,21 @@ impl Client {
                         continue;
                     }
                     let flow = take(&record);
+                    let after = record.offset + 1;
                     for (partition, offset) in &mut next {
                         if *partition == record.partition {
-                            *offset = record.offset + 1;
+                            *offset = after;
                         }
                     }
                     if flow.is_break() {
                         break;
                     }
+                    if is_end(record.partition, after) {
+                        unread.retain(|(_, unread, _)| *unread != record.partition);
+                    }
                 }
-                Polled::End(partition) => unread.retain(|unread| *unread != partition),
+                // The last offsets may be those of transactions' markers.
+                Polled::End(partition) => unread.retain(|(_, unread, _)| *unread != partition),
                 Polled::Nothing => continue,
             }
             if let Limit::Pause(_) = limit {

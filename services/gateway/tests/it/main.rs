@@ -216,8 +216,10 @@ async fn a_frame_that_is_too_large_or_not_utf8_closes_its_own_socket_only() {
     let Some(gateway) = gateway("closes").await else {
         return;
     };
-    for _ in 0..10 {
-        let mut large = gateway.open("?session_id=a").await.unwrap();
+    for number in 0..10 {
+        // A session may open ten connections a second.
+        let query = format!("?session_id=large-{number}");
+        let mut large = gateway.open(&query).await.unwrap();
         // The gateway does not read the frame to its end, and must not reset the connection either.
         _ = large.send(Message::text(" ".repeat(10 << 20))).await;
         assert_eq!(close_code(next(&mut large).await), 1009);

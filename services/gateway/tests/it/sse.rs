@@ -53,6 +53,12 @@ impl Events {
 
     /// The next event; `None` at the end of the stream.
     pub async fn next(&mut self) -> Option<Event> {
+        // Comments, which keep the connection open, are no event.
+        let next = timeout(DEADLINE, self.next_event()).await;
+        next.expect("an event in time")
+    }
+
+    async fn next_event(&mut self) -> Option<Event> {
         loop {
             // The lines of the chunked encoding are between the blocks; none of them is a field.
             while let Some((block, rest)) = self.rest.split_once("\n\n") {
