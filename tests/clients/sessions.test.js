@@ -105,7 +105,7 @@ for (const [name, newDatabase, needs] of [["SQLite", sqlite, ["kafka"]], ["Postg
         assert.deepEqual(ack, { type: "ack", partition: ack.partition, offset: number, cursor: ack.cursor });
         cursors.add(ack.cursor);
         children.push(sent);
-        const { status, text } = await get(url, "own writes", { after: ack.cursor, wait: 5000 });
+        const { status, text } = await get(url, "own writes", { after: ack.cursor, wait: 20_000 });
         assert.equal(status, 200, text);
         assert.deepEqual(JSON.parse(text), { session_id: "own writes", type: "SESSION", start: null, end: null, children });
       }
@@ -117,7 +117,7 @@ for (const [name, newDatabase, needs] of [["SQLite", sqlite, ["kafka"]], ["Postg
       const { url } = await startSessions(t, newDatabase);
       const session = openSession(t, url, "tags");
       const first = await session.exchange([event(1, "one")]);
-      const { status, headers } = await get(url, "tags", { after: first.cursor, wait: 5000 });
+      const { status, headers } = await get(url, "tags", { after: first.cursor, wait: 20_000 });
       assert.equal(status, 200);
       const known = { "If-None-Match": headers.etag };
       for (const value of [headers.etag, `W/${headers.etag}`, `"other", ${headers.etag}`, "*"]) {
@@ -127,7 +127,7 @@ for (const [name, newDatabase, needs] of [["SQLite", sqlite, ["kafka"]], ["Postg
       assert.equal((await get(url, "tags", {}, { "If-None-Match": '"other"' })).status, 200);
 
       const second = await session.exchange([event(2, "two")]);
-      const changed = await get(url, "tags", { after: second.cursor, wait: 5000 }, known);
+      const changed = await get(url, "tags", { after: second.cursor, wait: 20_000 }, known);
       assert.deepEqual([changed.status, changed.json.children.length], [200, 2]);
       assert.notEqual(changed.headers.etag, headers.etag);
       assert.equal((await get(url, "tags", {}, { "If-None-Match": changed.headers.etag })).status, 304);
@@ -162,7 +162,7 @@ for (const [name, newDatabase, needs] of [["SQLite", sqlite, ["kafka"]], ["Postg
           }
           session.socket.close();
         }
-        const { status, text } = await get(url, order, { after: cursor, wait: 5000 });
+        const { status, text } = await get(url, order, { after: cursor, wait: 20_000 });
         assert.equal(status, 200, text);
         assert.deepEqual(JSON.parse(text), { session_id: order, ...document }, order);
       }
@@ -190,7 +190,7 @@ test("an X-Request-Id is taken over and answered back, and one is made when none
   const frames = `${url}/websocket`.replace("http", "ws");
   const sent = { "X-Request-Id": "request-1" };
   const { received: [{ cursor }] } = await send(WebSocket, url, "ids", [[event(1, "one")]], { ack: true });
-  const { headers: { etag } } = await get(url, "ids", { after: cursor, wait: 5000 });
+  const { headers: { etag } } = await get(url, "ids", { after: cursor, wait: 20_000 });
   const upgraded = async (headers) => {
     const socket = openSocket(t, `${frames}?session_id=ids`, { headers });
     const [response] = await once(socket.socket, "upgrade");
@@ -265,7 +265,7 @@ const withId = (base, path, id) => `${base}${path}${id === undefined ? "" : `?se
 
 /** The good frame, and nothing else, is in the document. */
 async function hasOnlyGood(url, id, { cursor }) {
-  const { status, text } = await get(url, id, { after: cursor, wait: 5000 });
+  const { status, text } = await get(url, id, { after: cursor, wait: 20_000 });
   assert.equal(status, 200, text);
   assert.deepEqual(JSON.parse(text), { session_id: id, type: "SESSION", start: null, end: null, children: GOOD });
 }
@@ -343,7 +343,7 @@ describe("bad frames", { skip: without("kafka"), concurrency: 3 }, () => {
     const bare = JSON.stringify([event(1, "")]).length;
     const largest = [event(1, "x".repeat((256 << 10) - bare))];
     const { cursor } = await session.exchange(largest);
-    const { json } = await get(url, "sizes", { after: cursor, wait: 5000 });
+    const { json } = await get(url, "sizes", { after: cursor, wait: 20_000 });
     assert.ok(json.children[0].name === largest[0].name);
     session.socket.send(`${JSON.stringify(largest)} `);
     assert.equal((await session.ends()).code, 1009);

@@ -208,7 +208,7 @@ impl KafkaProcess {
         let mut command = Command::new("java");
         command
             .args([
-                "-Xmx384m",
+                "-Xmx768m",
                 "-XX:+UseSerialGC",
                 "-XX:TieredStopAtLevel=1",
                 "-cp",

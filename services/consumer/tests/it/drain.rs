@@ -249,11 +249,11 @@ async fn readiness_does_not_come_back_when_kafka_comes_during_the_drain() {
     broker.stop().await;
     let options = [
         "--drain-delay",
-        "40s",
+        "2m",
         "--drain-window",
         "0s",
         "--shutdown-grace",
-        "60s",
+        "150s",
     ];
     let mut replica = Replica::launch(&address, &topic, "127.0.0.1:0", &options).await;
     replica.said("no connection to kafka").await;

@@ -157,7 +157,7 @@ impl Replica {
             }
             panic!("the consumer ended and never said {text:?}");
         };
-        tokio::time::timeout(Duration::from_secs(30), found)
+        tokio::time::timeout(Duration::from_secs(60), found)
             .await
             .unwrap_or_else(|_| panic!("the consumer did not say {text:?}"));
     }

@@ -125,6 +125,12 @@ async fn many_messages_are_all_there_and_aborted_ones_are_not() {
     let to = last[0].1 + 2;
     let of_all = [result(VIDEO, 5_001, begin, (0, to))];
     produce_in_transaction(&kafka, &results, &of_all, Outcome::Commit).await;
+    // Kafka writes the markers of a transaction after it has acknowledged it.
+    let is_there = async || {
+        let answer = get(&gateway, "1min", &begin.to_string(), SEGMENT).await;
+        answer.status == 200 && offsets(&answer).len() > all.len()
+    };
+    herald_testing::eventually(DEADLINE, "all messages to be there", is_there).await;
     let answer = get(&gateway, "1min", &begin.to_string(), SEGMENT).await;
     let expected: Vec<i64> = written
         .iter()

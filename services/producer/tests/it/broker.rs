@@ -50,6 +50,7 @@ async fn a_restart_of_the_broker_loses_doubles_and_delays_nothing_that_is_said()
         produced().await >= before + 200
     })
     .await;
+    producer.catches_up().await;
     producer.end().await.unwrap();
 
     let records = read_all(broker.address(), &topic).await;
@@ -84,6 +85,7 @@ async fn a_broker_that_is_killed_costs_no_message_and_doubles_none() {
         broker.kill().await;
         broker.start_again().await;
     }
+    producer.catches_up().await;
     producer.end().await.unwrap();
 
     let records = read_all(broker.address(), &topic).await;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use herald_runtime::config::parse_from;
 use herald_runtime::listen;
+use herald_testing::eventually;
 use producer::Config;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -55,6 +56,12 @@ impl Running {
             .lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.expect("the metric is there").parse().unwrap()
+    }
+
+    /// Waits until Kafka has acknowledged what was kept while it was away.
+    async fn catches_up(&self) {
+        let is_caught_up = async || self.metric("herald_messages_unacknowledged").await < 50;
+        eventually(DEADLINE, "all to be acknowledged", is_caught_up).await;
     }
 
     async fn end(self) -> anyhow::Result<()> {

@@ -139,6 +139,7 @@ async fn a_topic_that_is_deleted_is_created_again_and_filled_in_order() {
         produced().await >= before + 100
     })
     .await;
+    producer.catches_up().await;
     producer.end().await.unwrap();
 
     let records = read_all(&kafka, &topic).await;
