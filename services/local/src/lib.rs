@@ -127,9 +127,7 @@ pub async fn run(
         };
         writers.start(service, async move |end| {
             for topic in configs.topics {
-                // It needs no port: it only creates the topic.
-                let admin = listen::bind((Ipv4Addr::LOCALHOST, 0).into())?;
-                producer::run(topic, admin, end.clone()).await?;
+                producer::create_topic(&topic, &end).await?;
             }
             gateway::run(configs.gateway, listeners, end).await
         });

@@ -23,12 +23,21 @@ pub use pause::Pauses;
 
 use kafka::{Kafka, Outbox, RETRY_PAUSE};
 
+/// Creates the topic, or gives it the partitions that it lacks. Waits for Kafka indefinitely; serves nothing, so that several can
+/// run beside each other.
+///
+/// # Errors
+///
+/// If the configuration is invalid, or Kafka rejects it.
+pub async fn create_topic(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    Kafka::new(config)?.declare_topic(shutdown).await
+}
+
 /// Produces messages until `shutdown` is cancelled, and serves `admin` meanwhile; ready once Kafka has acknowledged a message.
 ///
-/// Waits for Kafka and the topic indefinitely, and retries every message unless Kafka rejects it permanently. With
-/// [`CreateTopic::Only`] it returns once the topic exists. An error means that the configuration is invalid, that the
-/// idempotent producer cannot continue without losing or duplicating messages, or that messages were unacknowledged when the
-/// grace period ended.
+/// Waits for Kafka and the topic indefinitely, and retries every message unless Kafka rejects it permanently. An error means that
+/// the configuration is invalid, that the idempotent producer cannot continue without losing or duplicating messages, or that
+/// messages were unacknowledged when the grace period ended.
 pub async fn run(
     config: Config,
     admin: TcpListener,
@@ -39,10 +48,6 @@ pub async fn run(
     let readiness = Readiness::new();
     readiness.not_ready("no message has been acknowledged yet");
     let kafka = Kafka::new(&config)?;
-    if config.create_topic == CreateTopic::Only {
-        return kafka.declare_topic(&shutdown).await;
-    }
-
     // It stops when this function returns, not at the first signal: operators also observe the shutdown.
     let ended = CancellationToken::new();
     let _ended = ended.clone().drop_guard();

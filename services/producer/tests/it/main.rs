@@ -19,6 +19,13 @@ use tokio_util::sync::CancellationToken;
 /// What anything may take on a busy machine before a test gives up.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+fn config(kafka: &str, topic: &str, options: &[&str]) -> Config {
+    let args = [&["producer", "--kafka-topic", topic], options].concat();
+    let mut config: Config = parse_from(&args).unwrap();
+    config.kafka.kafka_bootstrap_servers = kafka.to_owned();
+    config
+}
+
 /// A producer that runs inside the test.
 struct Running {
     admin: SocketAddr,
@@ -29,9 +36,7 @@ struct Running {
 impl Running {
     /// Starts one that produces to `topic` every 5 to 20 ms, with more `options`.
     fn start(kafka: &str, topic: &str, options: &[&str]) -> Running {
-        let args = [&["producer", "--kafka-topic", topic], options].concat();
-        let mut config: Config = parse_from(&args).unwrap();
-        config.kafka.kafka_bootstrap_servers = kafka.to_owned();
+        let mut config = config(kafka, topic, options);
         config.interval_min = Duration::from_millis(5);
         config.interval_max = Some(Duration::from_millis(20));
         let admin = listen::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();

@@ -116,6 +116,29 @@ fn a_port_in_use_is_one_line_that_names_it() {
     );
 }
 
+/// The pod of a job has a container for each topic, and all of them one address.
+#[test]
+fn a_process_that_only_creates_the_topic_needs_no_port() {
+    let Some(kafka) = herald_testing::kafka() else {
+        return;
+    };
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_producer"));
+    let created = command
+        .env_clear()
+        .env("ADMIN_LISTEN", taken.local_addr().unwrap().to_string())
+        .args([
+            "--kafka-bootstrap-servers",
+            &kafka,
+            "--create-topic",
+            "only",
+        ])
+        .args(["--kafka-topic", &random_topic("only")])
+        .output();
+    let Output { status, stderr, .. } = created.unwrap();
+    assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_cannot_be_reached_is_logged_once_and_a_signal_ends_the_wait() {
     let mut process = Process::start(&mut producer());

@@ -6,8 +6,9 @@ use herald_testing::{
     create_topic, delete_topic, eventually, kafka_with, random_topic, read_all, watermarks,
 };
 use producer::FACES;
+use tokio_util::sync::CancellationToken;
 
-use crate::{DEADLINE, Running};
+use crate::{DEADLINE, Running, config};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_are_the_contracts_and_carry_cloudevents_and_a_trace() {
@@ -88,11 +89,10 @@ async fn a_topic_is_declared_and_given_the_partitions_it_lacks_and_nothing_is_sa
     let topic = random_topic("dev");
     let declare = async |options: &[&str]| {
         let only = [&["--create-topic", "only"], options].concat();
-        let producer = Running::start(&kafka, &topic, &only);
-        tokio::time::timeout(DEADLINE, producer.run)
+        let (config, shutdown) = (config(&kafka, &topic, &only), CancellationToken::new());
+        tokio::time::timeout(DEADLINE, producer::create_topic(&config, &shutdown))
             .await
             .expect("it leaves by itself")
-            .unwrap()
     };
     let config = "retention.ms=-1\nsegment.bytes=1048576";
     let options = ["--topic-replication-factor", "1", "--topic-config", config];
