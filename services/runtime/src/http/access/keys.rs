@@ -129,3 +129,52 @@ fn of_jwk(jwk: &Jwk) -> anyhow::Result<Key> {
         decoding,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ED25519: &str = "\
+-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEAib/CLLqbFhoJmW74Ztfc6KaZ3F8wSrzZem/dcju942Q=
+-----END PUBLIC KEY-----
+";
+    const P256: &str = "\
+-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEbFS40ftLUhOm0qF8jhQ9rPKB/JVZ
+fxXvfzKKb46VUtm4RrJUYW7U+VeQ63EzbAnC759C1xubDPJY9ecaPCgZyg==
+-----END PUBLIC KEY-----
+";
+    const P384: &str = "\
+-----BEGIN PUBLIC KEY-----
+MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAEkL3tIdVWTlI7vlJK3GAG3sEUynM8pPmL
+BMz+vFWeMdUFNgv4VLz2jcvXiVkSVL6tCNDgzPekESPSi6BAOgyX+Ydt7VXWpQw0
+WIQ2ot0YRwC1MZqYvoqXbMx5VAkD2gaj
+-----END PUBLIC KEY-----
+";
+
+    #[test]
+    fn keys_in_pem_have_the_algorithm_of_their_type() {
+        let keys = parse(format!("# ours\n{ED25519}\n{P256}").as_bytes()).unwrap();
+        let algorithms: Vec<Algorithm> = keys.iter().map(|key| key.algorithm).collect();
+        assert_eq!(algorithms, [Algorithm::EdDSA, Algorithm::ES256]);
+    }
+
+    #[test]
+    fn what_is_no_key_for_tokens_is_refused_with_what_to_do() {
+        for (wrong, sentence) in [
+            ("", "no key"),
+            (r#"{"keys":[]}"#, "no key"),
+            ("{", "not a JWKS"),
+            (P384, "use RSA, P-256 or Ed25519"),
+            (&ED25519.replace("PUBLIC", "PRIVATE"), "no key"),
+            (
+                &ED25519.replace("MCow", "MCoX"),
+                "use RSA, P-256 or Ed25519",
+            ),
+        ] {
+            let error = parse(wrong.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(sentence), "{wrong}: {error}");
+        }
+    }
+}
