@@ -13,6 +13,8 @@ mod local;
 mod pids;
 mod port;
 mod services;
+#[cfg(feature = "cluster")]
+mod token;
 mod tools;
 
 use std::fs::{File, TryLockError};
@@ -32,6 +34,8 @@ enum Command {
     Local(local::Args),
     /// Run an Apache Kafka for development until Ctrl-C.
     Kafka,
+    #[cfg(feature = "cluster")]
+    Token(token::Args),
     Check(check::Args),
 }
 
@@ -41,6 +45,8 @@ fn main() -> ExitCode {
         Command::Kubernetes(command) => command.run(),
         Command::Local(args) => local::run(&args),
         Command::Kafka => kafka::run(),
+        #[cfg(feature = "cluster")]
+        Command::Token(args) => token::run(&args),
         Command::Check(args) => check::run(&args),
     };
     result.unwrap_or_else(|error| {

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use herald_runtime::http::server::ServerMetrics;
 use herald_runtime::http::{
-    Action, Drain, Hosts, Origins, Permit, authorize, failure, unavailable,
+    Access, Action, Drain, Hosts, Origins, Permit, Principal, Refusal, Resource, failure,
+    unavailable,
 };
+use hyper::StatusCode;
 use hyper::header::{CONNECTION, HeaderValue};
-use hyper::{HeaderMap, StatusCode};
 use tokio_util::task::TaskTracker;
 use warp::reply::Response;
 
@@ -24,6 +25,7 @@ pub struct App {
     pub custom_header: String,
     pub origins: Origins,
     pub hosts: Hosts,
+    pub access: Access,
     pub drain: Drain,
     pub metrics: Metrics,
     pub server_metrics: ServerMetrics,
@@ -40,23 +42,23 @@ pub struct App {
 #[derive(Debug)]
 pub enum TopicError {
     Unknown(String),
-    Forbidden(String),
+    Refused(Refusal),
 }
 
 impl TopicError {
-    /// 404 or 403 with the sentence.
+    /// 404, 401 or 403 with the sentence.
     pub fn response(self) -> Response {
-        let status = match self {
-            Self::Unknown(_) => StatusCode::NOT_FOUND,
-            Self::Forbidden(_) => StatusCode::FORBIDDEN,
-        };
-        failure(status, &self.sentence())
+        match self {
+            Self::Unknown(sentence) => failure(StatusCode::NOT_FOUND, &sentence),
+            Self::Refused(refusal) => refusal.response(),
+        }
     }
 
     /// One sentence for the client.
-    pub fn sentence(self) -> String {
+    pub fn sentence(&self) -> &str {
         match self {
-            Self::Unknown(sentence) | Self::Forbidden(sentence) => sentence,
+            Self::Unknown(sentence) => sentence,
+            Self::Refused(refusal) => refusal.sentence(),
         }
     }
 }
@@ -64,7 +66,12 @@ impl TopicError {
 impl App {
     /// The state of an address that has nothing but rooms, for pages of these origins.
     pub fn of_rooms(&self, origins: Origins) -> Self {
+        let access = self.access.clone();
         Self {
+            access: match origins.contains_all() {
+                true => access.without_cookie(),
+                false => access,
+            },
             topics: Vec::new(),
             custom_header: String::new(),
             origins,
@@ -79,19 +86,27 @@ impl App {
         }
     }
 
-    /// The topic of this name, or the default, and how long the client that sent these headers may read it.
+    /// The topic of this name, or the default, and how long this client may read it.
     pub fn topic(
         &self,
         name: Option<&str>,
-        headers: &HeaderMap,
+        principal: &Principal,
     ) -> Result<(Arc<Topic>, Permit), TopicError> {
+        let may_read = |name: &str| {
+            let permit = principal.may(Action::Read, Resource::Topic(name));
+            permit.map_err(TopicError::Refused)
+        };
         let topic = match name.filter(|name| !name.is_empty()) {
             None => self.topics.first(),
-            Some(name) => self.topics.iter().find(|topic| topic.name == name),
+            Some(name) => {
+                // Before it is looked for: who may not read it does not learn whether it exists.
+                may_read(name)?;
+                self.topics.iter().find(|topic| topic.name == name)
+            }
         };
         let Some(topic) = topic.filter(|topic| topic.is_served()) else {
             let names: Vec<&str> = self
-                .readable(headers)
+                .readable(principal)
                 .map(|topic| topic.name.as_str())
                 .collect();
             return Err(TopicError::Unknown(format!(
@@ -100,14 +115,19 @@ impl App {
                 names.join(", ")
             )));
         };
-        let permit =
-            authorize(headers, Action::Read, &topic.name).map_err(TopicError::Forbidden)?;
+        let permit = may_read(&topic.name)?;
         Ok((topic.clone(), permit))
     }
 
-    /// The topics that the client that sent these headers may read.
-    pub fn readable<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = &'a Arc<Topic>> {
-        let may_read = |topic: &&Arc<Topic>| authorize(headers, Action::Read, &topic.name).is_ok();
+    /// The topics that this client may read.
+    pub fn readable<'a>(
+        &'a self,
+        principal: &'a Principal,
+    ) -> impl Iterator<Item = &'a Arc<Topic>> {
+        let may_read = |topic: &&Arc<Topic>| {
+            let permit = principal.may(Action::Read, Resource::Topic(&topic.name));
+            permit.is_ok()
+        };
         let served = self.topics.iter().filter(|topic| topic.is_served());
         served.filter(may_read)
     }

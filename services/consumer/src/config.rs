@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Parser;
 use herald_runtime::CommonArgs;
 use herald_runtime::config::{duration, invalid};
-use herald_runtime::http::{Hosts, Origins};
+use herald_runtime::http::{AccessArgs, Hosts, Origins};
 use herald_runtime::kafka::KafkaArgs;
 use rdkafka::ClientConfig;
 
@@ -46,6 +46,9 @@ pub struct Config {
     /// is accepted, and a page that rebinds its own name to this address (DNS rebinding) counts as same-origin.
     #[arg(long, env, default_value = "", hide_default_value = true, value_parser = Hosts::parse)]
     pub allowed_hosts: Hosts,
+
+    #[command(flatten)]
+    pub access: AccessArgs,
 
     /// How long an idle connection is kept open. Must exceed the idle timeout of the load balancer in front: 620s for Google's,
     /// 3610s for Envoy's default.
@@ -111,6 +114,7 @@ impl Config {
     /// When the process would exit before its streams have ended, or the options of rooms contradict each other.
     pub fn check(&self) -> anyhow::Result<()> {
         self.rooms.check()?;
+        self.access.check(&self.allowed_origins).map_err(invalid)?;
         let (grace, delay) = (self.common.shutdown_grace, self.drain_delay);
         if grace > delay + self.drain_window {
             return Ok(());

@@ -141,8 +141,12 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
 }
 
 fn config(app: &App, headers: &HeaderMap) -> Response {
+    let principal = match app.access.principal(headers, None) {
+        Ok(principal) => principal,
+        Err(refusal) => return refusal.response(),
+    };
     let topics: Vec<&str> = app
-        .readable(headers)
+        .readable(&principal)
         .map(|topic| topic.name.as_str())
         .collect();
     let config = json!({

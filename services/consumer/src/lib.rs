@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use herald_runtime::http::server::{self, Limits, ServerMetrics, Stop};
-use herald_runtime::http::{Connections, Drain};
+use herald_runtime::http::{Access, Connections, Drain};
 use herald_runtime::{Readiness, admin, task_ended};
 use tokio::net::TcpListener;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
@@ -129,6 +129,7 @@ impl Consumer {
             custom_header: config.custom_header.clone(),
             origins: config.allowed_origins.clone(),
             hosts: config.allowed_hosts.clone(),
+            access: Access::new(&config.access, &reading)?,
             drain: Drain::new(config.drain_window),
             metrics,
             server_metrics: server_metrics.clone(),

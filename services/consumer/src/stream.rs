@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use herald_runtime::http::drain;
+use herald_runtime::http::{Refusal, drain};
 use herald_runtime::kafka::Source;
 use serde_json::{Map, Value as Json, json};
 use tokio::sync::watch;
@@ -43,6 +43,8 @@ pub enum End {
     Overload,
     Slow,
     Expired,
+    /// Nobody knows who the client is, or it may not read the topic.
+    Refused(Refusal),
     /// A limit of this replica, for what the client requested.
     OverLimit(String),
     /// What is wrong with the request.
@@ -57,6 +59,8 @@ impl End {
             Self::Overload | Self::OverLimit(_) => "overload",
             Self::Slow => "slow",
             Self::Expired => "expired",
+            Self::Refused(Refusal::Unauthenticated(_)) => "unauthenticated",
+            Self::Refused(Refusal::Forbidden(_)) => "forbidden",
             Self::Invalid(_) => "invalid",
         }
     }
@@ -73,8 +77,13 @@ impl End {
     /// The `bye` event. `retry` is in ms.
     pub fn frame(&self, cursor: &str, retry: u64, encoding: Encoding) -> Frame {
         let mut about = fields(json!({ "reason": self.reason(), "retry": retry }));
-        if let Self::Invalid(detail) | Self::OverLimit(detail) = self {
-            about.insert("detail".into(), detail.as_str().into());
+        let detail = match self {
+            Self::Invalid(detail) | Self::OverLimit(detail) => Some(detail.as_str()),
+            Self::Refused(refusal) => Some(refusal.sentence()),
+            _ => None,
+        };
+        if let Some(detail) = detail {
+            about.insert("detail".into(), detail.into());
         }
         encode::control(Kind::Bye, cursor, about, encoding.format)
     }

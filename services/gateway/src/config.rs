@@ -7,7 +7,7 @@ use clap::Parser;
 use herald_events::{KeyFormat, Windows};
 use herald_runtime::CommonArgs;
 use herald_runtime::config::{duration, invalid, secret};
-use herald_runtime::http::{Hosts, Origins};
+use herald_runtime::http::{AccessArgs, Hosts, Origins};
 use herald_runtime::kafka::KafkaArgs;
 use store::{DatabaseUrl, Name};
 
@@ -56,6 +56,9 @@ pub struct Config {
     /// is accepted, and a page that rebinds its own name to this address (DNS rebinding) counts as same-origin.
     #[arg(long, env, default_value = "", hide_default_value = true, value_parser = Hosts::parse)]
     pub allowed_hosts: Hosts,
+
+    #[command(flatten)]
+    pub access: AccessArgs,
 
     /// How long an idle connection is kept open. Must exceed the idle timeout of the load balancer in front.
     #[arg(long, env, default_value = "75s", value_parser = duration)]
@@ -150,6 +153,7 @@ impl Config {
     ///
     /// When the process would exit before its connections are closed.
     pub fn check(&self) -> anyhow::Result<()> {
+        self.access.check(&self.allowed_origins).map_err(invalid)?;
         let (grace, delay) = (self.common.shutdown_grace, self.drain_delay);
         if grace > delay + self.drain_window {
             return Ok(());

@@ -4,7 +4,7 @@ mod feed;
 
 use std::fmt::Write as _;
 
-use herald_runtime::http::{Permit, failure, unavailable};
+use herald_runtime::http::{Action, Principal, Resource, failure, unavailable};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, StatusCode};
 use serde_json::json;
@@ -22,7 +22,7 @@ pub use feed::Feed;
 const MAX_LIMIT: usize = 1000;
 
 /// Answers `GET` and `POST /aggregated` with every row, in the order in which the foods first came. A body is ignored.
-pub async fn answer(app: &App, method: &Method, query: &Query) -> Response {
+pub async fn answer(app: &App, method: &Method, query: &Query, principal: &Principal) -> Response {
     if ![Method::GET, Method::HEAD, Method::POST].contains(method) {
         return method_not_allowed("GET, HEAD, POST");
     }
@@ -30,6 +30,9 @@ pub async fn answer(app: &App, method: &Method, query: &Query) -> Response {
         Ok(view) => view,
         Err(sentence) => return failure(StatusCode::BAD_REQUEST, &sentence),
     };
+    if let Err(refusal) = principal.may(Action::Read, Resource::Counts) {
+        return refusal.response();
+    }
     let Some(reader) = &app.reader else {
         return no_database();
     };
@@ -51,10 +54,14 @@ pub async fn answer(app: &App, method: &Method, query: &Query) -> Response {
 
 /// Answers `GET /aggregated/stream`: a snapshot of all rows, then the rows that have changed. A client that reconnects receives a
 /// snapshot too: the database may be another one by then.
-pub fn stream(app: &App, method: &Method, permit: Permit) -> Response {
+pub fn stream(app: &App, method: &Method, principal: &Principal) -> Response {
     if method != Method::GET {
         return method_not_allowed("GET");
     }
+    let permit = match principal.may(Action::Read, Resource::Counts) {
+        Ok(permit) => permit,
+        Err(refusal) => return refusal.response(),
+    };
     let Some(feed) = &app.counts else {
         return no_database();
     };

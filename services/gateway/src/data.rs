@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use herald_events::SessionId;
 use herald_runtime::Readiness;
-use herald_runtime::http::{failure, unavailable};
+use herald_runtime::http::{Action, Principal, Resource, failure, unavailable};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
 use hyper::{HeaderMap, Method, StatusCode};
 use store::{Reader, SESSIONS};
@@ -33,6 +33,7 @@ pub async fn answer(
     method: &Method,
     query: &Query,
     headers: &HeaderMap,
+    principal: &Principal,
 ) -> Response {
     if method != Method::GET && method != Method::HEAD {
         return method_not_allowed("GET, HEAD");
@@ -45,6 +46,9 @@ pub async fn answer(
         Ok(request) => request,
         Err(sentence) => return text(StatusCode::BAD_REQUEST, sentence),
     };
+    if let Err(refusal) = principal.may(Action::Read, Resource::Session(id.as_str())) {
+        return refusal.response();
+    }
     let Some(reader) = &app.reader else {
         let sentence = "this gateway has no database; set --database-url";
         return failure(StatusCode::NOT_IMPLEMENTED, sentence);

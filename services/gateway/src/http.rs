@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use herald_events::SessionId;
 use herald_runtime::http::{
-    Action, Connection, Permit, RequestId, authorize, cors, failure, unavailable,
+    Access, Action, Connection, Principal, Refusal, RequestId, Resource, cors, failure, unavailable,
 };
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CACHE_CONTROL, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION};
@@ -16,9 +16,9 @@ use tracing::Instrument as _;
 use warp::Reply as _;
 use warp::reply::Response;
 
+use crate::App;
 use crate::kafka::{Origin, traceparent};
 use crate::rates::{Client, Kind};
-use crate::{App, Config};
 use crate::{counts, data, likes, messages, page, publish, sse, websocket, windows};
 
 /// What a listener serves, and to whose pages.
@@ -109,19 +109,9 @@ impl<'a> Endpoint<'a> {
         }
     }
 
-    /// What a client needs permission for: an action on a topic, or on what is computed from topics. `None` for the pages.
-    fn resource<'b>(&'b self, config: &'b Config) -> Option<(Action, &'b str)> {
-        Some(match self {
-            Self::Frames => (Action::Write, &config.events_topic),
-            Self::Document => (Action::Read, "sessions"),
-            Self::Topic(topic) => (Action::Write, topic),
-            Self::Like(_) => (Action::Write, &config.likes_topic),
-            Self::Videos => (Action::Read, "videos"),
-            Self::Counts | Self::CountsStream => (Action::Read, "counts"),
-            Self::Windows => (Action::Read, "windows"),
-            Self::Messages(_) => (Action::Read, &config.partitioned_likes_topic),
-            Self::File(_) | Self::Other => return None,
-        })
+    /// Whether anyone may see it: the pages, which show nothing without what else is here.
+    fn is_public(&self) -> bool {
+        matches!(self, Self::File(_) | Self::Other)
     }
 
     /// Whether the response is a stream of server-sent events. A browser does not reconnect after a status other than 200.
@@ -169,9 +159,12 @@ async fn respond(
     } else {
         Endpoint::Other
     };
-    let (hosts, origins) = match scope.is_open(&endpoint) {
-        true => (&app.any_host, &app.any_origin),
-        false => (&app.config.allowed_hosts, &app.config.allowed_origins),
+    let (hosts, origins, access) = match scope.is_open(&endpoint) {
+        true => (&app.any_host, &app.any_origin, &app.access_without_cookie),
+        false => {
+            let config = &app.config;
+            (&config.allowed_hosts, &config.allowed_origins, &app.access)
+        }
     };
     let allow = origins.allow_header(request.headers());
     let client = app.rates.client(&request);
@@ -185,9 +178,9 @@ async fn respond(
     let mut response = match (rejected, query) {
         (Some(response), _) => response,
         (None, Err(_)) => text(StatusCode::BAD_REQUEST, "the query is not UTF-8".to_owned()),
-        (None, Ok(query)) => match permit(&app, &endpoint, &request) {
-            Ok(permit) => route(&app, endpoint, request, &query, client, &id, permit).await,
-            Err(sentence) => failure(StatusCode::FORBIDDEN, &sentence),
+        (None, Ok(query)) => match principal(access, &endpoint, &request) {
+            Ok(principal) => route(&app, endpoint, request, &query, client, &id, &principal).await,
+            Err(refusal) => refusal.response(),
         },
     };
     let exposed = "date, etag, retry-after, x-request-id";
@@ -215,14 +208,19 @@ fn full(app: &App, request: &Request<Incoming>, endpoint: &Endpoint) -> Option<R
     })
 }
 
-/// The client's permission, or the sentence for it.
-fn permit(app: &App, endpoint: &Endpoint, request: &Request<Incoming>) -> Result<Permit, String> {
-    match endpoint.resource(&app.config) {
-        Some((action, resource)) => authorize(request.headers(), action, resource),
-        None => Ok(Permit::default()),
+/// The client, which need not be known for what is public.
+fn principal(
+    access: &Access,
+    endpoint: &Endpoint,
+    request: &Request<Incoming>,
+) -> Result<Principal, Refusal> {
+    match endpoint.is_public() {
+        true => Ok(Principal::default()),
+        false => access.principal(request.headers(), None),
     }
 }
 
+/// Each endpoint asks the principal for the permission that its answer needs, once it knows what the request is about.
 async fn route(
     app: &Arc<App>,
     endpoint: Endpoint<'_>,
@@ -230,19 +228,23 @@ async fn route(
     query: &Query,
     client: Client,
     id: &RequestId,
-    permit: Permit,
+    principal: &Principal,
 ) -> Response {
     let (method, headers) = (request.method(), request.headers());
     match endpoint {
-        Endpoint::Frames => frames(app, &mut request, query, client, id),
-        Endpoint::Document => data::answer(app, method, query, headers).await,
-        Endpoint::Topic(topic) => publish::answer(app, topic, request, &client, id).await,
-        Endpoint::Like(segment) => likes::like(app, segment, method, headers, id).await,
-        Endpoint::Videos => likes::videos(app, method),
-        Endpoint::Counts => counts::answer(app, method, query).await,
-        Endpoint::CountsStream => counts::stream(app, method, permit),
-        Endpoint::Windows => windows::stream(app, method, query, permit),
-        Endpoint::Messages(segments) => messages::answer(app, segments, method, &client).await,
+        Endpoint::Frames => frames(app, &mut request, query, client, id, principal),
+        Endpoint::Document => data::answer(app, method, query, headers, principal).await,
+        Endpoint::Topic(topic) => {
+            publish::answer(app, topic, request, &client, id, principal).await
+        }
+        Endpoint::Like(segment) => likes::like(app, segment, method, headers, id, principal).await,
+        Endpoint::Videos => likes::videos(app, method, principal),
+        Endpoint::Counts => counts::answer(app, method, query, principal).await,
+        Endpoint::CountsStream => counts::stream(app, method, principal),
+        Endpoint::Windows => windows::stream(app, method, query, principal),
+        Endpoint::Messages(segments) => {
+            messages::answer(app, segments, method, &client, principal).await
+        }
         Endpoint::File(path) => page::file(method, path),
         Endpoint::Other => failure(
             StatusCode::NOT_FOUND,
@@ -257,6 +259,7 @@ fn frames(
     query: &Query,
     client: Client,
     id: &RequestId,
+    principal: &Principal,
 ) -> Response {
     if request.method() != Method::GET {
         return method_not_allowed("GET");
@@ -264,6 +267,10 @@ fn frames(
     let session = match query.session() {
         Ok(session) => session,
         Err(sentence) => return text(StatusCode::BAD_REQUEST, sentence),
+    };
+    let permit = match principal.may(Action::Write, Resource::Session(session.as_str())) {
+        Ok(permit) => permit,
+        Err(refusal) => return refusal.response(),
     };
     let ack = query.get("ack").is_some_and(|value| value == "1");
     let headers = request.headers();
@@ -281,7 +288,7 @@ fn frames(
         traceparent: trace.and_then(traceparent),
     };
     let upgrade = request.extensions_mut().remove();
-    websocket::answer(app, origin, client, ack, key, upgrade)
+    websocket::answer(app, origin, client, permit, ack, key, upgrade)
 }
 
 /// 405 with the methods of the endpoint.

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use futures_util::future::select_all;
 use herald_runtime::http::server::{self, Limits, ServerMetrics, Stop};
-use herald_runtime::http::{Connections, Drain, Hosts, Origins};
+use herald_runtime::http::{Access, Connections, Drain, Hosts, Origins};
 use herald_runtime::{Readiness, admin, task_ended};
 use store::Reader;
 use tokio::net::TcpListener;
@@ -61,6 +61,8 @@ struct App {
     config: Config,
     kafka: Kafka,
     publisher: Publisher,
+    access: Access,
+    access_without_cookie: Access,
     /// `None` without a database.
     reader: Option<Reader>,
     /// `None` without a database.
@@ -156,10 +158,13 @@ impl Gateway {
         let feeds = CancellationToken::new();
         let windows = windows::Feed::new(log.clone(), config.windows.clone(), feeds.clone());
         let count_feed = |reader| Arc::new(counts::Feed::new(reader, feeds.clone()));
+        let access = Access::new(&config.access, &observing)?;
         let any_origin = Origins::parse("*").map_err(anyhow::Error::msg)?;
         let app = Arc::new(App {
             kafka,
             publisher,
+            access_without_cookie: access.clone().without_cookie(),
+            access,
             counts: reader.clone().map(count_feed),
             windows: (!config.likes_topic.is_empty()).then(|| Arc::new(windows)),
             messages: Messages::new(log),

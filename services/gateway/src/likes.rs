@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use herald_runtime::http::{RequestId, failure};
+use herald_runtime::http::{Action, Principal, RequestId, Resource, failure};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Method, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -72,15 +72,19 @@ impl fmt::Display for Videos {
     }
 }
 
-/// Answers `GET /videos/metadata`.
-pub fn videos(app: &App, method: &Method) -> Response {
+/// Answers `GET /videos/metadata` with those whose results the client may read.
+pub fn videos(app: &App, method: &Method, principal: &Principal) -> Response {
     if method != Method::GET && method != Method::HEAD {
         return method_not_allowed("GET, HEAD");
     }
     if app.config.likes_topic.is_empty() {
         return off();
     }
-    let videos = app.config.videos.0.iter();
+    let is_readable = |video: &&Video| {
+        let permit = principal.may(Action::Read, Resource::Room(&video.identifier));
+        permit.is_ok()
+    };
+    let videos = app.config.videos.0.iter().filter(is_readable);
     let list: Vec<_> = videos
         .map(|video| json!({"unique_identifier": video.identifier, "title": video.title}))
         .collect();
@@ -95,6 +99,7 @@ pub async fn like(
     method: &Method,
     headers: &HeaderMap,
     id: &RequestId,
+    principal: &Principal,
 ) -> Response {
     if method != Method::POST {
         return method_not_allowed("POST");
@@ -107,6 +112,9 @@ pub async fn like(
         Ok(video) => video,
         Err(sentence) => return failure(StatusCode::BAD_REQUEST, &sentence),
     };
+    if let Err(refusal) = principal.may(Action::Write, Resource::Room(&video)) {
+        return refusal.response();
+    }
     let trace = headers
         .get("traceparent")
         .and_then(|value| value.to_str().ok());

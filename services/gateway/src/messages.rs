@@ -12,7 +12,7 @@ use anyhow::anyhow;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::stream;
-use herald_runtime::http::{failure, unavailable};
+use herald_runtime::http::{Action, Principal, Resource, failure, unavailable};
 use hyper::body::Bytes;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, StatusCode};
@@ -107,8 +107,9 @@ pub async fn answer(
     segments: [&str; 3],
     method: &Method,
     client: &rates::Client,
+    principal: &Principal,
 ) -> Response {
-    match respond(app, segments, method, client).await {
+    match respond(app, segments, method, client, principal).await {
         Ok(response) | Err(response) => response,
     }
 }
@@ -118,6 +119,7 @@ async fn respond(
     segments: [&str; 3],
     method: &Method,
     client: &rates::Client,
+    principal: &Principal,
 ) -> Result<Response, Response> {
     if method != Method::GET {
         return Err(method_not_allowed("GET"));
@@ -129,6 +131,8 @@ async fn respond(
     }
     let window = Window::parse(config, segments);
     let window = window.map_err(|sentence| failure(StatusCode::BAD_REQUEST, &sentence))?;
+    let permit = principal.may(Action::Read, Resource::Room(&window.id));
+    permit.map_err(|refusal| refusal.response())?;
     let likes = config.partitioned_likes_topic.clone();
     if Timestamp::now().as_millisecond() < window.end() {
         let end = rfc3339(window.end());

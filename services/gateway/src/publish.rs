@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use herald_runtime::http::{RequestId, failure, unavailable};
+use herald_runtime::http::{Action, Principal, RequestId, Resource, failure, unavailable};
 use herald_runtime::kafka::{Context, create};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
@@ -129,7 +129,12 @@ pub async fn answer(
     request: Request<Incoming>,
     client: &Client,
     id: &RequestId,
+    principal: &Principal,
 ) -> Response {
+    // Before it is looked for: who may not write to it does not learn whether it exists.
+    if let Err(refusal) = principal.may(Action::Write, Resource::Topic(topic)) {
+        return refusal.response();
+    }
     match publish(app, topic, request, client, id).await {
         Ok(response) | Err(response) => response,
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use herald_events::{Frame, FrameError, Kind as EventKind, Limits};
-use herald_runtime::http::{failure, finish};
+use herald_runtime::http::{Permit, failure, finish};
 use hyper::StatusCode;
 use hyper::header::{
     CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_VERSION, UPGRADE,
@@ -49,6 +49,7 @@ pub fn answer(
     app: &Arc<App>,
     origin: Origin,
     client: Client,
+    permit: Permit,
     ack: bool,
     key: Option<HeaderValue>,
     upgrade: Option<OnUpgrade>,
@@ -89,6 +90,7 @@ pub fn answer(
             app: app.clone(),
             origin,
             client,
+            permit,
             ack,
             socket,
             in_flight: InFlight::new(app.metrics.unanswered.clone()),
@@ -148,6 +150,8 @@ const TRY_LATER: End = End(
     "kafka",
 );
 
+const EXPIRED: End = End(CloseCode::Library(4401), "the token has expired", "expired");
+
 /// Reads one connection.
 ///
 /// Every frame has at most one answer, and the answers have the order of the frames. A frame that breaks a rule, or that Kafka
@@ -158,6 +162,7 @@ struct Reader {
     app: Arc<App>,
     origin: Origin,
     client: Client,
+    permit: Permit,
     ack: bool,
     socket: Socket,
     in_flight: InFlight,
@@ -196,6 +201,7 @@ impl Reader {
 
     async fn read(&mut self) -> Result<End, &'static str> {
         let mut drained = std::pin::pin!(self.app.drain.deadline());
+        let mut expired = std::pin::pin!(self.permit.expired());
         let mut next_ping = Instant::now() + PING;
         let mut unanswered = 0;
         loop {
@@ -222,6 +228,7 @@ impl Reader {
                 () = &mut drained, if self.ending.is_none() => {
                     self.ending = Some(End(CloseCode::Away, "this replica is shutting down", "drain"));
                 }
+                () = &mut expired, if self.ending.is_none() => self.ending = Some(EXPIRED),
                 answer = self.in_flight.next() => {
                     if let Some(end) = self.answer_ready(answer).await? {
                         return Ok(end);

@@ -6,7 +6,7 @@ mod table;
 
 use std::sync::Arc;
 
-use herald_runtime::http::{Permit, failure, unavailable};
+use herald_runtime::http::{Action, Principal, Resource, failure, unavailable};
 use hyper::{Method, StatusCode};
 use warp::reply::Response;
 
@@ -20,7 +20,7 @@ pub use feed::Feed;
 const MAX_VIDEOS: usize = 20;
 
 /// Answers with a snapshot of the latest results, then those that are new.
-pub fn stream(app: &App, method: &Method, query: &Query, permit: Permit) -> Response {
+pub fn stream(app: &App, method: &Method, query: &Query, principal: &Principal) -> Response {
     if method != Method::GET {
         return method_not_allowed("GET");
     }
@@ -40,6 +40,11 @@ pub fn stream(app: &App, method: &Method, query: &Query, permit: Permit) -> Resp
         }
         Err(sentence) => return failure(StatusCode::BAD_REQUEST, &sentence),
     };
+    for video in &videos {
+        if let Err(refusal) = principal.may(Action::Read, Resource::Room(video)) {
+            return refusal.response();
+        }
+    }
     let Some(mut client) = Arc::clone(feed).watch(&videos) else {
         app.server_metrics.rejected("overload");
         let sentence = format!(
@@ -48,6 +53,7 @@ pub fn stream(app: &App, method: &Method, query: &Query, permit: Permit) -> Resp
         );
         return unavailable(&sentence, 30);
     };
+    let permit = principal.permit();
     sse::answer(app, "windows", permit, feed.versions(), move |_| {
         client.take()
     })

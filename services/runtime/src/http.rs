@@ -1,18 +1,18 @@
 //! HTTP for browsers, for every service that has a public port.
 
+pub mod access;
 pub mod cors;
 pub mod drain;
 mod failure;
 mod finish;
 mod origin;
-mod permit;
 mod request_id;
 pub mod server;
 
+pub use access::{Access, AccessArgs, Action, Permit, Principal, Refusal, Resource};
 pub use drain::Drain;
 pub use failure::{failure, unavailable};
 pub use finish::finish;
 pub use origin::{Hosts, Origins};
-pub use permit::{Action, Permit, authorize};
 pub use request_id::{REQUEST_ID, RequestId};
 pub use server::{Connection, Connections};

@@ -10,6 +10,7 @@ pub mod listen;
 mod process;
 pub mod shutdown;
 pub mod telemetry;
+mod watch;
 
 pub use admin::Readiness;
 pub use config::CommonArgs;

@@ -17,6 +17,10 @@
  *     last       start with the newest n messages. Without after, from and last: live messages only
  *     binary     true: values that are not UTF-8 are delivered as {base64: "…"}, instead of a gap each
  *     shared     false: use a separate connection for this tab
+ *     token      a function that returns the token of the user, or a promise of it; it is called before each request, so that a new
+ *                token follows one that has expired. The tab has a connection of its own, and never a WebSocket, which has no headers
+ *     withCredentials
+ *                true: send the cookies of a server of another origin, which must list the page's in --allowed-origins
  *
  * The stream is an EventTarget. Its events are those of the protocol (docs/protocol.md) with the object in `detail`: `start`
  * (once), `message`, `gap`, `position`, `status`, `bye`; and `state`, whenever `stream.state` has changed, which is all that a page must show:
@@ -73,7 +77,7 @@ class Stream extends EventTarget {
     const url = new URL(options.url ?? new URL(".", import.meta.url), location.href).href.replace(/\/?$/, "/");
     this.#options = { transport: "sse", ...options, url };
     this.#start = { after, from, last };
-    this.#sharing = options.shared !== false && "SharedWorker" in globalThis && new URL(import.meta.url).origin === location.origin;
+    this.#sharing = options.shared !== false && !options.token && "SharedWorker" in globalThis && new URL(import.meta.url).origin === location.origin;
     addEventListener("pagehide", this.#leave);
     addEventListener("pageshow", this.#open);
     addEventListener("online", this.#wake);

@@ -11,6 +11,8 @@ const FIRST_BYTES = 8_000;
 const TRANSPORTS = ["sse", "websocket", "polling"];
 /** After this time on another transport, the preferred one is retried. */
 const FALLBACK = 300_000;
+/** The reasons of the server that are the same for the next attempt. */
+const FINAL = ["invalid", "unauthenticated", "forbidden"];
 /** The delay between two polls of a quiet topic. */
 const POLL = 2_000;
 
@@ -66,14 +68,14 @@ export class Link {
 
   async #run() {
     const { url, transport: preferred } = this.#options;
-    const order = [preferred, ...TRANSPORTS.filter((transport) => transport !== preferred)];
-    const key = `${preferred} ${url}`;
+    const order = [preferred, ...TRANSPORTS.filter((transport) => transport !== preferred)].filter((transport) => this.#isPossible(transport));
+    const key = `${order} ${url}`;
     let attempt = 0;
     let retrying = false; // the preferred transport, while polling would still work
     while (!this.#closed) {
       const opened = performance.now();
       if (opened - fallbacks.get(key)?.at > FALLBACK) fallbacks.delete(key);
-      this.#transport = fallbacks.get(key)?.transport ?? preferred;
+      this.#transport = fallbacks.get(key)?.transport ?? order[0];
       if (!retrying) this.#tell({ name: "connecting" });
       const controller = new AbortController();
       this.#lastReceived = opened;
@@ -97,13 +99,13 @@ export class Link {
         // Another connection may already have found a transport that works.
         const known = fallbacks.get(key)?.transport ?? this.#transport;
         const next = known === this.#transport ? order[(order.indexOf(known) + 1) % order.length] : known;
-        if (next === preferred) fallbacks.delete(key);
+        if (next === order[0]) fallbacks.delete(key);
         else fallbacks.set(key, { transport: next, at: performance.now() });
         retrying = this.#polled;
         continue;
       }
       const { reason, retry, detail, final } = { ...end, ...this.#bye };
-      if (final || reason === "invalid") {
+      if (final || FINAL.includes(reason)) {
         this.close();
         return this.#tell({ name: "ended", reason: detail ?? reason });
       }
@@ -129,10 +131,22 @@ export class Link {
     return address;
   }
 
+  /** A WebSocket of a browser has no headers, so none for a token. */
+  #isPossible(transport) {
+    return transport !== "websocket" || !this.#options.token;
+  }
+
+  /** A request, with a token if the page has one. */
+  async #request(address, signal) {
+    const { token, withCredentials } = this.#options;
+    const headers = token ? { authorization: `Bearer ${await token()}` } : {};
+    return fetch(address, { signal, headers, cache: "no-store", credentials: withCredentials ? "include" : "same-origin" });
+  }
+
   /** Whether the server answers ordinary requests: then it is not the server that blocks a transport. */
   #isReachable() {
     const signal = AbortSignal.timeout(TICK);
-    return fetch(this.#address("config"), { signal, cache: "no-store" }).then(
+    return this.#request(this.#address("config"), signal).then(
       (response) => response.ok,
       () => false,
     );
@@ -143,7 +157,7 @@ export class Link {
    * forever; and it never reconnects after a status other than 200.
    */
   async #lines(signal) {
-    const response = await fetch(this.#address("events", { format: "json" }), { signal, cache: "no-store" });
+    const response = await this.#request(this.#address("events", { format: "json" }), signal);
     if (response.status !== 200) {
       const { error } = await response.json().catch(() => ({}));
       const retry = Number(response.headers.get("retry-after")) * 1_000 || undefined;
@@ -202,7 +216,7 @@ export class Link {
     while (performance.now() - begun < FALLBACK && !this.#closed) {
       const limit = this.cursor || from ? 500 : Math.max(1, last ?? 1);
       this.#lastReceived = performance.now(); // a poll without a response is cut like any connection
-      const response = await fetch(this.#address("messages", { limit, last: undefined }), { signal, cache: "no-store" });
+      const response = await this.#request(this.#address("messages", { limit, last: undefined }), signal);
       const body = await response.json().catch(() => ({}));
       this.#lastReceived = Infinity; // until the next poll, silence means nothing
       this.#arrived = true;
@@ -238,7 +252,7 @@ export class Link {
   /** The first event, as a stream would deliver it; its cursor is null if the page begins with the topic. */
   async #startOf(before, signal) {
     let { topic } = this.#options;
-    topic ??= await fetch(this.#address("config"), { signal }).then(
+    topic ??= await this.#request(this.#address("config"), signal).then(
       async (response) => (await response.json()).topic,
       () => undefined,
     );

@@ -44,7 +44,11 @@ enum PageStart {
 
 /// Answers `GET /messages`.
 pub async fn answer(app: &App, query: PageQuery, headers: &HeaderMap) -> Response {
-    let topic = match app.topic(query.topic.as_deref(), headers) {
+    let principal = match app.access.principal(headers, None) {
+        Ok(principal) => principal,
+        Err(refusal) => return refusal.response(),
+    };
+    let topic = match app.topic(query.topic.as_deref(), &principal) {
         Ok((topic, _)) => topic,
         Err(error) => return error.response(),
     };

@@ -10,12 +10,13 @@ mod results;
 
 use std::sync::Arc;
 
+use herald_runtime::http::Principal;
 use serde_json::Value as Json;
 use socketioxide::extract::{SocketRef, TryData};
 
 pub use self::hub::{Member, Rooms, Sent};
 pub use self::results::run;
-use super::socketio::{Emitter, cut_reason, join};
+use super::socketio::{Emitter, cut_reason, join, principal};
 use crate::app::App;
 use crate::encode::{Encoding, Format};
 use crate::stream::End;
@@ -34,8 +35,8 @@ const CONSUME: [&str; WINDOWS] = [
 ];
 
 /// Makes a socket a member, before it is notified that it is connected, so that no event of it is missed.
-pub fn admit(rooms: &Arc<Rooms>, socket: &SocketRef) {
-    let member = Rooms::admit(rooms);
+pub fn admit(rooms: &Arc<Rooms>, socket: &SocketRef, principal: Principal) {
+    let member = Rooms::admit(rooms, principal);
     // The library calls each handler in the order of the client's events, and spawns only the future that it returns.
     for (event, request) in [
         (
@@ -91,19 +92,25 @@ pub fn member(socket: &SocketRef) -> Serving {
 }
 
 /// Serves a socket that has nothing but rooms.
-pub async fn serve(app: Arc<App>, socket: SocketRef) {
+pub async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     let member = member(&socket);
+    // It was one when it was admitted.
+    let Ok(principal) = principal(&app, &socket, auth.as_ref()) else {
+        return;
+    };
     let Some(disconnected) = join(&app, &socket) else {
         return;
     };
     let mut open = app.metrics.open_rooms();
     let mut drained = std::pin::pin!(app.drain.deadline());
+    let mut expired = std::pin::pin!(principal.permit().expired());
     let mut emitter = Emitter::new(socket.clone(), &app.sessions, 0);
     let end = loop {
         tokio::select! {
             biased;
             () = disconnected.cancelled() => break None,
             () = &mut drained => break Some(End::Drain),
+            () = &mut expired => break Some(End::Expired),
             results = member.next() => {
                 tokio::select! {
                     biased;

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use herald_runtime::http::{Connection, Permit, failure};
+use herald_runtime::http::{Connection, Permit, Principal, failure};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderName, HeaderValue, UPGRADE};
 use hyper::{HeaderMap, Method, Request, Response as HttpResponse, StatusCode};
@@ -22,12 +22,15 @@ use warp::reply::Response;
 
 pub(super) use self::emitter::{Emitter, STALLED};
 use super::rooms::{self, Sent};
-use crate::app::{App, TopicError};
+use crate::app::App;
 use crate::encode::{Encoding, Format};
 use crate::feed::Batch;
 use crate::query::{KEY, Start, StreamQuery, UNREADABLE_QUERY, parse};
 use crate::sessions::Sessions;
 use crate::stream::{End, Stream};
+
+/// The name of a client's token in `auth`.
+const TOKEN: &str = "token";
 
 /// The library's path.
 pub const PATH: &str = "/socket.io";
@@ -50,9 +53,11 @@ pub fn layer(app: Arc<App>) -> SocketIoLayer {
     let reject_invalid = move |socket: SocketRef, TryData(auth): TryData<Json>| {
         let app = check.clone();
         async move {
-            open(&app, &socket, auth.ok())?;
+            let auth = auth.ok();
+            let principal = principal(&app, &socket, auth.as_ref())?;
+            open(&app, &socket, auth, &principal)?;
             if let Some(rooms) = &app.rooms {
-                rooms::admit(rooms, &socket);
+                rooms::admit(rooms, &socket, principal);
             }
             Ok::<_, String>(())
         }
@@ -68,16 +73,19 @@ pub fn layer(app: Arc<App>) -> SocketIoLayer {
 pub fn rooms_layer(app: Arc<App>) -> SocketIoLayer {
     let (layer, io) = library(ROOMS_PING_TIMEOUT);
     let check = app.clone();
-    let admit = move |socket: SocketRef| {
+    let admit = move |socket: SocketRef, TryData(auth): TryData<Json>| {
         let app = check.clone();
         async move {
+            let principal = principal(&app, &socket, auth.ok().as_ref())?;
             if let Some(rooms) = &app.rooms {
-                rooms::admit(rooms, &socket);
+                rooms::admit(rooms, &socket, principal);
             }
             Ok::<_, String>(())
         }
     };
-    let serve = move |socket: SocketRef| rooms::serve(app.clone(), socket);
+    let serve = move |socket: SocketRef, TryData(auth): TryData<Json>| {
+        rooms::serve(app.clone(), socket, auth.ok())
+    };
     io.ns("/", serve.with(admit));
     layer
 }
@@ -196,12 +204,32 @@ pub fn session(request: &Request<Incoming>) -> Option<String> {
     sid.map(str::to_owned)
 }
 
+/// The client, by `token` in its `auth`, or else by the headers of its session's first request.
+///
+/// # Errors
+///
+/// One sentence, which the client receives as `connect_error`.
+pub(super) fn principal(
+    app: &App,
+    socket: &SocketRef,
+    auth: Option<&Json>,
+) -> Result<Principal, String> {
+    let token = auth.and_then(|auth| auth[TOKEN].as_str());
+    let principal = app.access.principal(&socket.req_parts().headers, token);
+    principal.map_err(|refusal| refusal.sentence().to_owned())
+}
+
 /// Opens the stream of a client's parameters: `auth` takes precedence over the query of the URL.
 ///
 /// # Errors
 ///
 /// One sentence, which the client receives as `connect_error`.
-fn open(app: &App, socket: &SocketRef, auth: Option<Json>) -> Result<Opened, String> {
+fn open(
+    app: &App,
+    socket: &SocketRef,
+    auth: Option<Json>,
+    principal: &Principal,
+) -> Result<Opened, String> {
     let query = socket.req_parts().uri.query().unwrap_or_default();
     let (keys, query) =
         parse::<HashMap<String, String>>(query).ok_or_else(|| UNREADABLE_QUERY.to_owned())?;
@@ -223,10 +251,9 @@ fn open(app: &App, socket: &SocketRef, auth: Option<Json>) -> Result<Opened, Str
         format: None,
         other: other(auth.as_ref(), &query),
     };
-    let headers = &socket.req_parts().headers;
     let (topic, permit) = app
-        .topic(query.topic.as_deref(), headers)
-        .map_err(TopicError::sentence)?;
+        .topic(query.topic.as_deref(), principal)
+        .map_err(|error| error.sentence().to_owned())?;
     let start: Start = query.start(None)?;
     let encoding = Encoding {
         format: Format::SocketIo,
@@ -272,8 +299,9 @@ fn keys_of(given: &Json) -> Result<Vec<String>, String> {
 
 /// The parameters that neither a stream nor Engine.IO defines.
 fn other(auth: Option<&Json>, query: &HashMap<String, String>) -> HashMap<String, String> {
-    const KNOWN: [&str; 11] = [
+    const KNOWN: [&str; 12] = [
         KEY,
+        TOKEN,
         "topic",
         "after",
         "from",
@@ -302,7 +330,8 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     // Its rooms are left when this ends, however early.
     let member = rooms::member(&socket);
     // The middleware has accepted the same parameters.
-    let Ok(opened) = open(&app, &socket, auth) else {
+    let principal = principal(&app, &socket, auth.as_ref());
+    let Ok(opened) = principal.and_then(|principal| open(&app, &socket, auth, &principal)) else {
         return;
     };
     let Opened {

@@ -32,7 +32,11 @@ pub fn answer(
     headers: &HeaderMap,
     connection: Option<Arc<Connection>>,
 ) -> Response {
-    let (topic, permit) = match app.topic(query.topic.as_deref(), headers) {
+    let principal = match app.access.principal(headers, None) {
+        Ok(principal) => principal,
+        Err(refusal) => return refusal.response(),
+    };
+    let (topic, permit) = match app.topic(query.topic.as_deref(), &principal) {
         Ok(found) => found,
         Err(error) => return error.response(),
     };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use herald_runtime::http::{self, Connection, Drain, Permit, failure};
+use herald_runtime::http::{self, Connection, Drain, Permit, Refusal, failure};
 use hyper::header::{
     CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
     UPGRADE,
@@ -79,7 +79,7 @@ pub fn answer(
 
     let opened = match rejected {
         Some(end) => Err(end),
-        None => open(app, query, headers).map_err(End::Invalid),
+        None => open(app, query, headers),
     };
     let (metrics, drain) = (app.metrics.clone(), app.drain.clone());
     app.tasks.spawn(async move {
@@ -121,17 +121,23 @@ fn open(
     app: &App,
     query: &StreamQuery,
     headers: &HeaderMap,
-) -> Result<(Stream, Encoding, Permit, bool), String> {
+) -> Result<(Stream, Encoding, Permit, bool), End> {
+    let principal = app.access.principal(headers, None);
+    let opened = principal
+        .map_err(TopicError::Refused)
+        .and_then(|principal| app.topic(query.topic.as_deref(), &principal));
+    let (topic, permit) = opened.map_err(|error| match error {
+        TopicError::Unknown(sentence) => End::Invalid(sentence),
+        TopicError::Refused(refusal) => End::Refused(refusal),
+    })?;
     let encoding = Encoding {
         format: Format::WebSocket,
-        binary: query.binary()?,
+        binary: query.binary().map_err(End::Invalid)?,
     };
-    let (topic, permit) = app
-        .topic(query.topic.as_deref(), headers)
-        .map_err(TopicError::sentence)?;
-    let keys = query.keys()?;
+    let keys = query.keys().map_err(End::Invalid)?;
     let keyed = keys.is_some();
-    let stream = Stream::new(topic, query.start(None)?, keys, encoding);
+    let start = query.start(None).map_err(End::Invalid)?;
+    let stream = Stream::new(topic, start, keys, encoding);
     Ok((stream, encoding, permit, keyed))
 }
 
@@ -254,7 +260,8 @@ fn code(end: &End) -> CloseCode {
         End::Drain => CloseCode::Restart,
         End::Overload | End::OverLimit(_) => CloseCode::Again,
         End::Slow => CloseCode::from(4408),
-        End::Expired => CloseCode::from(4401),
+        End::Expired | End::Refused(Refusal::Unauthenticated(_)) => CloseCode::from(4401),
+        End::Refused(Refusal::Forbidden(_)) => CloseCode::from(4403),
         End::Invalid(_) => CloseCode::from(4400),
     }
 }

@@ -57,16 +57,20 @@ impl Origins {
         ))
     }
 
-    /// The value of `Access-Control-Allow-Origin` for a listed origin. For `*` it is never the page's own origin, and credentials
-    /// are never allowed, so allowing every origin exposes no cookies.
+    /// The value of `Access-Control-Allow-Origin` for a listed origin. For `*` it is never the page's own origin, for which alone
+    /// credentials are allowed, so allowing every origin exposes no cookies.
     pub fn allow_header(&self, headers: &HeaderMap) -> Option<HeaderValue> {
         let origin = headers.get(ORIGIN).filter(|origin| self.lists(origin))?;
-        let everyone = self.0.iter().any(|entry| entry == "*");
-        Some(if everyone {
+        Some(if self.contains_all() {
             HeaderValue::from_static("*")
         } else {
             origin.clone()
         })
+    }
+
+    /// Whether pages of every origin are allowed.
+    pub fn contains_all(&self) -> bool {
+        self.0.iter().any(|entry| entry == "*")
     }
 
     fn lists(&self, origin: &HeaderValue) -> bool {

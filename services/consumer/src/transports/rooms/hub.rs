@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use herald_runtime::http::{Action, Principal, Resource};
 use serde::Serialize;
 use serde_json::Value as Json;
 use serde_json::json;
@@ -125,6 +126,7 @@ struct Last {
 /// One client.
 pub struct Member {
     rooms: Arc<Rooms>,
+    principal: Principal,
     number: u64,
     own: Mutex<Own>,
     notify: Notify,
@@ -206,13 +208,14 @@ impl Rooms {
     }
 
     /// A new member, in no room.
-    pub fn admit(rooms: &Arc<Self>) -> Arc<Member> {
+    pub fn admit(rooms: &Arc<Self>, principal: Principal) -> Arc<Member> {
         let mut state = rooms.lock();
         let number = state.next;
         state.next += 1;
         drop(state);
         Arc::new(Member {
             rooms: rooms.clone(),
+            principal,
             number,
             own: Mutex::default(),
             notify: Notify::new(),
@@ -317,6 +320,10 @@ impl Member {
     /// Adds rooms. Of each window that the member has requested, it receives their last results.
     pub fn register(self: &Arc<Self>, payload: Option<&Json>) {
         let result = request::rooms(payload).and_then(|names| {
+            for name in &names {
+                let permit = self.principal.may(Action::Read, Resource::Room(name));
+                permit.map_err(|refusal| Invalid::new("forbidden", refusal.sentence()))?;
+            }
             let mut state = self.rooms.lock();
             let mut own = self.lock();
             if own.ended {
@@ -554,7 +561,10 @@ mod tests {
     #[test]
     fn a_member_receives_the_windows_and_rooms_it_requested_in_whichever_order() {
         let rooms = rooms();
-        let members = [Rooms::admit(&rooms), Rooms::admit(&rooms)];
+        let members = [
+            Rooms::admit(&rooms, Principal::default()),
+            Rooms::admit(&rooms, Principal::default()),
+        ];
         let [first, second] = &members;
         register(first, &["a"]);
         first.consume(0);
@@ -583,7 +593,7 @@ mod tests {
         rooms.publish(0, "a", 1, (0, 0));
         rooms.publish(0, "a", 2, (0, 1));
         rooms.publish(2, "a", 3, (0, 0));
-        let member = Rooms::admit(&rooms);
+        let member = Rooms::admit(&rooms, Principal::default());
         register(&member, &["a"]);
         assert_eq!(taken(&member), [""; 0]);
         member.consume(0);
@@ -603,7 +613,7 @@ mod tests {
             usize::MAX,
             Metrics::new().unwrap(),
         ));
-        let member = Rooms::admit(&rooms);
+        let member = Rooms::admit(&rooms, Principal::default());
         register(&member, &["a"]);
         member.consume(0);
         rooms.publish(0, "a", 1, (0, 0));
@@ -617,7 +627,7 @@ mod tests {
     #[test]
     fn an_invalid_request_is_answered_and_changes_nothing() {
         let rooms = rooms();
-        let member = Rooms::admit(&rooms);
+        let member = Rooms::admit(&rooms, Principal::default());
         member.consume(0);
         let many: Vec<String> = (1..MAX_ROOMS).map(|room| room.to_string()).collect();
         for some in many.chunks(100) {
@@ -643,7 +653,7 @@ mod tests {
     #[test]
     fn beyond_a_limit_only_the_newest_result_of_each_room_and_window_waits() {
         let rooms = rooms();
-        let member = Rooms::admit(&rooms);
+        let member = Rooms::admit(&rooms, Principal::default());
         register(&member, &["a", "b"]);
         member.consume(0);
         member.consume(1);
@@ -687,7 +697,7 @@ mod tests {
     #[test]
     fn a_client_that_disconnected_before_it_was_served_leaves_no_room_behind() {
         let rooms = rooms();
-        let member = Rooms::admit(&rooms);
+        let member = Rooms::admit(&rooms, Principal::default());
         register(&member, &["a"]);
         drop(member);
         rooms.publish(0, "a", 1, (0, 0));
@@ -702,7 +712,7 @@ mod tests {
         }
         rooms.forget(0, 0, 9);
         rooms.remove(0, "never");
-        let member = Rooms::admit(&rooms);
+        let member = Rooms::admit(&rooms, Principal::default());
         register(&member, &["a", "b", "c"]);
         member.consume(0);
         assert_eq!(taken(&member), ["one a 1", "one c 1"]);
@@ -733,7 +743,7 @@ mod tests {
             const ROOMS: [&str; 4] = ["a", "b", "c", "d"];
             const NAMES: [&str; WINDOWS] = ["one", "five", "ten"];
             let rooms = rooms();
-            let members = [0; 3].map(|_| Rooms::admit(&rooms));
+            let members = [0; 3].map(|_| Rooms::admit(&rooms, Principal::default()));
             let mut last: HashMap<(usize, usize), usize> = HashMap::new();
             let mut wanted = vec![(HashSet::new(), [false; WINDOWS], Vec::new()); members.len()];
             for (count, step) in steps.into_iter().enumerate() {

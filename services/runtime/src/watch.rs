@@ -1,0 +1,87 @@
+//! Files that are read again when they change, as those of a mounted Secret do.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+/// How often a file is looked at.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// What `parse` makes of a file now, and again when it has changed, until `shutdown`. A change that cannot be read or parsed is
+/// logged, and what was there before stays.
+///
+/// # Errors
+///
+/// If the file cannot be read or parsed now.
+pub fn watch_file<T: Send + Sync + 'static>(
+    file: &Path,
+    shutdown: &CancellationToken,
+    parse: impl Fn(&[u8]) -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<watch::Receiver<T>> {
+    let (file, shutdown) = (file.to_owned(), shutdown.clone());
+    let mut version = version_of(&file);
+    let (sender, receiver) = watch::channel(read(&file, &parse)?);
+    tokio::spawn(async move {
+        let mut ticks = interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+            let found = version_of(&file);
+            if found == version {
+                continue;
+            }
+            version = found;
+            match read(&file, &parse) {
+                Ok(value) => {
+                    tracing::info!(file = %file.display(), "read again, since it has changed");
+                    sender.send_replace(value);
+                }
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::error!(error, "what it contained before stays valid");
+                }
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+fn read<T>(file: &Path, parse: &impl Fn(&[u8]) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    parse(&bytes).with_context(|| format!("cannot use {}", file.display()))
+}
+
+/// Changes with the file; `None` while it cannot be read.
+fn version_of(file: &Path) -> Option<(SystemTime, u64)> {
+    let metadata = fs::metadata(file).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_changed_file_is_read_again_and_a_wrong_change_is_not_taken() {
+        let file = std::env::temp_dir().join(format!("herald-watch-{}", std::process::id()));
+        let number = |bytes: &[u8]| Ok(std::str::from_utf8(bytes)?.parse::<u32>()?);
+        let shutdown = CancellationToken::new();
+        assert!(watch_file(&file, &shutdown, number).is_err());
+        fs::write(&file, "1").unwrap();
+        let mut watched = watch_file(&file, &shutdown, number).unwrap();
+        assert_eq!(*watched.borrow(), 1);
+        fs::write(&file, "none").unwrap();
+        tokio::time::sleep(2 * INTERVAL).await;
+        assert_eq!(*watched.borrow_and_update(), 1);
+        fs::write(&file, "23").unwrap();
+        watched.changed().await.unwrap();
+        assert_eq!(*watched.borrow(), 23);
+        shutdown.cancel();
+        assert!(watched.changed().await.is_err());
+        fs::remove_file(&file).unwrap();
+    }
+}

@@ -1,0 +1,306 @@
+// Who may do what: every endpoint of every service, by every kind of token, from one table.
+
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { appendFileSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import os from "node:os";
+import path from "node:path";
+import { after, before, describe, test } from "node:test";
+
+import { io } from "socket.io-client";
+import { WebSocket } from "ws";
+
+import { startConsumer } from "./support/consumer.js";
+import { sqlite } from "./support/databases.js";
+import { kafkaAddress, without } from "./support/environment.js";
+import { openEvents, request } from "./support/http.js";
+import { newTopic, publish } from "./support/kafka.js";
+import { freePort } from "./support/ports.js";
+import { Service } from "./support/service.js";
+import { ALGORITHMS, accessOptions, claims, publicKeySet, token, wrong } from "./support/tokens.js";
+import { pause, until } from "./support/wait.js";
+
+const ROOM = "my-video";
+const SESSION = "my-session";
+let sockets = 0;
+
+const bearer = (token) => (token === undefined ? {} : { authorization: `Bearer ${token}` });
+
+/** A folder that is there until the test has ended. */
+function folderOf(t) {
+  const folder = mkdtempSync(path.join(os.tmpdir(), "herald-access-"));
+  t.after(() => rmSync(folder, { recursive: true }));
+  return folder;
+}
+
+/** A consumer with rooms, a projector and a gateway, with these options. They end with the test. */
+async function startAll(t, options) {
+  const [topic, events, likes, foods] = [await newTopic(), await newTopic(), await newTopic(), await newTopic()];
+  const [partitioned, one, five, ten] = [await newTopic(), await newTopic(), await newTopic(), await newTopic()];
+  const [rooms, gatewayPort] = [await freePort(), await freePort()];
+  const results = [["1", one], ["5", five], ["10", ten]].flatMap(([of, name]) => [`--likes-${of}-min-aggregation-topic-name`, name]);
+  const consumer = await startConsumer(t, topic, ["--rooms", "--rooms-listen", `127.0.0.1:${rooms}`, ...results, ...options]);
+  const database = await sqlite();
+  const kafka = ["--kafka-bootstrap-servers", kafkaAddress, "--events-topic", events];
+  const counted = ["--projections", "sessions,counts", "--counts-topic", foods];
+  const projector = new Service("projector", [...kafka, ...counted, "--group-prefix", topic, ...database.written], await freePort());
+  const windows = ["--windows", `1m=${one},5m=${five},10m=${ten}`, "--likes-topic", likes, "--partitioned-likes-topic", partitioned];
+  const listen = ["--listen", `127.0.0.1:${gatewayPort}`, "--publish-topics", topic];
+  const gateway = new Service("gateway", [...kafka, ...listen, ...windows, ...database.read, ...options], await freePort());
+  t.after(async () => {
+    await Promise.all([gateway.kill(), projector.kill()]);
+    await database.remove();
+  });
+  await Promise.all([gateway.start(), projector.start()]);
+  return { topic, consumer, gateway, url: `http://127.0.0.1:${gatewayPort}`, rooms: `http://127.0.0.1:${rooms}` };
+}
+
+/** The outcome of a WebSocket: the status of its handshake, or the reason with which it is ended. */
+function webSocket(url, token) {
+  const socket = new WebSocket(url, { headers: bearer(token) });
+  return new Promise((resolve, reject) => {
+    socket.on("unexpected-response", (_, { statusCode }) => resolve(statusCode));
+    socket.on("error", reject);
+    socket.on("message", (data) => {
+      const { type, reason, detail } = JSON.parse(data);
+      resolve(type === "bye" ? { unauthenticated: 401, forbidden: 403 }[reason] ?? detail : "allowed");
+      socket.close();
+    });
+    // The gateway says nothing unless asked.
+    socket.on("open", () => url.includes("/websocket") && (resolve("allowed"), socket.close()));
+  });
+}
+
+/** The outcome of a Socket.IO connection; of a room's registration, if there is one. */
+function socketIo(url, options, room) {
+  const socket = io(url, { forceNew: true, reconnection: false, ...options });
+  const statusOf = (sentence) => (/does not allow/.test(sentence) ? 403 : 401);
+  return new Promise((resolve) => {
+    socket.on("connect_error", ({ message }) => resolve(statusOf(message)));
+    socket.on("error", ({ error, reason, message }) => resolve(statusOf(`${error} ${reason} ${message}`)));
+    socket.on("connect", () => (room ? socket.emit("register_room", { rooms: [room] }) : resolve("allowed")));
+    if (room) {
+      socket.on("connect", () => setTimeout(() => resolve("allowed"), 200));
+    }
+  }).finally(() => socket.close());
+}
+
+/** Every endpoint: the permission that it needs, and how to ask. */
+const endpoints = {
+  "GET /events": ["read", ({ consumer }, token) => get(`${consumer.url}/events`, token)],
+  "GET /messages": ["read", ({ consumer }, token) => get(`${consumer.url}/messages`, token)],
+  "GET /messages?topic=": ["read", ({ consumer, topic }, token) => get(`${consumer.url}/messages?topic=${topic}`, token)],
+  "/ws": ["read", ({ consumer }, token) => webSocket(consumer.ws, token)],
+  "Socket.IO, websocket": ["read", ({ consumer }, token) => socketIo(consumer.url, { transports: ["websocket"], auth: { token } })],
+  "Socket.IO, polling": ["read", ({ consumer }, token) => socketIo(consumer.url, { transports: ["polling"], auth: { token } })],
+  "Socket.IO, with a header": ["read", ({ consumer }, token) => socketIo(consumer.url, { transports: ["websocket"], extraHeaders: bearer(token) })],
+  "rooms": ["read", ({ rooms }, token) => socketIo(rooms, { transports: ["websocket"], auth: { token } }, ROOM)],
+  // A session may open ten connections a second.
+  "/websocket": ["write", ({ url }, token) => webSocket(`${url.replace("http", "ws")}/websocket?session_id=${SESSION}-${sockets++}`, token)],
+  "GET /data": ["read", ({ url }, token) => get(`${url}/data?session_id=${SESSION}`, token)],
+  "GET /aggregated": ["read", ({ url }, token) => get(`${url}/aggregated`, token)],
+  "POST /aggregated": ["read", ({ url }, token) => get(`${url}/aggregated`, token, "POST")],
+  "GET /aggregated/stream": ["read", ({ url }, token) => get(`${url}/aggregated/stream`, token)],
+  "POST likes": ["write", ({ url }, token) => get(`${url}/dev/videos/${ROOM}/likes`, token, "POST")],
+  "GET /windows/stream": ["read", ({ url }, token) => get(`${url}/windows/stream?video=${ROOM}`, token)],
+  "GET /windows/…/messages": ["read", ({ url }, token) => get(`${url}/windows/1min/0/${ROOM}/messages`, token)],
+  "POST /topics/…/messages": ["write", ({ url, topic }, token) => get(`${url}/topics/${topic}/messages`, token, "POST")],
+};
+
+async function get(url, token, method = "GET") {
+  const response = await fetch(url, { method, headers: bearer(token), body: method === "POST" ? "{}" : undefined });
+  const { status } = response;
+  if (status === 401 || status === 403) {
+    assert.equal(response.headers.get("www-authenticate"), status === 401 ? "Bearer" : null);
+    assert.equal(response.headers.get("cache-control"), "no-store");
+    assert.match((await response.json()).error, /token/);
+    return status;
+  }
+  await response.body?.cancel();
+  return status < 500 ? "allowed" : status;
+}
+
+describe("every endpoint, by every token", { skip: without("kafka") }, () => {
+  let all;
+  const ends = [];
+  before(async () => {
+    const t = { after: (end) => ends.push(end) };
+    all = await startAll(t, [...accessOptions(folderOf(t)), "--jwt-issuer", "me"]);
+  });
+  after(async () => {
+    for (const end of ends.reverse()) await end();
+  });
+
+  const named = (of) => [`topic/${of}*`, `room/${of}*`, `session/${of}*`];
+  const own = () => [`topic/${all.topic}`, `room/${ROOM}`, `session/${SESSION}*`, "counts"];
+  const iss = "me";
+  const principals = () => ({
+    ...Object.fromEntries(Object.entries(wrong({ iss, read: ["*"], write: ["*"] })).map(([name, token]) => [name, [token, { read: 401, write: 401 }]])),
+    "one who may do nothing": [token(claims({ iss })), { read: 403, write: 403 }],
+    "one of other names": [token(claims({ iss, read: named("other"), write: named("other") })), { read: 403, write: 403 }],
+    "one of everything": [token(claims({ iss, read: ["*"], write: ["*"], aud: ["another", "herald"] })), { read: "allowed", write: "allowed" }],
+    ...Object.fromEntries(
+      ALGORITHMS.flatMap((algorithm) => [
+        [`a reader, ${algorithm}`, [token(claims({ iss, read: own() }), algorithm), { read: "allowed", write: 403 }]],
+        [`a writer, ${algorithm}`, [token(claims({ iss, write: own() }), algorithm), { read: 403, write: "allowed" }]],
+      ]),
+    ),
+  });
+
+  for (const [endpoint, [action, ask]] of Object.entries(endpoints)) {
+    test(endpoint, async () => {
+      for (const [name, [token, expected]] of Object.entries(principals())) {
+        assert.equal(await ask(all, token), expected[action], name);
+      }
+    });
+  }
+
+  test("the page and the description are for everyone, and the configuration for those with a token", async () => {
+    for (const file of ["/", "/client.js", "/openapi.json"]) {
+      assert.equal((await request(`${all.consumer.url}${file}`)).status, 200, file);
+    }
+    assert.equal((await request(`${all.consumer.url}/config`)).status, 401);
+    const topics = async (read) => (await request(`${all.consumer.url}/config`, { headers: bearer(token(claims({ iss, read }))) })).json.topics;
+    assert.deepEqual(await topics([]), []);
+    assert.ok((await topics(["topic/*"])).includes(all.topic));
+  });
+
+  test("whether a topic exists is not said to those who may not read it", async () => {
+    const ask = async (topic) => {
+      const { status, json } = await request(`${all.consumer.url}/events?topic=${topic}`, { headers: bearer(token(claims({ iss, read: ["topic/other"] }))) });
+      return [status, json.error.replace(topic, "")];
+    };
+    assert.deepEqual(await ask(all.topic), await ask("unknown"));
+    const { json } = await request(`${all.consumer.url}/events?topic=other`, { headers: bearer(token(claims({ iss, read: ["topic/other"] }))) });
+    assert.equal(json.error, 'topic "other" is not served here; these are: ');
+  });
+
+  test("only the videos that a client may read are listed", async () => {
+    const ids = async (read) => {
+      const { json } = await request(`${all.url}/videos/metadata`, { headers: bearer(token(claims({ iss, read }))) });
+      return json.length;
+    };
+    assert.deepEqual([await ids(["room/93f98662-*"]), await ids(["room/*"]), await ids([])], [1, 2, 0]);
+    assert.equal((await request(`${all.url}/videos/metadata`)).status, 401);
+  });
+
+  test("a cookie counts for pages of the server's own origin", async () => {
+    const cookie = `other=1; __Host-herald=${token(claims({ iss, read: ["topic/*"] }))}`;
+    const ask = (headers) => request(`${all.consumer.url}/messages`, { headers: { cookie, ...headers } });
+    assert.equal((await ask({})).status, 200);
+    assert.equal((await ask({ origin: "https://evil.example" })).status, 403);
+    // A header counts first.
+    assert.equal((await ask(bearer("abc"))).status, 401);
+    assert.equal((await ask({ authorization: "Basic abc" })).status, 401);
+  });
+
+  test("no token is in a log", () => {
+    for (const { log, name } of [all.consumer, all.gateway]) {
+      assert.doesNotMatch(log, /eyJ/, name);
+    }
+  });
+});
+
+/** The ways to hold a stream open: each returns the reason with which the server ends it. */
+const streams = {
+  "server-sent events": async (t, { consumer }, token) => {
+    const stream = await openEvents(t, `${consumer.url}/events`, { headers: bearer(token) });
+    return until("a bye", () => stream.named("bye")[0]?.reason);
+  },
+  "a WebSocket": async (t, { consumer }, token) => {
+    const socket = new WebSocket(consumer.ws, { headers: bearer(token) });
+    const [code] = await once(socket, "close");
+    assert.equal(code, 4401);
+    return "expired";
+  },
+  "Socket.IO": async (t, { consumer }, token) => {
+    const socket = io(consumer.url, { forceNew: true, reconnection: false, auth: { token } });
+    t.after(() => socket.close());
+    const [{ reason }] = await new Promise((resolve) => socket.on("bye", (...bye) => resolve(bye)));
+    return reason;
+  },
+  "rooms": async (t, { rooms }, token) => {
+    const socket = io(rooms, { forceNew: true, reconnection: false, auth: { token } });
+    t.after(() => socket.close());
+    const [{ reason }] = await new Promise((resolve) => socket.on("bye", (...bye) => resolve(bye)));
+    return reason;
+  },
+  "counts": async (t, { url }, token) => {
+    const stream = await openEvents(t, `${url}/aggregated/stream`, { headers: bearer(token) }).catch(() => undefined);
+    await until("the end", () => stream.ended);
+    return "expired";
+  },
+  "frames": async (t, { url }, token) => {
+    const socket = new WebSocket(`${url.replace("http", "ws")}/websocket?session_id=${SESSION}`, { headers: bearer(token) });
+    const [code, reason] = await once(socket, "close");
+    assert.deepEqual([code, `${reason}`], [4401, "the token has expired"]);
+    return "expired";
+  },
+};
+
+describe("streams end with their tokens", { skip: without("kafka") }, () => {
+  test("within a second after a token has expired, and at once when it is revoked", async (t) => {
+    const folder = folderOf(t);
+    const all = await startAll(t, accessOptions(folder, publicKeySet));
+    const rights = { read: ["*"], write: ["*"] };
+    const exp = Math.floor(Date.now() / 1000) + 3;
+    await Promise.all(
+      Object.entries(streams).map(async ([name, open]) => {
+        assert.equal(await open(t, all, token(claims({ ...rights, exp }))), "expired", name);
+        const late = Date.now() - exp * 1000;
+        assert.ok(late >= -50 && late < 1500, `${name}: ended ${late} ms after its token`);
+      }),
+    );
+    const revoked = Object.entries(streams).map(async ([name, open]) => {
+      assert.equal(await open(t, all, token(claims({ ...rights, jti: "soon" }))), "expired", name);
+    });
+    await pause(1000);
+    appendFileSync(`${folder}/revoked`, "soon\n");
+    await Promise.all(revoked);
+  });
+
+  test("a key that is replaced while streams run is used at once, and an unreadable file changes nothing", async (t) => {
+    const folder = folderOf(t);
+    const topic = await newTopic();
+    const consumer = await startConsumer(t, topic, accessOptions(folder, publicKeySet));
+    const sent = token(claims({ read: ["*"] }), "ES256");
+    const ask = async () => (await request(`${consumer.url}/messages`, { headers: bearer(sent) })).status;
+    const stream = await openEvents(t, `${consumer.url}/events`, { headers: bearer(sent) });
+    const set = JSON.parse(publicKeySet);
+    const without = { keys: set.keys.filter(({ alg }) => alg !== "ES256") };
+    writeFileSync(`${folder}/keys`, JSON.stringify(without));
+    await until("the old key to be refused", async () => (await ask()) === 401);
+    writeFileSync(`${folder}/keys`, "nonsense");
+    await until("the mistake to be logged", () => /what it contained before stays valid/.test(consumer.log));
+    assert.equal(await ask(), 401);
+    writeFileSync(`${folder}/keys`, publicKeySet);
+    await until("the key to be accepted again", async () => (await ask()) === 200);
+    await publish(topic, [{ value: "after" }]);
+    await stream.takes(1);
+  });
+
+  test("what is wrong with the options is said in one sentence", async (t) => {
+    const folder = folderOf(t);
+    const files = { empty: "", text: "text", p384: '{"keys":[{"kty":"EC","crv":"P-384","x":"AA","y":"AA"}]}', alg: '{"keys":[{"kty":"oct","k":"AAAA","alg":"HS512"}]}' };
+    for (const [name, content] of Object.entries(files)) writeFileSync(`${folder}/${name}`, content);
+    writeFileSync(`${folder}/keys`, publicKeySet);
+    for (const [options, sentence] of [
+      [["--jwt-keys", `${folder}/none`], /cannot read .*none: No such file/],
+      [["--jwt-keys", `${folder}/empty`], /cannot use .*empty: it contains no key, neither in PEM nor as a JWKS/],
+      [["--jwt-keys", `${folder}/text`], /it contains no key/],
+      [["--jwt-keys", `${folder}/p384`], /is of a kind that is not supported; use RSA, P-256, Ed25519 or a secret/],
+      [["--jwt-keys", `${folder}/alg`], /is for HS512; it must be HS256/],
+      [["--jwt-cookie", "__Host-a"], /--jwt-cookie has no effect without --jwt-keys/],
+      [["--jwt-keys", `${folder}/keys`, "--jwt-cookie", "a"], /must begin with __Host-/],
+      [["--jwt-keys", `${folder}/keys`, "--jwt-cookie", "__Host-a", "--allowed-origins", "*"], /--allowed-origins must not be \*/],
+    ]) {
+      const kafka = ["--kafka-bootstrap-servers", kafkaAddress, "--listen", `127.0.0.1:${await freePort()}`];
+      const consumer = new Service("consumer", [...kafka, "--kafka-topic", "any", ...options], await freePort());
+      consumer.spawn();
+      const [code] = await consumer.exited;
+      assert.notEqual(code, 0, options.join(" "));
+      assert.match(consumer.log, sentence);
+      assert.equal(consumer.log.split("\n").filter((line) => /error/i.test(line)).length, 1, consumer.log);
+    }
+  });
+});

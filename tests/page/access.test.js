@@ -1,0 +1,119 @@
+/** Tokens in a browser: client.js with a function that returns them, and pages of other sites. */
+import assert from "node:assert/strict";
+import { mkdtempSync, rmSync } from "node:fs";
+import { createServer } from "node:http";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { accessOptions, claims, token } from "../clients/support/tokens.js";
+import { launch, missing, until } from "./browser.js";
+import { absent, atEnd, startConsumer } from "./consumer.js";
+import { address, newTopic } from "./kafka.js";
+
+const skip = missing(absent ?? (address ? undefined : "HERALD_TEST_KAFKA does not name a Kafka"));
+
+let browser;
+before(async () => (browser = skip ? null : await launch()));
+after(() => browser?.close());
+
+/** A consumer that wants tokens, and a page of its origin. */
+async function setUp(context, options = []) {
+  const folder = mkdtempSync(join(tmpdir(), "herald-access-"));
+  atEnd(context, () => rmSync(folder, { recursive: true }));
+  const topic = await newTopic(context);
+  const consumer = await startConsumer(context, { topics: [topic.name], kafka: address, options: [...accessOptions(folder), ...options] });
+  const window = await browser.newContext();
+  atEnd(context, () => window.close());
+  const page = await window.newPage();
+  return { topic, consumer, window, page };
+}
+
+/** Connects with tokens for as many seconds each, which allow to read these. */
+async function connect(page, url, { read, seconds = 3600, transport }) {
+  await page.exposeFunction("newToken", () => token(claims({ read, exp: Math.floor(Date.now() / 1000) + seconds })));
+  await page.evaluate(
+    async ([url, transport]) => {
+      const { connect } = await import(`${url}client.js`);
+      window.heard = [];
+      window.ends = [];
+      window.tokens = 0;
+      window.stream = connect({ url, transport, token: () => ((window.tokens += 1), window.newToken()) });
+      window.stream.addEventListener("message", ({ detail }) => window.heard.push(detail.data));
+      window.stream.addEventListener("gap", ({ detail }) => window.heard.push(detail.reason));
+      window.stream.addEventListener("bye", ({ detail }) => window.ends.push(detail.reason));
+    },
+    [url, transport],
+  );
+}
+
+const state = (page) => page.evaluate(() => window.stream.state);
+
+for (const transport of ["sse", "websocket"]) {
+  test(`when a token expires, the next one continues from the cursor (${transport} preferred)`, { skip }, async (context) => {
+    const { topic, consumer, page } = await setUp(context);
+    await page.goto(consumer.url);
+    await connect(page, consumer.url, { read: ["topic/*"], seconds: 3, transport });
+    await until("it is live", async () => (await state(page)).name === "live");
+    const texts = Array.from({ length: 60 }, (_, number) => `m${number}`);
+    for (const text of texts) {
+      await topic.publish(text);
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+    await until("all have come", async () => (await page.evaluate(() => window.heard.length)) >= texts.length);
+    assert.deepEqual(await page.evaluate(() => window.heard), texts);
+    const ends = await page.evaluate(() => window.ends);
+    assert.ok(ends.length >= 1 && ends.every((reason) => reason === "expired"), ends.join());
+    assert.ok((await page.evaluate(() => window.tokens)) > ends.length);
+  });
+}
+
+test("a page whose token does not allow it is told so, and does not try for ever", { skip }, async (context) => {
+  const { consumer, page } = await setUp(context);
+  await page.goto(consumer.url);
+  await connect(page, consumer.url, { read: ["topic/other"] });
+  await until("it has ended", async () => (await state(page)).name === "ended");
+  assert.match((await state(page)).reason, /does not allow/);
+  const asked = await page.evaluate(() => window.tokens);
+  await new Promise((resolve) => setTimeout(resolve, 3_000));
+  assert.equal(await page.evaluate(() => window.tokens), asked);
+});
+
+/** An empty page of another site. */
+async function otherSite(context) {
+  const server = createServer((_, response) => response.writeHead(200, { "content-type": "text/html" }).end("<p>other"));
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  atEnd(context, () => server.close());
+  return `http://localhost:${server.address().port}`;
+}
+
+test("a page of another site reads nothing with the cookie of its visitor", { skip }, async (context) => {
+  const { consumer, window, page } = await setUp(context);
+  // Chromium takes a cookie with the prefix from an address of this machine, although it has no TLS.
+  const value = token(claims({ read: ["*"] }));
+  await window.addCookies([{ name: "__Host-herald", value, domain: "127.0.0.1", path: "/", secure: true, sameSite: "None" }]);
+  await page.goto(consumer.url);
+  assert.equal(await page.evaluate(() => fetch("/messages").then(({ status }) => status)), 200, "the visitor may");
+  await page.goto(await otherSite(context));
+  const outcomes = await page.evaluate(async (url) => {
+    const source = new EventSource(`${url}events`, { withCredentials: true });
+    const events = new Promise((resolve) => ((source.onopen = () => resolve("open")), (source.onerror = () => resolve("refused"))));
+    const socket = new WebSocket(`${url.replace("http", "ws")}ws`);
+    const frames = new Promise((resolve) => ((socket.onmessage = () => resolve("open")), (socket.onclose = () => resolve("refused"))));
+    const fetched = fetch(`${url}messages`, { credentials: "include" }).then(() => "open", () => "refused");
+    return Promise.all([events, frames, fetched]);
+  }, consumer.url);
+  assert.deepEqual(outcomes, ["refused", "refused", "refused"]);
+});
+
+test("a page of an origin that is listed reads with a cookie, and with a token", { skip }, async (context) => {
+  const origin = await otherSite(context);
+  const { consumer, window, page } = await setUp(context, ["--allowed-origins", origin]);
+  await page.goto(origin);
+  const value = token(claims({ read: ["*"] }));
+  const ask = (init) => page.evaluate(([url, init]) => fetch(`${url}messages`, init).then(({ status }) => status), [consumer.url, init]);
+  assert.equal(await ask({}), 401);
+  assert.equal(await ask({ headers: { authorization: `Bearer ${value}` } }), 200);
+  await window.addCookies([{ name: "__Host-herald", value, domain: "127.0.0.1", path: "/", secure: true, sameSite: "None" }]);
+  assert.equal(await ask({ credentials: "include" }), 200);
+  assert.equal(await ask({}), 401);
+});
