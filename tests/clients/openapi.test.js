@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
@@ -14,6 +15,7 @@ import { binary, python, without } from "./support/environment.js";
 import { head, openEvents, request } from "./support/http.js";
 import { newTopic, publish, texts } from "./support/kafka.js";
 import { freePort } from "./support/ports.js";
+import { accessOptions } from "./support/tokens.js";
 import { until } from "./support/wait.js";
 import { openSocket } from "./support/websocket.js";
 
@@ -77,6 +79,9 @@ describe("openapi.json", { skip: without("kafka"), concurrency: true }, () => {
     const consumer = await startConsumer(t, topic, options);
     const full = await startConsumer(t, topic, [...options, "--max-connections", "1"]);
     await openEvents(t, `${full.url}/events`);
+    const folder = mkdtempSync(path.join(os.tmpdir(), "herald-openapi-"));
+    t.after(() => rmSync(folder, { recursive: true }));
+    const closed = await startConsumer(t, topic, [...options, ...accessOptions(folder)]);
     const description = (await request(`${consumer.url}/openapi.json`)).json;
     const validate = validator(description);
     const { json: newest } = await request(`${consumer.url}/messages?limit=5`);
@@ -84,16 +89,18 @@ describe("openapi.json", { skip: without("kafka"), concurrency: true }, () => {
     const foreign = { headers: { Origin: "https://evil.example" } };
     const upgrade = { headers: handshake };
     const time = "2026-01-31T12:00:00Z";
-    // For each address and each of its statuses, requests that are answered so. `full` is a replica without room.
+    // For each address and each of its statuses, requests that are answered so. `full` is a replica without room, `closed` one that
+    // wants tokens.
     const examples = {
       "/": { 200: [[""]], 403: [["", foreign]], 503: [["", {}, full]] },
       "/client.js": { 200: [[""]], 403: [["", foreign]], 503: [["", {}, full]] },
       "/openapi.json": { 200: [[""]], 403: [["", foreign]], 503: [["", {}, full]] },
-      "/config": { 200: [[""]], 403: [["", foreign]], 503: [["", {}, full]] },
+      "/config": { 200: [[""]], 401: [["", {}, closed]], 403: [["", foreign]], 503: [["", {}, full]] },
       "/events": {
         200: [[""], [`?topic=${topic}`], [`?after=${newest.after}`], ["?from=earliest"], [`?from=${time}`], ["?last=0"], ["?last=500"], ["?binary=base64"],
           ["?key=a&key=b"], ["?from=latest-per-key&key=a"], ["?format=json"], ["?format=text"], ["", { headers: { "Last-Event-ID": newest.before } }], ["", {}, full]],
         400: [["?last=501"], ["?last=-1"], ["?from=now"], ["?binary=hex"], ["?format=xml"], ["?last=1&last=2"], ["?key="]],
+        401: [["", {}, closed], [`?topic=${topic}`, { headers: { authorization: "Bearer abc" } }, closed]],
         403: [["", foreign]],
         404: [["?topic=unknown"]],
       },
@@ -107,6 +114,7 @@ describe("openapi.json", { skip: without("kafka"), concurrency: true }, () => {
         200: [[""], [`?topic=${topic}`], [`?after=${newest.before}`], [`?before=${newest.before}`], ["?from=earliest"], [`?from=${time}`], ["?limit=1"],
           ["?limit=500"], ["?key=a&key=b"], ["?binary=base64"], ["?after=garbled"], ["?from=earliest&binary=base64"]],
         400: [["?limit=0"], ["?limit=501"], ["?from=now"], ["?binary=hex"], ["?after=x&before=x"]],
+        401: [["", {}, closed]],
         403: [["", foreign]],
         404: [["?topic=unknown"]],
         503: [["", {}, full]],

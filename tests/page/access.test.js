@@ -78,35 +78,37 @@ test("a page whose token does not allow it is told so, and does not try for ever
   assert.equal(await page.evaluate(() => window.tokens), asked);
 });
 
-/** An empty page of another site. */
-async function otherSite(context) {
+/** An empty page of another origin. A browser sends the cookies of a host to all of its ports, and may keep those of other sites back. */
+async function otherOrigin(context, host) {
   const server = createServer((_, response) => response.writeHead(200, { "content-type": "text/html" }).end("<p>other"));
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
   atEnd(context, () => server.close());
-  return `http://localhost:${server.address().port}`;
+  return `http://${host}:${server.address().port}`;
 }
 
-test("a page of another site reads nothing with the cookie of its visitor", { skip }, async (context) => {
+test("a page of another origin reads nothing with the cookie of its visitor", { skip }, async (context) => {
   const { consumer, window, page } = await setUp(context);
   // Chromium takes a cookie with the prefix from an address of this machine, although it has no TLS.
   const value = token(claims({ read: ["*"] }));
   await window.addCookies([{ name: "__Host-herald", value, domain: "127.0.0.1", path: "/", secure: true, sameSite: "None" }]);
   await page.goto(consumer.url);
   assert.equal(await page.evaluate(() => fetch("/messages").then(({ status }) => status)), 200, "the visitor may");
-  await page.goto(await otherSite(context));
-  const outcomes = await page.evaluate(async (url) => {
-    const source = new EventSource(`${url}events`, { withCredentials: true });
-    const events = new Promise((resolve) => ((source.onopen = () => resolve("open")), (source.onerror = () => resolve("refused"))));
-    const socket = new WebSocket(`${url.replace("http", "ws")}ws`);
-    const frames = new Promise((resolve) => ((socket.onmessage = () => resolve("open")), (socket.onclose = () => resolve("refused"))));
-    const fetched = fetch(`${url}messages`, { credentials: "include" }).then(() => "open", () => "refused");
-    return Promise.all([events, frames, fetched]);
-  }, consumer.url);
-  assert.deepEqual(outcomes, ["refused", "refused", "refused"]);
+  for (const host of ["localhost", "127.0.0.1"]) {
+    await page.goto(await otherOrigin(context, host));
+    const outcomes = await page.evaluate(async (url) => {
+      const source = new EventSource(`${url}events`, { withCredentials: true });
+      const events = new Promise((resolve) => ((source.onopen = () => resolve("open")), (source.onerror = () => resolve("refused"))));
+      const socket = new WebSocket(`${url.replace("http", "ws")}ws`);
+      const frames = new Promise((resolve) => ((socket.onmessage = () => resolve("open")), (socket.onclose = () => resolve("refused"))));
+      const fetched = fetch(`${url}messages`, { credentials: "include" }).then(() => "open", () => "refused");
+      return Promise.all([events, frames, fetched]);
+    }, consumer.url);
+    assert.deepEqual(outcomes, ["refused", "refused", "refused"], host);
+  }
 });
 
 test("a page of an origin that is listed reads with a cookie, and with a token", { skip }, async (context) => {
-  const origin = await otherSite(context);
+  const origin = await otherOrigin(context, "127.0.0.1");
   const { consumer, window, page } = await setUp(context, ["--allowed-origins", origin]);
   await page.goto(origin);
   const value = token(claims({ read: ["*"] }));

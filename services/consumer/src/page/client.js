@@ -75,7 +75,7 @@ class Stream extends EventTarget {
   constructor({ after, from, last, ...options }) {
     super();
     const url = new URL(options.url ?? new URL(".", import.meta.url), location.href).href.replace(/\/?$/, "/");
-    this.#options = { transport: "sse", ...options, url };
+    this.#options = { ...options, transport: options.transport ?? "sse", url };
     this.#start = { after, from, last };
     this.#sharing = options.shared !== false && !options.token && "SharedWorker" in globalThis && new URL(import.meta.url).origin === location.origin;
     addEventListener("pagehide", this.#leave);

@@ -150,7 +150,7 @@ impl Access {
     /// If a file cannot be read, or contains no key.
     pub fn new(args: &AccessArgs, shutdown: &CancellationToken) -> anyhow::Result<Self> {
         let Some(keys) = &args.jwt_keys else {
-            tracing::warn!(
+            tracing::info!(
                 "everyone may read and write here; --jwt-keys restricts it to owners of tokens"
             );
             return Ok(Self::default());
