@@ -33,7 +33,11 @@ envFrom:
 {{ include "herald.probes" .root }}
 resources:
   {{- toYaml $values.resources | nindent 2 }}
-{{- with include "herald.kafkaVolumeMounts" .root }}
+{{- $mounts := list (include "herald.kafkaVolumeMounts" .root) }}
+{{- if has .component (list "consumer" "gateway") }}
+{{- $mounts = append $mounts (include "herald.tokenVolumeMounts" .root) }}
+{{- end }}
+{{- with join "" $mounts | trim }}
 volumeMounts:
   {{- . | nindent 2 }}
 {{- end }}
