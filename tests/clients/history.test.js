@@ -177,7 +177,7 @@ describe("history", { skip: without("kafka"), concurrency: true }, () => {
       ["after=AQ&before=AQ", 400, "after, before and from exclude each other; give at most one of them"],
       ["after=AQ&from=earliest", 400, "after, before and from exclude each other; give at most one of them"],
       ["binary=hex", 400, 'binary is "hex"; it must be base64'],
-      ["limit=1&limit=2", 400, "the query cannot be read; give each parameter once, as percent-encoded UTF-8"],
+      ["limit=1&limit=2", 400, "the query cannot be read; give each parameter but key once, as percent-encoded UTF-8"],
       ["topic=nowhere", 404, `topic "nowhere" is not served here; these are: ${topic}`],
     ]) {
       const answer = await request(`${consumer.url}/messages?${query}`);

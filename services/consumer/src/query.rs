@@ -13,7 +13,7 @@ pub const KEY: &str = "key";
 
 /// The error of a query that cannot be parsed.
 pub const UNREADABLE_QUERY: &str =
-    "the query cannot be read; give each parameter once, as percent-encoded UTF-8";
+    "the query cannot be read; give each parameter but key once, as percent-encoded UTF-8";
 
 /// The parameters of a stream: the query of a URL, or `auth` on Socket.IO.
 #[derive(Clone, Debug, Default, Deserialize)]
