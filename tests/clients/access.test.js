@@ -162,6 +162,8 @@ describe("every endpoint, by every token", { skip: without("kafka") }, () => {
     assert.equal((await request(`${all.consumer.url}/config`)).status, 401);
     const topics = async (read) => (await request(`${all.consumer.url}/config`, { headers: bearer(token(claims({ iss, read }))) })).json.topics;
     assert.deepEqual(await topics([]), []);
+    const { json } = await request(`${all.consumer.url}/messages`, { headers: bearer(token(claims({ iss, read: ["topic/other"] }))) });
+    assert.doesNotMatch(json.error, new RegExp(all.topic));
     assert.ok((await topics(["topic/*"])).includes(all.topic));
   });
 
@@ -189,6 +191,11 @@ describe("every endpoint, by every token", { skip: without("kafka") }, () => {
     const ask = (headers) => request(`${all.consumer.url}/messages`, { headers: { cookie, ...headers } });
     assert.equal((await ask({})).status, 200);
     assert.equal((await ask({ origin: "https://evil.example" })).status, 403);
+    const { port } = all.consumer;
+    // A page without TLS may have been written by anybody on the way, but not on this machine.
+    assert.equal((await ask({ origin: `http://127.0.0.1:${port}` })).status, 200);
+    assert.equal((await ask({ origin: `http://herald.example:${port}`, host: `herald.example:${port}` })).status, 403);
+    assert.equal((await ask({ cookie: `a=\u00e9; ${cookie}` })).status, 200);
     // A header counts first.
     assert.equal((await ask(bearer("abc"))).status, 401);
     assert.equal((await ask({ authorization: "Basic abc" })).status, 401);
@@ -281,7 +288,7 @@ describe("streams end with their tokens", { skip: without("kafka") }, () => {
 
   test("what is wrong with the options is said in one sentence", async (t) => {
     const folder = folderOf(t);
-    const files = { empty: "", text: "text", p384: '{"keys":[{"kty":"EC","crv":"P-384","x":"AA","y":"AA"}]}', alg: '{"keys":[{"kty":"oct","k":"AAAA","alg":"HS512"}]}' };
+    const files = { empty: "", text: "text", p384: '{"keys":[{"kty":"EC","crv":"P-384","x":"AA","y":"AA"}]}', alg: '{"keys":[{"kty":"oct","k":"AAAA","alg":"HS512"}]}', short: '{"keys":[{"kty":"oct","k":""}]}' };
     for (const [name, content] of Object.entries(files)) writeFileSync(`${folder}/${name}`, content);
     writeFileSync(`${folder}/keys`, publicKeySet);
     for (const [options, sentence] of [
@@ -290,6 +297,7 @@ describe("streams end with their tokens", { skip: without("kafka") }, () => {
       [["--jwt-keys", `${folder}/text`], /it contains no key/],
       [["--jwt-keys", `${folder}/p384`], /is of a kind that is not supported; use RSA, P-256, Ed25519 or a secret/],
       [["--jwt-keys", `${folder}/alg`], /is for HS512; it must be HS256/],
+      [["--jwt-keys", `${folder}/short`], /cannot be used: a secret has at least 32 bytes/],
       [["--jwt-cookie", "__Host-a"], /--jwt-cookie has no effect without --jwt-keys/],
       [["--jwt-keys", `${folder}/keys`, "--jwt-cookie", "a"], /must begin with __Host-/],
       [["--jwt-keys", `${folder}/keys`, "--jwt-cookie", "__Host-a", "--allowed-origins", "*"], /--allowed-origins must not be \*/],

@@ -78,6 +78,25 @@ test("a page whose token does not allow it is told so, and does not try for ever
   assert.equal(await page.evaluate(() => window.tokens), asked);
 });
 
+test("a token that is refused is replaced by the next one", { skip }, async (context) => {
+  const { topic, consumer, page } = await setUp(context);
+  await page.goto(consumer.url);
+  const expired = token(claims({ read: ["*"], exp: 1 }));
+  const good = token(claims({ read: ["*"] }));
+  await page.evaluate(
+    async ([url, tokens]) => {
+      const { connect } = await import(`${url}client.js`);
+      window.heard = [];
+      window.stream = connect({ url, token: () => tokens.shift() ?? new Promise(() => {}) });
+      window.stream.addEventListener("message", ({ detail }) => window.heard.push(detail.data));
+    },
+    [consumer.url, [expired, good]],
+  );
+  await until("it is live", async () => (await state(page)).name === "live");
+  await topic.publish("after");
+  await until("it has come", async () => (await page.evaluate(() => window.heard)).includes("after"));
+});
+
 /** An empty page of another origin. A browser sends the cookies of a host to all of its ports, and may keep those of other sites back. */
 async function otherOrigin(context, host) {
   const server = createServer((_, response) => response.writeHead(200, { "content-type": "text/html" }).end("<p>other"));

@@ -7,8 +7,8 @@ use herald_runtime::http::{
     Access, Action, Drain, Hosts, Origins, Permit, Principal, Refusal, Resource, failure,
     unavailable,
 };
-use hyper::StatusCode;
 use hyper::header::{CONNECTION, HeaderValue};
+use hyper::{HeaderMap, StatusCode};
 use tokio_util::task::TaskTracker;
 use warp::reply::Response;
 
@@ -66,15 +66,15 @@ impl TopicError {
 impl App {
     /// The state of an address that has nothing but rooms, for pages of these origins.
     pub fn of_rooms(&self, origins: Origins) -> Self {
-        let access = self.access.clone();
+        let access = match origins.contains_all() {
+            true => self.access.clone().without_cookie(),
+            false => self.access.clone(),
+        };
         Self {
-            access: match origins.contains_all() {
-                true => access.without_cookie(),
-                false => access,
-            },
             topics: Vec::new(),
             custom_header: String::new(),
-            origins,
+            origins: access.origins(origins),
+            access,
             hosts: self.hosts.clone(),
             drain: self.drain.clone(),
             metrics: self.metrics.clone(),
@@ -86,7 +86,13 @@ impl App {
         }
     }
 
-    /// The topic of this name, or the default, and how long this client may read it.
+    /// The client that sent these headers, or the response that it needs a token.
+    pub fn principal(&self, headers: &HeaderMap) -> Result<Principal, Response> {
+        let principal = self.access.principal(headers, None);
+        principal.map_err(|refusal| refusal.response())
+    }
+
+    /// The topic of this name, or the first one that this client may read, and how long it may.
     pub fn topic(
         &self,
         name: Option<&str>,
@@ -97,7 +103,15 @@ impl App {
             permit.map_err(TopicError::Refused)
         };
         let topic = match name.filter(|name| !name.is_empty()) {
-            None => self.topics.first(),
+            None => {
+                let mut topics = self.topics.iter();
+                let topic = topics.find(|topic| may_read(&topic.name).is_ok());
+                Some(topic.ok_or_else(|| {
+                    let sentence =
+                        "the token does not allow its owner to read a topic that is served here";
+                    TopicError::Refused(Refusal::Forbidden(sentence.to_owned()))
+                })?)
+            }
             Some(name) => {
                 // Before it is looked for: who may not read it does not learn whether it exists.
                 may_read(name)?;

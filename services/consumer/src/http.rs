@@ -141,9 +141,9 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
 }
 
 fn config(app: &App, headers: &HeaderMap) -> Response {
-    let principal = match app.access.principal(headers, None) {
+    let principal = match app.principal(headers) {
         Ok(principal) => principal,
-        Err(refusal) => return refusal.response(),
+        Err(response) => return response,
     };
     let topics: Vec<&str> = app
         .readable(&principal)
@@ -238,7 +238,7 @@ where
     S: Service<Request<Incoming>, Response = HttpResponse<B>, Error = Infallible>,
     B: Body<Data = Bytes, Error: Into<BoxError>>,
 {
-    let allow = app.origins.allow_header(request.headers());
+    let allow = app.origins.allow(request.headers());
     let id = RequestId::of(request.headers());
     request.extensions_mut().insert(id.clone());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());

@@ -124,12 +124,13 @@ impl Consumer {
             metrics.registry.clone(),
             reading.clone(),
         ));
+        let access = Access::new(&config.access, &reading)?;
         let app = Arc::new(App {
             topics,
             custom_header: config.custom_header.clone(),
-            origins: config.allowed_origins.clone(),
+            origins: access.origins(config.allowed_origins.clone()),
             hosts: config.allowed_hosts.clone(),
-            access: Access::new(&config.access, &reading)?,
+            access,
             drain: Drain::new(config.drain_window),
             metrics,
             server_metrics: server_metrics.clone(),

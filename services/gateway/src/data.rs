@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use herald_events::SessionId;
 use herald_runtime::Readiness;
-use herald_runtime::http::{Action, Principal, Resource, failure, unavailable};
+use herald_runtime::http::{Action, Principal, Refusal, Resource, failure, unavailable};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
 use hyper::{HeaderMap, Method, StatusCode};
 use store::{Reader, SESSIONS};
@@ -46,9 +46,10 @@ pub async fn answer(
         Ok(request) => request,
         Err(sentence) => return text(StatusCode::BAD_REQUEST, sentence),
     };
-    if let Err(refusal) = principal.may(Action::Read, Resource::Session(id.as_str())) {
-        return refusal.response();
-    }
+    let permit = match principal.may(Action::Read, Resource::Session(id.as_str())) {
+        Ok(permit) => permit,
+        Err(refusal) => return refusal.response(),
+    };
     let Some(reader) = &app.reader else {
         let sentence = "this gateway has no database; set --database-url";
         return failure(StatusCode::NOT_IMPLEMENTED, sentence);
@@ -64,6 +65,10 @@ pub async fn answer(
     // A client that waits is sent to another replica.
     let answer = tokio::select! {
         answer = answer => answer,
+        () = permit.expired() => {
+            let refusal = Refusal::Unauthenticated("the token has expired".to_owned());
+            return refusal.response();
+        }
         () = app.drain.deadline() => {
             return unavailable("this replica is shutting down; try again in a moment", 2);
         }

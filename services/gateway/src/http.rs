@@ -166,7 +166,7 @@ async fn respond(
             (&config.allowed_hosts, &config.allowed_origins, &app.access)
         }
     };
-    let allow = origins.allow_header(request.headers());
+    let allow = origins.allow(request.headers());
     let client = app.rates.client(&request);
     let kind = match endpoint {
         Endpoint::Frames => Kind::Connections,
@@ -215,7 +215,7 @@ fn principal(
     request: &Request<Incoming>,
 ) -> Result<Principal, Refusal> {
     match endpoint.is_public() {
-        true => Ok(Principal::default()),
+        true => Ok(Principal::anyone()),
         false => access.principal(request.headers(), None),
     }
 }

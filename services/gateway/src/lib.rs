@@ -121,7 +121,7 @@ struct Gateway {
 }
 
 impl Gateway {
-    fn start(config: Config, listeners: Listeners) -> anyhow::Result<Self> {
+    fn start(mut config: Config, listeners: Listeners) -> anyhow::Result<Self> {
         let metrics = Metrics::new().context("cannot register the metrics")?;
         let server_metrics =
             ServerMetrics::new(&metrics.registry).context("cannot register the metrics")?;
@@ -159,6 +159,7 @@ impl Gateway {
         let windows = windows::Feed::new(log.clone(), config.windows.clone(), feeds.clone());
         let count_feed = |reader| Arc::new(counts::Feed::new(reader, feeds.clone()));
         let access = Access::new(&config.access, &observing)?;
+        config.allowed_origins = access.origins(config.allowed_origins);
         let any_origin = Origins::parse("*").map_err(anyhow::Error::msg)?;
         let app = Arc::new(App {
             kafka,

@@ -127,6 +127,13 @@ impl<S, T: FnMut(&S) -> Option<Bytes>> Writer<S, T> {
             return Some(format!("retry: {}\n\n", retry()).into());
         }
         let reason = loop {
+            // First, or they would wait for as long as there is something to send.
+            tokio::select! {
+                biased;
+                () = &mut self.drained => break "drain",
+                () = &mut self.expired => break "expired",
+                () = std::future::ready(()) => {}
+            }
             if let Some(block) = (self.take)(&self.state.borrow_and_update()) {
                 self.wrote = Instant::now();
                 return Some(block);

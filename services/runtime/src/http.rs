@@ -13,6 +13,6 @@ pub use access::{Access, AccessArgs, Action, Permit, Principal, Refusal, Resourc
 pub use drain::Drain;
 pub use failure::{failure, unavailable};
 pub use finish::finish;
-pub use origin::{Hosts, Origins};
+pub use origin::{Allow, Hosts, Origins};
 pub use request_id::{REQUEST_ID, RequestId};
 pub use server::{Connection, Connections};

@@ -1,8 +1,9 @@
 //! Files that are read again when they change, as those of a mounted Secret do.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::watch;
@@ -26,6 +27,7 @@ pub fn watch_file<T: Send + Sync + 'static>(
     let (file, shutdown) = (file.to_owned(), shutdown.clone());
     let mut version = version_of(&file);
     let (sender, receiver) = watch::channel(read(&file, &parse)?);
+    let mut reported = None;
     tokio::spawn(async move {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -34,15 +36,19 @@ pub fn watch_file<T: Send + Sync + 'static>(
             if found == version {
                 continue;
             }
-            version = found;
             match read(&file, &parse) {
                 Ok(value) => {
+                    (version, reported) = (found, None);
                     tracing::info!(file = %file.display(), "read again, since it has changed");
                     sender.send_replace(value);
                 }
+                // Tried again: it may have been written, or made readable, only in part.
                 Err(error) => {
-                    let error = format!("{error:#}");
-                    tracing::error!(error, "what it contained before stays valid");
+                    let error = Some(format!("{error:#}"));
+                    if reported != error {
+                        tracing::error!(error, "what it contained before stays valid");
+                        reported = error;
+                    }
                 }
             }
         }
@@ -55,10 +61,16 @@ fn read<T>(file: &Path, parse: &impl Fn(&[u8]) -> anyhow::Result<T>) -> anyhow::
     parse(&bytes).with_context(|| format!("cannot use {}", file.display()))
 }
 
-/// Changes with the file; `None` while it cannot be read.
-fn version_of(file: &Path) -> Option<(SystemTime, u64)> {
+/// Changes with the file and with who may read it; `None` if there is none.
+fn version_of(file: &Path) -> Option<[u64; 4]> {
     let metadata = fs::metadata(file).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
+    let (seconds, nanoseconds) = (metadata.ctime(), metadata.ctime_nsec());
+    Some([
+        metadata.ino(),
+        metadata.len(),
+        seconds.cast_unsigned(),
+        nanoseconds.cast_unsigned(),
+    ])
 }
 
 #[cfg(test)]

@@ -34,8 +34,8 @@ export function claims(more = {}) {
 }
 
 /** A token with these claims. */
-export function token(payload, algorithm = "EdDSA", keys = pairs) {
-  const signed = `${encode({ alg: algorithm, typ: "JWT" })}.${encode(payload)}`;
+export function token(payload, algorithm = "EdDSA", keys = pairs, header = {}) {
+  const signed = `${encode({ alg: algorithm, typ: "JWT", ...header })}.${encode(payload)}`;
   const key = keys[algorithm].privateKey;
   const signature = sign(algorithm === "EdDSA" ? null : "sha256", Buffer.from(signed), { key, dsaEncoding: "ieee-p1363" });
   return `${signed}.${signature.toString("base64url")}`;
@@ -49,6 +49,7 @@ export const wrong = (allowed) => ({
   "a token for another audience": token(claims({ ...allowed, aud: "another" })),
   "a token without an audience": token(claims({ ...allowed, aud: undefined })),
   "a token of another issuer": token(claims({ ...allowed, iss: "another" })),
+  "a token that requires what nobody knows": token(claims(allowed), "EdDSA", pairs, { crit: ["b"], b: 1 }),
   "an expired token": token(claims({ ...allowed, exp: inSeconds(-1) })),
   "a token that never expires": token(claims({ ...allowed, exp: undefined })),
   "a token that expires at a text": token(claims({ ...allowed, exp: `${inSeconds(3600)}` })),

@@ -20,7 +20,8 @@
  *     token      a function that returns the token of the user, or a promise of it; it is called before each request, so that a new
  *                token follows one that has expired. The tab has a connection of its own, and never a WebSocket, which has no headers
  *     withCredentials
- *                true: send the cookies of a server of another origin, which must list the page's in --allowed-origins
+ *                true: send the cookies of a server of another origin, which must list the page's in --allowed-origins. Tabs share a
+ *                connection with the cookies that were there when it was opened: close the stream when its user signs out
  *
  * The stream is an EventTarget. Its events are those of the protocol (docs/protocol.md) with the object in `detail`: `start`
  * (once), `message`, `gap`, `position`, `status`, `bye`; and `state`, whenever `stream.state` has changed, which is all that a page must show:

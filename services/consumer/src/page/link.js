@@ -11,8 +11,9 @@ const FIRST_BYTES = 8_000;
 const TRANSPORTS = ["sse", "websocket", "polling"];
 /** After this time on another transport, the preferred one is retried. */
 const FALLBACK = 300_000;
-/** The reasons of the server that are the same for the next attempt. */
+/** The reasons of the server that are the same for the next attempt, and the codes with which it closes a WebSocket for them. */
 const FINAL = ["invalid", "unauthenticated", "forbidden"];
+const CODES = { 4400: "invalid", 4403: "forbidden" };
 /** The delay between two polls of a quiet topic. */
 const POLL = 2_000;
 
@@ -139,8 +140,16 @@ export class Link {
   /** A request, with a token if the page has one. */
   async #request(address, signal) {
     const { token, withCredentials } = this.#options;
-    const headers = token ? { authorization: `Bearer ${await token()}` } : {};
+    const aborted = new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { once: true }));
+    const headers = token ? { authorization: `Bearer ${await Promise.race([token(), aborted])}` } : {};
     return fetch(address, { signal, headers, cache: "no-store", credentials: withCredentials ? "include" : "same-origin" });
+  }
+
+  /** How a connection ends that was answered so. With another token, a 401 may be answered otherwise. */
+  #failed({ status, headers }, { error }) {
+    const isFinal = status < 429 && !(status === 401 && this.#options.token);
+    const retry = Number(headers.get("retry-after")) * 1_000 || undefined;
+    return { final: error !== undefined && isFinal, reason: error ?? `status ${status}`, retry };
   }
 
   /** Whether the server answers ordinary requests: then it is not the server that blocks a transport. */
@@ -159,9 +168,7 @@ export class Link {
   async #lines(signal) {
     const response = await this.#request(this.#address("events", { format: "json" }), signal);
     if (response.status !== 200) {
-      const { error } = await response.json().catch(() => ({}));
-      const retry = Number(response.headers.get("retry-after")) * 1_000 || undefined;
-      return { final: error !== undefined && response.status < 429, reason: error ?? `status ${response.status}`, retry };
+      return this.#failed(response, await response.json().catch(() => ({})));
     }
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
@@ -204,7 +211,7 @@ export class Link {
         this.#arrived = true;
         this.#receive([parsed(data)]);
       };
-      socket.onclose = ({ code }) => end(code === 4400 ? "invalid" : undefined);
+      socket.onclose = ({ code }) => end(CODES[code]);
       signal.onabort = () => end();
     });
   }
@@ -226,7 +233,7 @@ export class Link {
         if (!this.#away) this.#receive([{ type: "status", source: "down", since: new Date().toISOString() }]);
         pause = Math.max(pause, retry ?? 0);
       } else if (!response.ok) {
-        return { final: body.error !== undefined && response.status < 429, reason: body.error ?? `status ${response.status}`, retry };
+        return this.#failed(response, body);
       } else {
         // Without a start, only messages after this page are new.
         const skip = !this.cursor && !from && !(last > 0);
@@ -298,7 +305,7 @@ export class Link {
     this.#lastReceived = performance.now();
     const [cut, before] = [this.#cut, this.cursor];
     const signal = AbortSignal.timeout(TICK);
-    const page = await fetch(this.#address("messages", { limit: 1 }), { signal, cache: "no-store" })
+    const page = await this.#request(this.#address("messages", { limit: 1 }), signal)
       .then((response) => (response.status === 503 ? { messages: [], gaps: [] } : response.json()))
       .catch(() => null);
     if (page?.messages?.length === 0 && page.gaps.length === 0) return;

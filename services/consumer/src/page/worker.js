@@ -228,8 +228,8 @@ class Tab {
   #receive(data) {
     this.lastReceived = performance.now();
     if (data.do === "join") {
-      const { url, topic, transport, binary } = data.options;
-      const key = JSON.stringify([url, topic, transport, binary]);
+      const { url, topic, transport, binary, withCredentials } = data.options;
+      const key = JSON.stringify([url, topic, transport, binary, withCredentials]);
       this.start = data.start;
       if (!hubs.has(key)) hubs.set(key, new Hub(key, data.options, data.start));
       this.#hub = hubs.get(key);

@@ -44,9 +44,9 @@ enum PageStart {
 
 /// Answers `GET /messages`.
 pub async fn answer(app: &App, query: PageQuery, headers: &HeaderMap) -> Response {
-    let principal = match app.access.principal(headers, None) {
+    let principal = match app.principal(headers) {
         Ok(principal) => principal,
-        Err(refusal) => return refusal.response(),
+        Err(response) => return response,
     };
     let topic = match app.topic(query.topic.as_deref(), &principal) {
         Ok((topic, _)) => topic,

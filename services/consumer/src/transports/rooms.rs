@@ -16,7 +16,7 @@ use socketioxide::extract::{SocketRef, TryData};
 
 pub use self::hub::{Member, Rooms, Sent};
 pub use self::results::run;
-use super::socketio::{Emitter, cut_reason, join, principal};
+use super::socketio::{Emitter, cut_reason, join};
 use crate::app::App;
 use crate::encode::{Encoding, Format};
 use crate::stream::End;
@@ -92,10 +92,9 @@ pub fn member(socket: &SocketRef) -> Serving {
 }
 
 /// Serves a socket that has nothing but rooms.
-pub async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
+pub async fn serve(app: Arc<App>, socket: SocketRef) {
     let member = member(&socket);
-    // It was one when it was admitted.
-    let Ok(principal) = principal(&app, &socket, auth.as_ref()) else {
+    let Some(principal) = socket.extensions.get::<Principal>() else {
         return;
     };
     let Some(disconnected) = join(&app, &socket) else {
@@ -115,6 +114,7 @@ pub async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
                 tokio::select! {
                     biased;
                     () = &mut drained => break Some(End::Drain),
+                    () = &mut expired => break Some(End::Expired),
                     emitted = emitter.emit_results(results) => if let Err(end) = emitted {
                         break end;
                     }

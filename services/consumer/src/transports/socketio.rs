@@ -57,8 +57,9 @@ pub fn layer(app: Arc<App>) -> SocketIoLayer {
             let principal = principal(&app, &socket, auth.as_ref())?;
             open(&app, &socket, auth, &principal)?;
             if let Some(rooms) = &app.rooms {
-                rooms::admit(rooms, &socket, principal);
+                rooms::admit(rooms, &socket, principal.clone());
             }
+            socket.extensions.insert(principal);
             Ok::<_, String>(())
         }
     };
@@ -78,14 +79,13 @@ pub fn rooms_layer(app: Arc<App>) -> SocketIoLayer {
         async move {
             let principal = principal(&app, &socket, auth.ok().as_ref())?;
             if let Some(rooms) = &app.rooms {
-                rooms::admit(rooms, &socket, principal);
+                rooms::admit(rooms, &socket, principal.clone());
             }
+            socket.extensions.insert(principal);
             Ok::<_, String>(())
         }
     };
-    let serve = move |socket: SocketRef, TryData(auth): TryData<Json>| {
-        rooms::serve(app.clone(), socket, auth.ok())
-    };
+    let serve = move |socket: SocketRef| rooms::serve(app.clone(), socket);
     io.ns("/", serve.with(admit));
     layer
 }
@@ -209,11 +209,7 @@ pub fn session(request: &Request<Incoming>) -> Option<String> {
 /// # Errors
 ///
 /// One sentence, which the client receives as `connect_error`.
-pub(super) fn principal(
-    app: &App,
-    socket: &SocketRef,
-    auth: Option<&Json>,
-) -> Result<Principal, String> {
+fn principal(app: &App, socket: &SocketRef, auth: Option<&Json>) -> Result<Principal, String> {
     let token = auth.and_then(|auth| auth[TOKEN].as_str());
     let principal = app.access.principal(&socket.req_parts().headers, token);
     principal.map_err(|refusal| refusal.sentence().to_owned())
@@ -329,9 +325,11 @@ enum Next {
 async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     // Its rooms are left when this ends, however early.
     let member = rooms::member(&socket);
-    // The middleware has accepted the same parameters.
-    let principal = principal(&app, &socket, auth.as_ref());
-    let Ok(opened) = principal.and_then(|principal| open(&app, &socket, auth, &principal)) else {
+    // The middleware has accepted the same client, with the same parameters.
+    let Some(principal) = socket.extensions.get::<Principal>() else {
+        return;
+    };
+    let Ok(opened) = open(&app, &socket, auth, &principal) else {
         return;
     };
     let Opened {
@@ -375,6 +373,7 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
                         biased;
                         // A slow client may take long for one batch.
                         () = &mut drained => break Some(End::Drain),
+                        () = &mut expired => break Some(End::Expired),
                         emitted = emit(&mut emitter, next, &batch) => emitted,
                     },
                 };

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use herald_runtime::http::drain::retry;
-use herald_runtime::http::{Connection, Permit, failure};
+use herald_runtime::http::{Connection, failure};
 use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
 use tokio::time::{Sleep, sleep};
@@ -32,9 +32,9 @@ pub fn answer(
     headers: &HeaderMap,
     connection: Option<Arc<Connection>>,
 ) -> Response {
-    let principal = match app.access.principal(headers, None) {
+    let principal = match app.principal(headers) {
         Ok(principal) => principal,
-        Err(refusal) => return refusal.response(),
+        Err(response) => return response,
     };
     let (topic, permit) = match app.topic(query.topic.as_deref(), &principal) {
         Ok(found) => found,
@@ -67,7 +67,7 @@ pub fn answer(
         batch: Batch::default(),
         metrics: app.metrics.clone(),
         connection,
-        permit,
+        expired: Box::pin(permit.expired()),
         heartbeat: Box::pin(sleep(HEARTBEAT)),
         wrote: Instant::now(),
         started: false,
@@ -124,7 +124,7 @@ struct Writer {
     open: Open,
     metrics: Metrics,
     connection: Option<Arc<Connection>>,
-    permit: Permit,
+    expired: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
     /// Reset when it fires, not at each write.
     heartbeat: Pin<Box<Sleep>>,
     wrote: Instant,
@@ -153,7 +153,7 @@ impl Writer {
             tokio::select! {
                 biased;
                 () = &mut *drained => break End::Drain,
-                () = self.permit.expired() => break End::Expired,
+                () = &mut self.expired => break End::Expired,
                 taken = self.stream.next(&mut self.batch) => {
                     if let Err(end) = taken {
                         break *end;

@@ -23,6 +23,7 @@ use self::keys::Keys;
 use self::pattern::Pattern;
 pub use self::permit::Permit;
 use self::revoked::Revoked;
+use super::Origins;
 use super::failure::failure;
 
 /// An action on a resource.
@@ -93,13 +94,18 @@ impl Refusal {
 }
 
 /// A client, as far as it is known.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Principal {
     /// What its token says it is; `None` if everyone may do everything.
     token: Option<token::Verified>,
 }
 
 impl Principal {
+    /// One that may do everything for ever: where there are no keys.
+    pub fn anyone() -> Self {
+        Self { token: None }
+    }
+
     /// Until when it is known.
     pub fn permit(&self) -> Permit {
         let token = self.token.as_ref();
@@ -165,6 +171,16 @@ impl Access {
         Ok(Self(Some(verifier)))
     }
 
+    /// These origins as they must be checked here, where a cookie may contain the token.
+    pub fn origins(&self, origins: Origins) -> Origins {
+        match &self.0 {
+            Some(Verifier {
+                cookie: Some(_), ..
+            }) => origins.with_cookie(),
+            _ => origins,
+        }
+    }
+
     /// The same for addresses that pages of any origin may use: with a cookie, those would act in the name of whoever visits them.
     pub fn without_cookie(mut self) -> Self {
         if let Some(verifier) = &mut self.0 {
@@ -184,7 +200,7 @@ impl Access {
         token: Option<&str>,
     ) -> Result<Principal, Refusal> {
         let Some(verifier) = &self.0 else {
-            return Ok(Principal::default());
+            return Ok(Principal::anyone());
         };
         let verified = match token {
             Some(token) => verifier.verify(token),
@@ -210,9 +226,10 @@ impl Verifier {
         }
         let cookie = self.cookie.as_deref().and_then(|name| {
             let cookies = headers.get_all(COOKIE).into_iter();
+            // Another cookie may be no text.
             let mut pairs = cookies
-                .filter_map(|value| value.to_str().ok())
-                .flat_map(|value| value.split(';'));
+                .flat_map(|value| value.as_bytes().split(|byte| *byte == b';'))
+                .filter_map(|pair| std::str::from_utf8(pair).ok());
             pairs.find_map(|pair| {
                 let (found, value) = pair.trim().split_once('=')?;
                 (found == name).then_some(value)

@@ -9,7 +9,7 @@ use hyper::{HeaderMap, Method, Request, StatusCode};
 use warp::Reply;
 use warp::reply::Response;
 
-use super::{Hosts, Origins, REQUEST_ID, RequestId, failure};
+use super::{Allow, Hosts, Origins, REQUEST_ID, RequestId, failure};
 
 /// The response to a request that must not reach an endpoint because of its host name or its origin, and to a CORS preflight.
 pub fn reject<B>(hosts: &Hosts, origins: &Origins, request: &Request<B>) -> Option<Response> {
@@ -28,19 +28,18 @@ pub fn reject<B>(hosts: &Hosts, origins: &Origins, request: &Request<B>) -> Opti
 pub fn add_headers(
     headers: &mut HeaderMap,
     id: RequestId,
-    allow: Option<HeaderValue>,
+    allow: Option<Allow>,
     exposed: &'static str,
 ) {
     headers.insert(REQUEST_ID, id.0);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.append(VARY, HeaderValue::from_static("origin"));
     if let Some(allow) = allow {
-        // Browsers send no cookie, and no token of theirs, to a server that lists everyone.
-        if allow != "*" {
-            let with = HeaderValue::from_static("true");
-            headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, with);
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allow.origin);
+        if allow.credentials {
+            let credentials = HeaderValue::from_static("true");
+            headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, credentials);
         }
-        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allow);
         let exposed = HeaderValue::from_static(exposed);
         headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
     }

@@ -7,7 +7,11 @@ use hyper::{HeaderMap, Uri};
 
 /// The allowed origins, besides the service's own.
 #[derive(Clone, Debug, Default)]
-pub struct Origins(Vec<String>);
+pub struct Origins {
+    listed: Vec<String>,
+    /// Whether a cookie says who the client is.
+    cookie: bool,
+}
 
 impl Origins {
     /// Parses a list such as `https://a.example,https://b.example`, or `*`.
@@ -30,7 +34,18 @@ impl Origins {
                 ));
             }
         }
-        Ok(Self(entries))
+        let cookie = false;
+        Ok(Self {
+            listed: entries,
+            cookie,
+        })
+    }
+
+    /// The same where a cookie says who the client is: pages of listed origins may send it, and the service's own pages only if they
+    /// came over TLS. Without TLS, anybody on the way could have written them.
+    pub fn with_cookie(mut self) -> Self {
+        self.cookie = true;
+        self
     }
 
     /// Whether a request is allowed. A request without an `Origin` comes from a tool, a server or one of the service's own
@@ -43,12 +58,15 @@ impl Origins {
         let Some(origin) = headers.get(ORIGIN) else {
             let is = |name: &str, value: &str| headers.get(name).is_some_and(|sent| sent == value);
             // A link from another site may open the page, but only our own pages may embed these resources.
-            if is("sec-fetch-site", "cross-site") && !is("sec-fetch-mode", "navigate") {
+            let is_foreign =
+                is("sec-fetch-site", "cross-site") || is("sec-fetch-site", "same-site");
+            if is_foreign && !is("sec-fetch-mode", "navigate") {
                 return Err("pages of other sites may not embed this; --allowed-origins lists those that may read".into());
             }
             return Ok(());
         };
-        if same_host(origin, headers.get(HOST)) || self.lists(origin) {
+        let is_own = same_host(origin, headers.get(HOST)) && (!self.cookie || is_secure(origin));
+        if is_own || self.lists(origin) {
             return Ok(());
         }
         Err(format!(
@@ -57,27 +75,39 @@ impl Origins {
         ))
     }
 
-    /// The value of `Access-Control-Allow-Origin` for a listed origin. For `*` it is never the page's own origin, for which alone
-    /// credentials are allowed, so allowing every origin exposes no cookies.
-    pub fn allow_header(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+    /// What allows a page of a listed origin to read the response.
+    pub fn allow(&self, headers: &HeaderMap) -> Option<Allow> {
         let origin = headers.get(ORIGIN).filter(|origin| self.lists(origin))?;
-        Some(if self.contains_all() {
-            HeaderValue::from_static("*")
-        } else {
-            origin.clone()
+        Some(match self.contains_all() {
+            true => Allow {
+                origin: HeaderValue::from_static("*"),
+                credentials: false,
+            },
+            false => Allow {
+                origin: origin.clone(),
+                credentials: self.cookie,
+            },
         })
     }
 
     /// Whether pages of every origin are allowed.
     pub fn contains_all(&self) -> bool {
-        self.0.iter().any(|entry| entry == "*")
+        self.listed.iter().any(|entry| entry == "*")
     }
 
     fn lists(&self, origin: &HeaderValue) -> bool {
-        self.0
+        self.listed
             .iter()
             .any(|entry| entry == "*" || entry.as_bytes().eq_ignore_ascii_case(origin.as_bytes()))
     }
+}
+
+/// The values of the headers `Access-Control-Allow-…`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allow {
+    pub origin: HeaderValue,
+    /// Whether the page may read it although its visitor's cookies were sent.
+    pub credentials: bool,
 }
 
 /// The allowed host names of a service. If empty, every name is accepted, and a page that rebinds its own name to this address
@@ -130,6 +160,17 @@ fn entries(list: &str) -> Vec<String> {
         .map(|entry| entry.trim().to_ascii_lowercase())
         .filter(|entry| !entry.is_empty())
         .collect()
+}
+
+/// Whether a page of this origin came over TLS, or from this machine.
+fn is_secure(origin: &HeaderValue) -> bool {
+    let Ok(uri) = Uri::try_from(origin.as_bytes()) else {
+        return false;
+    };
+    let host = uri.host().unwrap_or_default();
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let is_local = bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    uri.scheme_str() == Some("https") || is_local || host == "localhost"
 }
 
 /// Whether an origin has the host that the request was sent to. The scheme is not compared: TLS is terminated before us.
@@ -189,15 +230,29 @@ mod tests {
     }
 
     #[test]
+    fn with_a_cookie_our_own_pages_count_only_if_nobody_could_have_written_them_on_the_way() {
+        let origins = Origins::default().with_cookie();
+        let check = |origin: &str, host: &str| origins.check(&headers(origin, host)).is_ok();
+        assert!(check("https://a.example", "a.example"));
+        assert!(check("http://localhost:8001", "localhost:8001"));
+        assert!(check("http://[::1]:8001", "[::1]:8001"));
+        assert!(!check("http://a.example", "a.example"));
+        assert!(!check("http://10.0.0.1:5000", "10.0.0.1:5000"));
+    }
+
+    #[test]
     fn an_image_in_a_page_of_another_site_may_not_open_a_stream_but_a_link_may_open_the_page() {
-        let sent = |mode: &str| {
+        let sent = |site: &str, mode: &str| {
             let mut headers = headers("", "localhost:8001");
-            headers.insert("sec-fetch-site", "cross-site".parse().unwrap());
+            headers.insert("sec-fetch-site", site.parse().unwrap());
             headers.insert("sec-fetch-mode", mode.parse().unwrap());
             Origins::default().check(&headers)
         };
-        assert!(sent("no-cors").is_err());
-        assert!(sent("navigate").is_ok());
+        for site in ["cross-site", "same-site"] {
+            assert!(sent(site, "no-cors").is_err());
+            assert!(sent(site, "navigate").is_ok());
+        }
+        assert!(sent("same-origin", "no-cors").is_ok());
     }
 
     #[test]
@@ -235,11 +290,18 @@ mod tests {
         let origins = Origins::parse("https://a.example, https://B.example").unwrap();
         let request = headers("https://b.example", "herald");
         assert!(origins.check(&request).is_ok());
-        assert_eq!(origins.allow_header(&request).unwrap(), "https://b.example");
-        assert_eq!(
-            origins.allow_header(&headers("https://c.example", "herald")),
-            None
-        );
+        let allow = Allow {
+            origin: HeaderValue::from_static("https://b.example"),
+            credentials: false,
+        };
+        assert_eq!(origins.allow(&request), Some(allow.clone()));
+        let credentials = true;
+        let allow = Some(Allow {
+            credentials,
+            ..allow
+        });
+        assert_eq!(origins.clone().with_cookie().allow(&request), allow);
+        assert_eq!(origins.allow(&headers("https://c.example", "herald")), None);
     }
 
     #[test]
@@ -247,8 +309,9 @@ mod tests {
         assert_eq!(
             Origins::parse("*")
                 .unwrap()
-                .allow_header(&headers("https://c.example", "herald"))
-                .unwrap(),
+                .allow(&headers("https://c.example", "herald"))
+                .unwrap()
+                .origin,
             "*"
         );
     }

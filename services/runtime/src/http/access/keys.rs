@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet};
-use jsonwebtoken::{Algorithm, DecodingKey};
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +48,13 @@ fn parse(bytes: &[u8]) -> anyhow::Result<Vec<Key>> {
     let keys: Vec<Key> = match text.trim_start().starts_with('{') {
         true => {
             let set: JwkSet = serde_json::from_str(text).context("it is not a JWKS")?;
-            set.keys.iter().map(of_jwk).collect::<anyhow::Result<_>>()?
+            // Others of the issuer's keys may be for encryption.
+            let is_for_signatures = |key: &&Jwk| {
+                let of = key.common.public_key_use.as_ref();
+                of.is_none_or(|of| *of == PublicKeyUse::Signature)
+            };
+            let keys = set.keys.iter().filter(is_for_signatures);
+            keys.map(of_jwk).collect::<anyhow::Result<_>>()?
         }
         false => pem(text).map(of_pem).collect::<anyhow::Result<_>>()?,
     };
@@ -59,10 +65,14 @@ fn parse(bytes: &[u8]) -> anyhow::Result<Vec<Key>> {
     Ok(keys)
 }
 
-/// The blocks of PEM in a text.
+/// The blocks of PEM in a text, without what stands around them.
 fn pem(text: &str) -> impl Iterator<Item = &str> {
-    text.split_inclusive("-----END PUBLIC KEY-----")
-        .filter(|block| block.contains("-----BEGIN PUBLIC KEY-----"))
+    const BEGIN: &str = "-----BEGIN PUBLIC KEY-----";
+    const END: &str = "-----END PUBLIC KEY-----";
+    text.split_inclusive(END).filter_map(|block| {
+        let begin = block.find(BEGIN)?;
+        block.ends_with(END).then(|| &block[begin..])
+    })
 }
 
 /// The type of a key in PEM is the only one that reads it.
@@ -74,28 +84,17 @@ fn of_pem(block: &str) -> anyhow::Result<Key> {
         (Algorithm::EdDSA, DecodingKey::from_ed_pem),
     ];
     for (algorithm, read) in TYPES {
-        // P-384, for example, is read as well, and would then fit no token.
-        if algorithm == Algorithm::ES256 && !is_p256(block) {
-            continue;
-        }
         if let Ok(decoding) = read(block.as_bytes()) {
+            check(&decoding, algorithm)?;
+            let id = None;
             return Ok(Key {
-                id: None,
+                id,
                 algorithm,
                 decoding,
             });
         }
     }
     bail!("it contains a public key of a kind that is not supported; use RSA, P-256 or Ed25519")
-}
-
-/// Whether a block names the curve P-256: its identifier is at the same place in each such key.
-fn is_p256(block: &str) -> bool {
-    let base64: String = block
-        .lines()
-        .filter(|line| !line.starts_with("-----"))
-        .collect();
-    base64.starts_with("MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE")
 }
 
 fn of_jwk(jwk: &Jwk) -> anyhow::Result<Key> {
@@ -121,13 +120,37 @@ fn of_jwk(jwk: &Jwk) -> anyhow::Result<Key> {
             "the key {name:?} is for {named}; it must be {expected}"
         );
     }
-    let decoding =
-        DecodingKey::from_jwk(jwk).with_context(|| format!("the key {name:?} cannot be read"))?;
+    let problem = || format!("the key {name:?} cannot be used");
+    let decoding = DecodingKey::from_jwk(jwk).with_context(problem)?;
+    check(&decoding, algorithm).with_context(problem)?;
     Ok(Key {
         id,
         algorithm,
         decoding,
     })
+}
+
+/// Whether a key is whole and long enough: the library decodes it, and no more.
+fn check(key: &DecodingKey, algorithm: Algorithm) -> anyhow::Result<()> {
+    let bytes = match key.kind() {
+        DecodingKeyKind::SecretOrDer(bytes) => bytes.len(),
+        DecodingKeyKind::RsaModulusExponent { n, .. } => {
+            n.iter().skip_while(|byte| **byte == 0).count()
+        }
+    };
+    match algorithm {
+        Algorithm::HS256 => ensure!(bytes >= 32, "a secret has at least 32 bytes"),
+        Algorithm::EdDSA => ensure!(bytes == 32, "an Ed25519 key has 32 bytes"),
+        Algorithm::RS256 => {
+            // In DER, a header and the exponent are before and after the modulus.
+            ensure!(bytes >= 256, "an RSA key has at least 2048 bits");
+        }
+        _ => {}
+    }
+    // Fails for a key of the wrong size or a point that is not on the curve; that the signature is wrong is no error.
+    jsonwebtoken::crypto::verify("", b"", key, algorithm)
+        .context("it is not a key of its kind")
+        .map(drop)
 }
 
 #[cfg(test)]
@@ -155,7 +178,7 @@ WIQ2ot0YRwC1MZqYvoqXbMx5VAkD2gaj
 
     #[test]
     fn keys_in_pem_have_the_algorithm_of_their_type() {
-        let keys = parse(format!("# ours\n{ED25519}\n{P256}").as_bytes()).unwrap();
+        let keys = parse(format!("# ours\n{ED25519}\n# and\n{P256}# end").as_bytes()).unwrap();
         let algorithms: Vec<Algorithm> = keys.iter().map(|key| key.algorithm).collect();
         assert_eq!(algorithms, [Algorithm::EdDSA, Algorithm::ES256]);
     }
@@ -166,7 +189,25 @@ WIQ2ot0YRwC1MZqYvoqXbMx5VAkD2gaj
             ("", "no key"),
             (r#"{"keys":[]}"#, "no key"),
             ("{", "not a JWKS"),
-            (P384, "use RSA, P-256 or Ed25519"),
+            (P384, "not a key of its kind"),
+            (r#"{"keys":[{"kty":"oct","k":""}]}"#, "cannot be used"),
+            (r#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#, "cannot be used"),
+            (
+                r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"AAAA"}]}"#,
+                "cannot be used",
+            ),
+            (
+                r#"{"keys":[{"kty":"EC","crv":"P-256","x":"AAAA","y":"AAAA"}]}"#,
+                "cannot be used",
+            ),
+            (
+                r#"{"keys":[{"kty":"RSA","n":"AAAA","e":"AQAB"}]}"#,
+                "cannot be used",
+            ),
+            (
+                r#"{"keys":[{"kty":"RSA","use":"enc","n":"AAAA","e":"AQAB"}]}"#,
+                "no key",
+            ),
             (&ED25519.replace("PUBLIC", "PRIVATE"), "no key"),
             (
                 &ED25519.replace("MCow", "MCoX"),

@@ -48,6 +48,10 @@ pub fn verify(
     }
     // `none` is not among the algorithms that can be read.
     let header = decode_header(token).map_err(|_| NOT_A_TOKEN)?;
+    // What it says must be understood, and nothing is.
+    if header.crit.is_some() {
+        return Err(NOT_A_TOKEN);
+    }
     let is_candidate = |key: &&Key| {
         let is_named = match (&header.kid, &key.id) {
             (Some(named), Some(id)) => named == id,
@@ -59,6 +63,8 @@ pub fn verify(
     for key in keys.iter().filter(is_candidate) {
         let mut validation = Validation::new(key.algorithm);
         validation.leeway = 0;
+        // It has expired in the second that it names.
+        validation.reject_tokens_expiring_in_less_than = 1;
         validation.validate_nbf = true;
         validation.set_audience(&[audience]);
         validation.set_required_spec_claims(&["exp", "aud"]);
