@@ -46,12 +46,18 @@ pub fn run() -> anyhow::Result<ExitCode> {
 /// The Kafka of HERALD_TEST_KAFKA, or a new one.
 pub fn given_or_started() -> anyhow::Result<Kafka> {
     match std::env::var("HERALD_TEST_KAFKA") {
-        Ok(address) if !address.is_empty() => Ok(Kafka {
-            address,
-            jars: jars().ok(),
-            process: None,
-            guard: None,
-        }),
+        Ok(address) if !address.is_empty() => {
+            // Most tests would wait for it.
+            TcpStream::connect(&address).with_context(|| {
+                format!("no Kafka listens at {address}, which HERALD_TEST_KAFKA names; start it, or unset the variable")
+            })?;
+            Ok(Kafka {
+                address,
+                jars: jars().ok(),
+                process: None,
+                guard: None,
+            })
+        }
         _ => start(),
     }
 }
