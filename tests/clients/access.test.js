@@ -250,12 +250,13 @@ describe("streams end with their tokens", { skip: without("kafka") }, () => {
     const folder = folderOf(t);
     const all = await startAll(t, accessOptions(folder, publicKeySet));
     const rights = { read: ["*"], write: ["*"] };
-    const exp = Math.floor(Date.now() / 1000) + 3;
+    const exp = Math.floor(Date.now() / 1000) + 5;
     await Promise.all(
       Object.entries(streams).map(async ([name, open]) => {
         assert.equal(await open(t, all, token(claims({ ...rights, exp }))), "expired", name);
         const late = Date.now() - exp * 1000;
-        assert.ok(late >= -50 && late < 1500, `${name}: ended ${late} ms after its token`);
+        // A busy machine may be late.
+        assert.ok(late >= -50 && late < 3000, `${name}: ended ${late} ms after its token`);
       }),
     );
     const revoked = Object.entries(streams).map(async ([name, open]) => {
