@@ -86,10 +86,10 @@ impl App {
         }
     }
 
-    /// The client that sent these headers, or the response that it needs a token.
-    pub fn principal(&self, headers: &HeaderMap) -> Result<Principal, Response> {
+    /// The client that sent these headers.
+    pub fn principal(&self, headers: &HeaderMap) -> Result<Principal, TopicError> {
         let principal = self.access.principal(headers, None);
-        principal.map_err(|refusal| refusal.response())
+        principal.map_err(TopicError::Refused)
     }
 
     /// The topic of this name, or the first one that this client may read, and how long it may.

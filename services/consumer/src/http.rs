@@ -143,7 +143,7 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
 fn config(app: &App, headers: &HeaderMap) -> Response {
     let principal = match app.principal(headers) {
         Ok(principal) => principal,
-        Err(response) => return response,
+        Err(error) => return error.response(),
     };
     let topics: Vec<&str> = app
         .readable(&principal)

@@ -44,11 +44,9 @@ enum PageStart {
 
 /// Answers `GET /messages`.
 pub async fn answer(app: &App, query: PageQuery, headers: &HeaderMap) -> Response {
-    let principal = match app.principal(headers) {
-        Ok(principal) => principal,
-        Err(response) => return response,
-    };
-    let topic = match app.topic(query.topic.as_deref(), &principal) {
+    let principal = app.principal(headers);
+    let found = principal.and_then(|principal| app.topic(query.topic.as_deref(), &principal));
+    let topic = match found {
         Ok((topic, _)) => topic,
         Err(error) => return error.response(),
     };

@@ -32,11 +32,9 @@ pub fn answer(
     headers: &HeaderMap,
     connection: Option<Arc<Connection>>,
 ) -> Response {
-    let principal = match app.principal(headers) {
-        Ok(principal) => principal,
-        Err(response) => return response,
-    };
-    let (topic, permit) = match app.topic(query.topic.as_deref(), &principal) {
+    let principal = app.principal(headers);
+    let found = principal.and_then(|principal| app.topic(query.topic.as_deref(), &principal));
+    let (topic, permit) = match found {
         Ok(found) => found,
         Err(error) => return error.response(),
     };

@@ -122,11 +122,9 @@ fn open(
     query: &StreamQuery,
     headers: &HeaderMap,
 ) -> Result<(Stream, Encoding, Permit, bool), End> {
-    let principal = app.access.principal(headers, None);
-    let opened = principal
-        .map_err(TopicError::Refused)
-        .and_then(|principal| app.topic(query.topic.as_deref(), &principal));
-    let (topic, permit) = opened.map_err(|error| match error {
+    let principal = app.principal(headers);
+    let found = principal.and_then(|principal| app.topic(query.topic.as_deref(), &principal));
+    let (topic, permit) = found.map_err(|error| match error {
         TopicError::Unknown(sentence) => End::Invalid(sentence),
         TopicError::Refused(refusal) => End::Refused(refusal),
     })?;
