@@ -10,6 +10,7 @@ pub mod listen;
 mod process;
 pub mod shutdown;
 pub mod telemetry;
+#[cfg(feature = "http")]
 mod watch;
 
 pub use admin::Readiness;

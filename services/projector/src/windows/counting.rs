@@ -141,7 +141,7 @@ impl Counting {
             return Ok(known);
         }
         let topics = self.options.windows.iter().map(|(_, topic)| topic);
-        let latest = latest_result(&self.config, topics)?;
+        let latest = latest_result(&self.config, partition, topics)?;
         if let Some(closed) = latest {
             warn!(
                 partition,

@@ -23,7 +23,7 @@ use store::Reader;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// What anything may take on a busy machine before a test gives up.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -33,6 +33,8 @@ struct Running {
     admin: SocketAddr,
     shutdown: CancellationToken,
     run: JoinHandle<anyhow::Result<()>>,
+    /// A test that fails would otherwise wait for the projector's threads for ever.
+    _stop: DropGuard,
 }
 
 impl Running {
@@ -54,6 +56,7 @@ impl Running {
         let run = tokio::spawn(projector::run(config, admin, shutdown.clone()));
         Self {
             admin: addr,
+            _stop: shutdown.clone().drop_guard(),
             shutdown,
             run,
         }

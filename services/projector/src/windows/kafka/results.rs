@@ -23,15 +23,18 @@ const OFFSETS: i64 = 100_000;
 #[derive(Deserialize)]
 struct Published {
     end: i64,
+    partition: Option<i32>,
 }
 
-/// The latest end of a window among the latest results in these topics, in milliseconds since 1970; `None` if there is no result.
+/// The latest end of a window among the latest results in these topics that were counted from this partition of likes, or do not
+/// say from which; in milliseconds since 1970. `None` if there is no such result: other partitions may be ahead of this one.
 ///
 /// # Errors
 ///
 /// If Kafka does not answer in time.
 pub fn latest_result<'a>(
     config: &Config,
+    likes: i32,
     topics: impl Iterator<Item = &'a str>,
 ) -> anyhow::Result<Option<i64>> {
     let required = [
@@ -56,7 +59,7 @@ pub fn latest_result<'a>(
         let found = found.with_context(|| format!("cannot look up topic {topic:?}"))?;
         for partition in found.topics().iter().flat_map(|topic| topic.partitions()) {
             let number = partition.id();
-            let end = latest_of(&consumer, topic, number);
+            let end = latest_of(&consumer, likes, topic, number);
             let end = end.with_context(|| {
                 format!("cannot read the latest results in topic {topic:?}, partition {number}")
             })?;
@@ -69,6 +72,7 @@ pub fn latest_result<'a>(
 /// The same for a partition.
 fn latest_of(
     consumer: &BaseConsumer<Context>,
+    likes: i32,
     topic: &str,
     partition: i32,
 ) -> anyhow::Result<Option<i64>> {
@@ -87,7 +91,9 @@ fn latest_of(
             Some(Ok(message)) => {
                 received = Instant::now();
                 let value = message.payload().unwrap_or_default();
-                if let Ok(published) = serde_json::from_slice::<Published>(value) {
+                if let Ok(published) = serde_json::from_slice::<Published>(value)
+                    && published.partition.is_none_or(|counted| counted == likes)
+                {
                     latest = latest.max(Some(published.end));
                 }
                 if message.offset() + 1 >= high {
