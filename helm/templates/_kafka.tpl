@@ -95,31 +95,12 @@ KAFKA_PROPERTIES_FILE: /etc/kafka/properties/properties
 {{- join "\n" $lines }}
 {{- end }}
 
-{{/* The Secrets, by the folder of /etc/kafka that each is mounted at. */}}
+{{/* The Secrets, by the name of their volume, with the folder that each is mounted at. */}}
 {{- define "herald.kafkaSecrets" -}}
 {{- with .Values.kafka -}}
-{{ dict "ca" .caSecret "user" .userSecret "properties" .propertiesSecret | toJson }}
-{{- end }}
-{{- end }}
-
-{{- define "herald.kafkaVolumeMounts" -}}
-{{- range $folder, $secret := include "herald.kafkaSecrets" . | fromJson }}
-{{- if $secret }}
-- name: {{ $folder }}
-  mountPath: /etc/kafka/{{ $folder }}
-  readOnly: true
-{{- end }}
-{{- end }}
-{{- end }}
-
-{{- define "herald.kafkaVolumes" -}}
-{{- range $folder, $secret := include "herald.kafkaSecrets" . | fromJson }}
-{{- if $secret }}
-- name: {{ $folder }}
-  secret:
-    secretName: {{ $secret | quote }}
-    # Whatever the user of the pod is; nobody else is in it.
-    defaultMode: 0444
-{{- end }}
+{{- $ca := list "/etc/kafka/ca" .caSecret }}
+{{- $user := list "/etc/kafka/user" .userSecret }}
+{{- $properties := list "/etc/kafka/properties" .propertiesSecret }}
+{{- dict "ca" $ca "user" $user "properties" $properties | toJson }}
 {{- end }}
 {{- end }}

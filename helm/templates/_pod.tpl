@@ -33,13 +33,40 @@ envFrom:
 {{ include "herald.probes" .root }}
 resources:
   {{- toYaml $values.resources | nindent 2 }}
-{{- $mounts := list (include "herald.kafkaVolumeMounts" .root) }}
-{{- if has .component (list "consumer" "gateway") }}
-{{- $mounts = append $mounts (include "herald.tokenVolumeMounts" .root) }}
-{{- end }}
-{{- with join "" $mounts | trim }}
+{{- with include "herald.volumeMounts" . }}
 volumeMounts:
   {{- . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* The Secrets that a component mounts, by volume: as folders, because a single file does not follow a changed Secret. */}}
+{{- define "herald.secrets" -}}
+{{- $secrets := include "herald.kafkaSecrets" .root | fromJson }}
+{{- if has .component (list "consumer" "gateway") }}
+{{- $secrets = merge $secrets (include "herald.tokenSecrets" .root | fromJson) }}
+{{- end }}
+{{- toJson $secrets }}
+{{- end }}
+
+{{- define "herald.volumeMounts" -}}
+{{- range $name, $mount := include "herald.secrets" . | fromJson }}
+{{- if last $mount }}
+- name: {{ $name }}
+  mountPath: {{ first $mount }}
+  readOnly: true
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "herald.volumes" -}}
+{{- range $name, $mount := include "herald.secrets" . | fromJson }}
+{{- if last $mount }}
+- name: {{ $name }}
+  secret:
+    secretName: {{ last $mount | quote }}
+    # Whatever the user of the pod is; nobody else is in it.
+    defaultMode: 0444
+{{- end }}
 {{- end }}
 {{- end }}
 

@@ -22,34 +22,11 @@
 {{- end }}
 {{- end }}
 
+{{/* The Secrets, by the name of their volume, with the folder that each is mounted at. */}}
 {{- define "herald.tokenSecrets" -}}
-{{- $tokens := .Values.tokens }}
-{{- $secrets := dict }}
-{{- if $tokens.keysSecret }}
-{{- $secrets = dict "keys" $tokens.keysSecret "revoked" $tokens.revokedSecret }}
-{{- end }}
-{{- toJson $secrets }}
-{{- end }}
-
-{{/* Folders, not single files: only those follow a changed Secret. */}}
-{{- define "herald.tokenVolumeMounts" -}}
-{{- range $folder, $secret := include "herald.tokenSecrets" . | fromJson }}
-{{- if $secret }}
-- name: token-{{ $folder }}
-  mountPath: /etc/herald/{{ $folder }}
-  readOnly: true
-{{- end }}
-{{- end }}
-{{- end }}
-
-{{- define "herald.tokenVolumes" -}}
-{{- range $folder, $secret := include "herald.tokenSecrets" . | fromJson }}
-{{- if $secret }}
-- name: token-{{ $folder }}
-  secret:
-    secretName: {{ $secret | quote }}
-    # Whatever the user of the pod is; nobody else is in it.
-    defaultMode: 0444
-{{- end }}
+{{- with .Values.tokens -}}
+{{- $keys := list "/etc/herald/keys" .keysSecret }}
+{{- $revoked := list "/etc/herald/revoked" .revokedSecret }}
+{{- dict "token-keys" $keys "token-revoked" $revoked | toJson }}
 {{- end }}
 {{- end }}
