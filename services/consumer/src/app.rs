@@ -102,20 +102,21 @@ impl App {
             let permit = principal.may(Action::Read, Resource::Topic(name));
             permit.map_err(TopicError::Refused)
         };
-        let topic = match name.filter(|name| !name.is_empty()) {
+        let mut topics = self.topics.iter();
+        let (topic, permit) = match name.filter(|name| !name.is_empty()) {
             None => {
-                let mut topics = self.topics.iter();
-                let topic = topics.find(|topic| may_read(&topic.name).is_ok());
-                Some(topic.ok_or_else(|| {
+                let found = topics.find_map(|topic| Some((topic, may_read(&topic.name).ok()?)));
+                let (topic, permit) = found.ok_or_else(|| {
                     let sentence =
                         "the token does not allow its owner to read a topic that is served here";
                     TopicError::Refused(Refusal::Forbidden(sentence.to_owned()))
-                })?)
+                })?;
+                (Some(topic), permit)
             }
             Some(name) => {
                 // Before it is looked for: who may not read it does not learn whether it exists.
-                may_read(name)?;
-                self.topics.iter().find(|topic| topic.name == name)
+                let permit = may_read(name)?;
+                (topics.find(|topic| topic.name == name), permit)
             }
         };
         let Some(topic) = topic.filter(|topic| topic.is_served()) else {
@@ -129,7 +130,6 @@ impl App {
                 names.join(", ")
             )));
         };
-        let permit = may_read(&topic.name)?;
         Ok((topic.clone(), permit))
     }
 

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use futures_util::stream;
+use futures_util::{FutureExt as _, stream};
 use herald_runtime::http::Permit;
 use herald_runtime::http::drain::retry;
 use hyper::body::Bytes;
@@ -37,8 +37,7 @@ pub fn answer<S: Send + Sync + 'static>(
         state,
         take,
         gauge,
-        drained: Box::pin(app.drain.deadline()),
-        expired: Box::pin(permit.expired()),
+        end: Box::pin(end(app.drain.deadline(), permit.expired())),
         heartbeat: Box::pin(sleep(HEARTBEAT)),
         wrote: Instant::now(),
         started: false,
@@ -103,12 +102,20 @@ fn event_stream(reply: impl Reply) -> Response {
     response
 }
 
+async fn end(drained: impl Future<Output = ()>, expired: impl Future<Output = ()>) -> &'static str {
+    tokio::select! {
+        biased;
+        () = drained => "drain",
+        () = expired => "expired",
+    }
+}
+
 struct Writer<S, T> {
     state: watch::Receiver<S>,
     take: T,
     gauge: IntGauge,
-    drained: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
-    expired: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+    /// Why the server ends the stream.
+    end: Pin<Box<dyn Future<Output = &'static str> + Send + Sync>>,
     /// Reset when it fires, not at each write.
     heartbeat: Pin<Box<Sleep>>,
     wrote: Instant,
@@ -127,12 +134,9 @@ impl<S, T: FnMut(&S) -> Option<Bytes>> Writer<S, T> {
             return Some(format!("retry: {}\n\n", retry()).into());
         }
         let reason = loop {
-            // First, or they would wait for as long as there is something to send.
-            tokio::select! {
-                biased;
-                () = &mut self.drained => break "drain",
-                () = &mut self.expired => break "expired",
-                () = std::future::ready(()) => {}
+            // First, or it would wait for as long as there is something to send.
+            if let Some(reason) = self.end.as_mut().now_or_never() {
+                break reason;
             }
             if let Some(block) = (self.take)(&self.state.borrow_and_update()) {
                 self.wrote = Instant::now();
@@ -140,8 +144,7 @@ impl<S, T: FnMut(&S) -> Option<Bytes>> Writer<S, T> {
             }
             tokio::select! {
                 biased;
-                () = &mut self.drained => break "drain",
-                () = &mut self.expired => break "expired",
+                reason = &mut self.end => break reason,
                 // The sender lives as long as the process.
                 _ = self.state.changed() => {}
                 () = self.heartbeat.as_mut() => {

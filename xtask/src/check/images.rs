@@ -42,7 +42,7 @@ impl Ahead {
 }
 
 fn build_ahead() -> anyhow::Result<Child> {
-    // The check has built this program anew, so the file that it was started from may be gone.
+    // The check has built this program again, so the file that it was started from may be gone.
     let program = match cfg!(target_os = "linux") {
         true => PathBuf::from(format!("/proc/{}/exe", std::process::id())),
         false => std::env::current_exe()?,
