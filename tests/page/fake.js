@@ -31,6 +31,8 @@ class Fake {
   /** What something on the way does not let through: "streams", or only "websocket"; and whether it swallows polls. */
   heldBack = null;
   noAnswer = false;
+  /** After so many records, a stream pauses for a tenth of a second. */
+  burst = Infinity;
 
   /** Two bytes of the topic's id, as cursors name it. */
   id = 4711;
@@ -248,9 +250,10 @@ class Fake {
         send({ type: "gap", reason: "retention", ranges: [{ partition, from: next, to: begin }] });
       }
     }
-    for (;;) {
+    for (let sent = 0; ; sent += 1) {
       const open = [...this.partitions.keys()].filter((p) => this.#record(p, stream.vector[p]));
       if (open.length === 0) return;
+      if (sent === this.burst) return void setTimeout(() => this.streams.has(stream) && this.#pump(stream), 100);
       const partition = open[Math.floor(Math.random() * open.length)];
       const record = this.#record(partition, stream.vector[partition]);
       stream.vector[partition] += 1;

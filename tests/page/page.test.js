@@ -86,6 +86,16 @@ describe("the page", { skip }, () => {
     assert.ok(await page.locator("#older").isHidden());
   });
 
+  test("messages that arrive little by little at first load nothing older", async (context) => {
+    const { fake, open } = await setUp(context, { count: 450 });
+    fake.burst = 15; // the list begins to scroll with the second of them
+    const page = await open();
+    await shows(page, 200);
+    await new Promise((resolve) => setTimeout(resolve, 700));
+    assert.equal((await texts(page)).length, 200);
+    assert.equal(fake.polled, undefined);
+  });
+
   test("new messages do not move a reader who scrolled up, and are counted below", async (context) => {
     const { fake, open } = await setUp(context, { count: 100 });
     const page = await open();

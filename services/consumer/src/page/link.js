@@ -140,8 +140,11 @@ export class Link {
   /** A request, with a token if the page has one. */
   async #request(address, signal) {
     const { token, withCredentials } = this.#options;
-    const aborted = new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { once: true }));
-    const headers = token ? { authorization: `Bearer ${await Promise.race([token(), aborted])}` } : {};
+    const headers = {};
+    if (token) {
+      const aborted = new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { once: true }));
+      headers.authorization = `Bearer ${await Promise.race([token(), aborted])}`;
+    }
     return fetch(address, { signal, headers, cache: "no-store", credentials: withCredentials ? "include" : "same-origin" });
   }
 

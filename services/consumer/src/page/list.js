@@ -28,7 +28,7 @@ export class MessageList {
   #shown;
   #waiting = []; // arrived, but not in the list yet
   #planned = false;
-  #filling; // the timer that loads older messages if the list does not fill the window
+  #filling; // the timer that loads older messages if the list is short
   #held = false; // the end of the list is being fetched: arrivals wait
   #messages = new WeakMap();
   #characters = 0;
@@ -114,9 +114,7 @@ export class MessageList {
     this.#trim();
     this.#toEnd();
     this.#describe();
-    // Wait for a pause: while the stream's history is arriving, the list may still fill.
-    clearTimeout(this.#filling);
-    this.#filling = setTimeout(() => this.#isShort() && this.#loadOlder(), SETTLED);
+    this.#fillLater();
   }
 
   #delay(message, now) {
@@ -276,7 +274,15 @@ export class MessageList {
     this.#following = !this.#cutOff && scrollTop + clientHeight > scrollHeight - END;
     if (this.#following) this.#unseen = 0;
     this.#describe();
-    this.#fill();
+    // At the end, it may have been this list that scrolled, when the first messages arrived.
+    if (this.#following) this.#fillLater();
+    else this.#fill();
+  }
+
+  /** Loads older messages if the list is short after a pause: while the stream's history is arriving, it may still fill. */
+  #fillLater() {
+    clearTimeout(this.#filling);
+    this.#filling = setTimeout(() => this.#isShort() && this.#loadOlder(), SETTLED);
   }
 
   #isShort() {
