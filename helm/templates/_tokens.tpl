@@ -18,6 +18,10 @@
 - name: JWT_COOKIE
   value: {{ .cookie }}
 {{- end }}
+{{- if .maxStreamsPerPrincipal }}
+- name: MAX_STREAMS_PER_PRINCIPAL
+  value: {{ .maxStreamsPerPrincipal | toString | quote }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}

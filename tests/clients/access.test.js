@@ -104,6 +104,9 @@ const endpoints = {
   "POST likes": ["write", ({ url }, token) => get(`${url}/dev/videos/${ROOM}/likes`, token, "POST")],
   "GET /windows/stream": ["read", ({ url }, token) => get(`${url}/windows/stream?video=${ROOM}`, token)],
   "GET /windows/…/messages": ["read", ({ url }, token) => get(`${url}/windows/1min/0/${ROOM}/messages`, token)],
+  // A ticket says who asks, not what for.
+  "POST /tickets, consumer": ["any", ({ consumer }, token) => get(`${consumer.url}/tickets`, token, "POST")],
+  "POST /tickets, gateway": ["any", ({ url }, token) => get(`${url}/tickets`, token, "POST")],
   "POST /topics/…/messages": ["write", ({ url, topic }, token) => get(`${url}/topics/${topic}/messages`, token, "POST")],
 };
 
@@ -113,7 +116,7 @@ async function get(url, token, method = "GET") {
   if (status === 401 || status === 403) {
     assert.equal(response.headers.get("www-authenticate"), status === 401 ? "Bearer" : null);
     assert.equal(response.headers.get("cache-control"), "no-store");
-    assert.match((await response.json()).error, /token/);
+    assert.match((await response.json()).error, /token|ticket/);
     return status;
   }
   await response.body?.cancel();
@@ -150,7 +153,8 @@ describe("every endpoint, by every token", { skip: without("kafka") }, () => {
   for (const [endpoint, [action, ask]] of Object.entries(endpoints)) {
     test(endpoint, async () => {
       for (const [name, [token, expected]] of Object.entries(principals())) {
-        assert.equal(await ask(all, token), expected[action], name);
+        const any = expected.read === 401 ? 401 : "allowed";
+        assert.equal(await ask(all, token), { any, ...expected }[action], name);
       }
     });
   }
@@ -201,9 +205,78 @@ describe("every endpoint, by every token", { skip: without("kafka") }, () => {
     assert.equal((await ask({ authorization: "Basic abc" })).status, 401);
   });
 
-  test("no token is in a log", () => {
+  const everything = (more) => token(claims({ iss, read: ["*"], write: ["*"], ...more }));
+  const tickets = [];
+  const ticketOf = async (url, token) => {
+    const response = await fetch(`${url}/tickets`, { method: "POST", headers: bearer(token) });
+    assert.equal(response.status, 201);
+    assert.equal(response.headers.get("cache-control"), "no-store");
+    const { ticket, expires_in } = await response.json();
+    assert.equal(expires_in, 30);
+    tickets.push(ticket);
+    return ticket;
+  };
+
+  test("a ticket opens one stream, and only at the service that issued it", async (t) => {
+    const { consumer, url } = all;
+    const gateway = url.replace("http", "ws");
+    for (const [of, open] of [
+      [consumer.url, (ticket) => get(`${consumer.url}/events?ticket=${ticket}`)],
+      [consumer.url, (ticket) => get(`${consumer.url}/messages?limit=1&ticket=${ticket}`)],
+      [consumer.url, (ticket) => webSocket(`${consumer.ws}?ticket=${ticket}&last=0`)],
+      [url, (ticket) => get(`${url}/aggregated/stream?ticket=${ticket}`)],
+      [url, (ticket) => webSocket(`${gateway}/websocket?ticket=${ticket}&session_id=${SESSION}-${sockets++}`)],
+    ]) {
+      const ticket = await ticketOf(of, everything());
+      assert.equal(await open(ticket), "allowed");
+      assert.equal(await open(ticket), 401, "used twice");
+      assert.equal(await open(await ticketOf(of === url ? consumer.url : url, everything())), 401, "of another service");
+      assert.equal(await open("x".repeat(32)), 401);
+    }
+    const narrow = await ticketOf(consumer.url, token(claims({ iss, read: ["topic/other"] })));
+    assert.equal(await get(`${consumer.url}/events?ticket=${narrow}`), 403);
+    const exp = Math.floor(Date.now() / 1000) + 2;
+    const old = await ticketOf(consumer.url, everything({ exp }));
+    await pause(2100);
+    const { status, json } = await request(`${consumer.url}/events?ticket=${old}`);
+    assert.deepEqual([status, json.error], [401, "the token has expired"]);
+    assert.equal((await request(`${consumer.url}/tickets`, { headers: bearer(everything()) })).status, 405);
+    // A stream that was opened with a ticket ends with the token.
+    const soon = await ticketOf(consumer.url, everything({ exp: Math.floor(Date.now() / 1000) + 2 }));
+    const stream = await openEvents(t, `${consumer.url}/events?ticket=${soon}`);
+    await until("a bye", () => stream.named("bye")[0]?.reason === "expired");
+  });
+
+  test("the audit log names who was refused what, and each stream's start and end", async (t) => {
+    const { consumer } = all;
+    const lines = (message, principal) => {
+      const all = consumer.log.split("\n").filter((line) => line.includes('"audit"')).map((line) => JSON.parse(line));
+      return all.filter((line) => line.message === message && line.principal === principal);
+    };
+    const ask = (token, path = "events", headers) => request(`${consumer.url}/${path}`, { headers: { ...bearer(token), ...headers } });
+    await ask(everything({ sub: "ada", read: ["topic/other"] }), "messages", { "x-request-id": "mine" });
+    const [refused] = await until("a line", () => lines("refused", "ada").length === 1 && lines("refused", "ada"));
+    assert.deepEqual([refused.reason, refused.request, refused.address, refused.request_id], ["forbidden", "read topic", "127.0.0.1", "mine"]);
+    await ask(everything({ sub: undefined, jti: "number 7", read: [] }), `messages?topic=${all.topic}`);
+    assert.equal((await until("a line", () => lines("refused", "number 7")[0])).request, `read topic/${all.topic}`);
+    const stream = await openEvents(t, `${consumer.url}/events`, { headers: bearer(everything({ sub: "grace" })) });
+    const started = await until("its start", () => lines("stream started", "grace")[0]);
+    assert.deepEqual([started.transport, started.request, started.address], ["sse", `read topic/${all.topic}`, "127.0.0.1"]);
+    stream.close();
+    const ended = await until("its end", () => lines("stream ended", "grace")[0]);
+    assert.deepEqual([ended.reason, ended.request_id, typeof ended.seconds], ["client", started.request_id, "number"]);
+    const reasons = new Set(lines("refused").map(({ reason }) => reason));
+    for (const reason of ["no-token", "unknown-key", "not-a-token", "token-expired", "token-audience", "ticket", "origin"]) {
+      assert.ok(reasons.has(reason), reason);
+    }
+    const metrics = (await request(`${consumer.admin}/metrics`)).text;
+    assert.match(metrics, /herald_connections_refused_total\{reason="forbidden"\} [1-9]/);
+  });
+
+  test("no token and no ticket is in a log", () => {
     for (const { log, name } of [all.consumer, all.gateway]) {
       assert.doesNotMatch(log, /eyJ/, name);
+      for (const ticket of tickets) assert.ok(!log.includes(ticket), name);
     }
   });
 });
@@ -285,6 +358,26 @@ describe("streams end with their tokens", { skip: without("kafka") }, () => {
     await until("the key to be accepted again", async () => (await ask()) === 200);
     await publish(topic, [{ value: "after" }]);
     await stream.takes(1);
+  });
+
+  test("an owner of tokens has as many streams as are allowed, over all transports", async (t) => {
+    const topic = await newTopic();
+    const consumer = await startConsumer(t, topic, [...accessOptions(folderOf(t)), "--max-streams-per-principal", "2"]);
+    const of = (sub) => token(claims({ read: ["*"], sub }));
+    const open = () => openEvents(t, `${consumer.url}/events`, { headers: bearer(of("ada")) });
+    const [first] = await Promise.all([open(), open()]);
+    const third = await open();
+    await until("a bye", () => third.named("bye")[0]?.reason === "overload");
+    assert.match(third.named("bye")[0].detail, /2 streams open, which is the limit/);
+    const socket = new WebSocket(consumer.ws, { headers: bearer(of("ada")) });
+    assert.equal((await once(socket, "close"))[0], 1013);
+    const client = io(consumer.url, { forceNew: true, reconnection: false, auth: { token: of("ada") } });
+    t.after(() => client.close());
+    const [{ reason }] = await new Promise((resolve) => client.on("bye", (...bye) => resolve(bye)));
+    assert.equal(reason, "overload");
+    assert.equal(await webSocket(consumer.ws, of("bob")), "allowed");
+    first.close();
+    await until("room", async () => (await webSocket(consumer.ws, of("ada"))) === "allowed");
   });
 
   test("what is wrong with the options is said in one sentence", async (t) => {

@@ -15,7 +15,7 @@ import { binary, python, without } from "./support/environment.js";
 import { head, openEvents, request } from "./support/http.js";
 import { newTopic, publish, texts } from "./support/kafka.js";
 import { freePort } from "./support/ports.js";
-import { accessOptions } from "./support/tokens.js";
+import { accessOptions, claims, token } from "./support/tokens.js";
 import { until } from "./support/wait.js";
 import { openSocket } from "./support/websocket.js";
 
@@ -95,6 +95,13 @@ describe("openapi.json", { skip: without("kafka"), concurrency: true }, () => {
       "/": { 200: [[""]], 403: [["", foreign]], 503: [["", {}, full]] },
       "/client.js": { 200: [[""]], 403: [["", foreign]], 503: [["", {}, full]] },
       "/openapi.json": { 200: [[""]], 403: [["", foreign]], 503: [["", {}, full]] },
+      "/tickets": {
+        201: [["", { headers: { authorization: `Bearer ${token(claims({}))}` } }, closed]],
+        401: [["", {}, closed]],
+        403: [["", foreign]],
+        404: [[""]],
+        503: [["", {}, full]],
+      },
       "/config": { 200: [[""]], 401: [["", {}, closed]], 403: [["", foreign]], 503: [["", {}, full]] },
       "/events": {
         200: [[""], [`?topic=${topic}`], [`?after=${newest.after}`], ["?from=earliest"], [`?from=${time}`], ["?last=0"], ["?last=500"], ["?binary=base64"],
@@ -122,21 +129,23 @@ describe("openapi.json", { skip: without("kafka"), concurrency: true }, () => {
     };
 
     assert.deepEqual(Object.keys(description.paths).sort(), Object.keys(examples).sort(), "addresses");
-    for (const [address, { get, ...others }] of Object.entries(description.paths)) {
+    for (const [address, operations] of Object.entries(description.paths)) {
       await t.test(address, async () => {
-        assert.deepEqual(others, {});
-        assert.deepEqual(Object.keys(get.responses), Object.keys(examples[address]), "statuses");
+        const [[method, operation], ...others] = Object.entries(operations);
+        assert.deepEqual(others, []);
+        assert.equal(method, address === "/tickets" ? "post" : "get");
+        assert.deepEqual(Object.keys(operation.responses), Object.keys(examples[address]), "statuses");
         const asked = Object.values(examples[address]).flat().map(([query, { headers = {} } = {}]) => [...new URLSearchParams(query).keys(), ...Object.keys(headers)]).flat();
-        for (const parameter of get.parameters ?? []) {
+        for (const parameter of operation.parameters ?? []) {
           const { name } = resolve(description, parameter);
           assert.ok(asked.includes(name), `${name} has an example`);
         }
         for (const [status, requests] of Object.entries(examples[address])) {
-          const { content = {}, headers = {} } = resolve(description, get.responses[status]);
+          const { content = {}, headers = {} } = resolve(description, operation.responses[status]);
           const [type, { schema } = {}] = Object.entries(content)[0] ?? [];
           for (const [query, options, of = consumer] of requests) {
             const url = `${of.url}${address}${query}`;
-            const answer = await (type === JSON_TYPE ? request : head)(url, options);
+            const answer = await (type === JSON_TYPE ? request : head)(url, { method: method.toUpperCase(), ...options });
             assert.equal(answer.status, Number(status), url);
             assert.equal(answer.headers["content-type"]?.split(";")[0], type, url);
             if (type === JSON_TYPE) {

@@ -37,8 +37,10 @@ async function connect(page, url, { read, seconds = 3600, transport }) {
       window.heard = [];
       window.ends = [];
       window.tokens = 0;
+      window.transports = new Set();
       window.stream = connect({ url, transport, token: () => ((window.tokens += 1), window.newToken()) });
       window.stream.addEventListener("message", ({ detail }) => window.heard.push(detail.data));
+      window.stream.addEventListener("state", ({ detail }) => detail.name === "live" && window.transports.add(detail.transport ?? transport));
       window.stream.addEventListener("gap", ({ detail }) => window.heard.push(detail.reason));
       window.stream.addEventListener("bye", ({ detail }) => window.ends.push(detail.reason));
     },
@@ -64,6 +66,7 @@ for (const transport of ["sse", "websocket"]) {
     const ends = await page.evaluate(() => window.ends);
     assert.ok(ends.length >= 1 && ends.every((reason) => reason === "expired"), ends.join());
     assert.ok((await page.evaluate(() => window.tokens)) > ends.length);
+    assert.deepEqual(await page.evaluate(() => [...window.transports]), [transport]);
   });
 }
 
@@ -89,6 +92,7 @@ test("a token that is refused is replaced by the next one", { skip }, async (con
       window.heard = [];
       window.stream = connect({ url, token: () => tokens.shift() ?? new Promise(() => {}) });
       window.stream.addEventListener("message", ({ detail }) => window.heard.push(detail.data));
+      window.stream.addEventListener("state", ({ detail }) => detail.name === "live" && window.transports.add(detail.transport ?? transport));
     },
     [consumer.url, [expired, good]],
   );

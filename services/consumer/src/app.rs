@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use herald_runtime::http::server::ServerMetrics;
 use herald_runtime::http::{
-    Access, Action, Drain, Hosts, Origins, Permit, Principal, Refusal, Resource, failure,
-    unavailable,
+    Access, Action, Caller, Drain, Hosts, Origins, Permit, Principal, Proxies, Refusal, Resource,
+    failure, unavailable,
 };
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
@@ -26,6 +26,7 @@ pub struct App {
     pub origins: Origins,
     pub hosts: Hosts,
     pub access: Access,
+    pub trusted_proxies: Proxies,
     pub drain: Drain,
     pub metrics: Metrics,
     pub server_metrics: ServerMetrics,
@@ -76,6 +77,7 @@ impl App {
             origins: access.origins(origins),
             access,
             hosts: self.hosts.clone(),
+            trusted_proxies: self.trusted_proxies.clone(),
             drain: self.drain.clone(),
             metrics: self.metrics.clone(),
             server_metrics: self.server_metrics.clone(),
@@ -87,8 +89,8 @@ impl App {
     }
 
     /// The client that sent these headers.
-    pub fn principal(&self, headers: &HeaderMap) -> Result<Principal, TopicError> {
-        let principal = self.access.principal(headers, None);
+    pub fn principal(&self, caller: &Caller, headers: &HeaderMap) -> Result<Principal, TopicError> {
+        let principal = self.access.principal(caller, headers, None);
         principal.map_err(TopicError::Refused)
     }
 
@@ -105,13 +107,13 @@ impl App {
         let mut topics = self.topics.iter();
         let (topic, permit) = match name.filter(|name| !name.is_empty()) {
             None => {
-                let found = topics.find_map(|topic| Some((topic, may_read(&topic.name).ok()?)));
-                let (topic, permit) = found.ok_or_else(|| {
+                let allows = |name| principal.allows(Action::Read, Resource::Topic(name));
+                let topic = topics.find(|topic| allows(&topic.name)).ok_or_else(|| {
                     let sentence =
                         "the token does not allow its owner to read a topic that is served here";
-                    TopicError::Refused(Refusal::Forbidden(sentence.to_owned()))
+                    TopicError::Refused(principal.refused("read topic", sentence.to_owned()))
                 })?;
-                (Some(topic), permit)
+                (Some(topic), may_read(&topic.name)?)
             }
             Some(name) => {
                 // Before it is looked for: who may not read it does not learn whether it exists.
@@ -138,12 +140,8 @@ impl App {
         &'a self,
         principal: &'a Principal,
     ) -> impl Iterator<Item = &'a Arc<Topic>> {
-        let may_read = |topic: &&Arc<Topic>| {
-            let permit = principal.may(Action::Read, Resource::Topic(&topic.name));
-            permit.is_ok()
-        };
         let served = self.topics.iter().filter(|topic| topic.is_served());
-        served.filter(may_read)
+        served.filter(|topic| principal.allows(Action::Read, Resource::Topic(&topic.name)))
     }
 
     /// 503 with the reason and `Connection: close`.

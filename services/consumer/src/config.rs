@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Parser;
 use herald_runtime::CommonArgs;
 use herald_runtime::config::{duration, invalid};
-use herald_runtime::http::{AccessArgs, Hosts, Origins};
+use herald_runtime::http::{AccessArgs, Hosts, Origins, Proxies};
 use herald_runtime::kafka::KafkaArgs;
 use rdkafka::ClientConfig;
 
@@ -49,6 +49,11 @@ pub struct Config {
 
     #[command(flatten)]
     pub access: AccessArgs,
+
+    /// Proxies whose `X-Forwarded-For` is trusted: `10.0.0.0/8,fd00::/8`. The client's address in the audit log is the rightmost
+    /// one in it that is not such a proxy.
+    #[arg(long, env, default_value = "", hide_default_value = true)]
+    pub trusted_proxies: Proxies,
 
     /// How long an idle connection is kept open. Must exceed the idle timeout of the load balancer in front: 620s for Google's,
     /// 3610s for Envoy's default.

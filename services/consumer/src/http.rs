@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use herald_runtime::http::{Connection, RequestId, cors, failure};
+use herald_runtime::http::{Caller, Connection, RequestId, TICKETS, cors, failure};
 use http_body_util::Either;
 use hyper::body::{Body, Incoming};
 use hyper::header::{
@@ -60,6 +60,7 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
     // A HEAD is answered like a GET; hyper omits the body.
     let read = || warp::get().or(warp::head()).unify();
     let headers = warp::header::headers_cloned;
+    let caller = || warp::ext::get::<Caller>();
     let connection = || warp::ext::optional::<Arc<Connection>>();
 
     let query = || warp::query::raw().or(warp::any().map(String::new)).unify();
@@ -69,12 +70,13 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
         .and(app.clone())
         .and(query())
         .and(headers())
+        .and(caller())
         .and(connection())
         .map(
-            |app: Arc<App>, query: String, headers: HeaderMap, connection| match StreamQuery::parse(
+            |app: Arc<App>, query: String, headers, caller, connection| match StreamQuery::parse(
                 &query,
             ) {
-                Some(query) => sse::answer(&app, &query, &headers, connection),
+                Some(query) => sse::answer(&app, &query, &headers, &caller, connection),
                 None => failure(StatusCode::BAD_REQUEST, UNREADABLE_QUERY),
             },
         );
@@ -84,6 +86,7 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
         .and(app.clone())
         .and(query())
         .and(headers())
+        .and(caller())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(connection())
         .and(warp::ext::optional::<Rejected>())
@@ -91,6 +94,7 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
             |app: Arc<App>,
              query: String,
              headers: HeaderMap,
+             caller: Caller,
              upgrade,
              connection,
              rejected: Option<Rejected>| {
@@ -100,7 +104,9 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
                     .then(|| End::Invalid(UNREADABLE_QUERY.to_owned()));
                 let rejected = rejected.map(|rejected| rejected.0).or(invalid);
                 let query = query.unwrap_or_default();
-                websocket::answer(&app, &query, &headers, upgrade, connection, rejected)
+                websocket::answer(
+                    &app, &query, &headers, &caller, upgrade, connection, rejected,
+                )
             },
         );
     let messages = warp::path!("messages")
@@ -108,10 +114,11 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
         .and(app.clone())
         .and(query())
         .and(headers())
+        .and(caller())
         .then(
-            |app: Arc<App>, query: String, headers: HeaderMap| async move {
+            |app: Arc<App>, query: String, headers: HeaderMap, caller: Caller| async move {
                 match history::PageQuery::parse(&query) {
-                    Some(query) => history::answer(&app, query, &headers).await,
+                    Some(query) => history::answer(&app, query, &headers, &caller).await,
                     None => failure(StatusCode::BAD_REQUEST, UNREADABLE_QUERY),
                 }
             },
@@ -120,7 +127,8 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
         .and(read())
         .and(app)
         .and(headers())
-        .map(|app: Arc<App>, headers: HeaderMap| config(&app, &headers));
+        .and(caller())
+        .map(|app: Arc<App>, headers: HeaderMap, caller: Caller| config(&app, &headers, &caller));
     // The path before the method: an unknown path is a 404, whatever the method.
     let files = warp::path::tail()
         .and_then(async |tail: warp::path::Tail| file(tail.as_str()))
@@ -140,8 +148,8 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
         .unify()
 }
 
-fn config(app: &App, headers: &HeaderMap) -> Response {
-    let principal = match app.principal(headers) {
+fn config(app: &App, headers: &HeaderMap, caller: &Caller) -> Response {
+    let principal = match app.principal(caller, headers) {
         Ok(principal) => principal,
         Err(error) => return error.response(),
     };
@@ -240,12 +248,16 @@ where
 {
     let allow = app.origins.allow(request.headers());
     let id = RequestId::of(request.headers());
-    request.extensions_mut().insert(id.clone());
+    let caller = Caller::of(&request, &id, &app.trusted_proxies, &app.server_metrics);
+    let extensions = request.extensions_mut();
+    extensions.insert(id.clone());
+    extensions.insert(caller.clone());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let is_socketio = socketio::is_path(&path);
     let in_session = is_socketio && socketio::session(&request).is_some();
-    let mut response = match reject(&app, &mut request) {
+    let mut response = match reject(&app, &caller, &mut request) {
         Some(response) => response.map(Either::Right),
+        None if path == TICKETS => app.access.ticket(&caller, &request).map(Either::Right),
         None if is_socketio => match socketio::answer(&app, service, request).await? {
             Ok(response) => response.map(Either::Left),
             Err(response) => response.map(Either::Right),
@@ -269,10 +281,11 @@ where
 
 /// The response to a request that must not reach an endpoint. An `EventSource` and a WebSocket are rejected by their own
 /// transport.
-fn reject(app: &App, request: &mut Request<Incoming>) -> Option<Response> {
-    if let Some(response) = cors::reject(&app.hosts, &app.origins, request) {
+fn reject(app: &App, caller: &Caller, request: &mut Request<Incoming>) -> Option<Response> {
+    if let Some(response) = cors::reject(&app.hosts, &app.origins, caller, request) {
         return Some(response);
     }
+    app.access.redeem(request);
     let connection = request.extensions().get::<Arc<Connection>>();
     let overload = connection.is_some_and(|connection| connection.overload);
     let end = if overload {

@@ -131,6 +131,7 @@ impl Consumer {
             origins: access.origins(config.allowed_origins.clone()),
             hosts: config.allowed_hosts.clone(),
             access,
+            trusted_proxies: config.trusted_proxies.clone(),
             drain: Drain::new(config.drain_window),
             metrics,
             server_metrics: server_metrics.clone(),

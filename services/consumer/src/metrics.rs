@@ -4,6 +4,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use herald_runtime::http::{Opened, Permit};
 use herald_runtime::kafka::Source;
 use herald_runtime::kafka::source::Partition;
 use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
@@ -12,6 +13,7 @@ use crate::cursor::MAX_PARTITIONS;
 use crate::encode::Format;
 use crate::feed::Batch;
 use crate::record::{Event, Payload};
+use crate::stream::End;
 
 /// The consumer's metrics, cheap to clone: each stream holds two references.
 #[derive(Clone)]
@@ -256,14 +258,22 @@ impl Metrics {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Counts a stream, of some keys only if `keyed`, as open until the guard is dropped.
-    pub fn open(&self, format: Format, keyed: bool) -> Open {
-        self.open_as(transport(format), keyed)
+    /// Counts and logs a stream, of some keys only if `keyed`, as open until the guard is dropped.
+    ///
+    /// # Errors
+    ///
+    /// If its client has too many.
+    pub fn open(&self, permit: &Permit, format: Format, keyed: bool) -> Result<Open, End> {
+        self.open_as(permit, transport(format), keyed)
     }
 
-    /// Counts a client of nothing but rooms as open until the guard is dropped.
-    pub fn open_rooms(&self) -> Open {
-        self.open_as("rooms", false)
+    /// The same for a client of nothing but rooms.
+    ///
+    /// # Errors
+    ///
+    /// If it has too many.
+    pub fn open_rooms(&self, permit: &Permit) -> Result<Open, End> {
+        self.open_as(permit, "rooms", false)
     }
 
     /// Sets the number of rooms that have a client.
@@ -299,24 +309,27 @@ impl Metrics {
         self.invalid_rooms.with_label_values(&[reason]).inc();
     }
 
-    fn open_as(&self, transport: &'static str, keyed: bool) -> Open {
+    fn open_as(&self, permit: &Permit, transport: &'static str, keyed: bool) -> Result<Open, End> {
+        let opened = permit.open(transport).map_err(End::OverLimit)?;
         self.open.fetch_add(1, Ordering::Relaxed);
         self.streams.with_label_values(&[transport]).inc();
         if keyed {
             self.keyed_streams.with_label_values(&[transport]).inc();
         }
-        Open {
+        Ok(Open {
             metrics: self.clone(),
+            opened,
             transport,
             keyed,
             reason: "client",
-        }
+        })
     }
 }
 
 /// An open stream. It counts as ended by the client unless `reason` is set.
 pub struct Open {
     metrics: Metrics,
+    opened: Opened,
     transport: &'static str,
     keyed: bool,
     pub reason: &'static str,
@@ -324,6 +337,7 @@ pub struct Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
+        self.opened.end(self.reason);
         self.metrics.open.fetch_sub(1, Ordering::Relaxed);
         let labels = [self.transport];
         self.metrics.streams.with_label_values(&labels).dec();

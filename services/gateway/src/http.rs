@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use herald_events::SessionId;
 use herald_runtime::http::{
-    Access, Action, Connection, Principal, Refusal, RequestId, Resource, cors, failure, unavailable,
+    Access, Action, Caller, Connection, Principal, Refusal, RequestId, Resource, cors, failure,
+    unavailable,
 };
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CACHE_CONTROL, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION};
@@ -41,13 +42,14 @@ impl Scope {
                 | Endpoint::Videos
                 | Endpoint::Windows
                 | Endpoint::Messages(_)
+                | Endpoint::Tickets
                 | Endpoint::Other => true,
                 Endpoint::File(path) => page::is_of_likes(path),
                 _ => false,
             },
             Self::Counts => matches!(
                 endpoint,
-                Endpoint::Counts | Endpoint::CountsStream | Endpoint::Other
+                Endpoint::Counts | Endpoint::CountsStream | Endpoint::Tickets | Endpoint::Other
             ),
         }
     }
@@ -66,6 +68,8 @@ impl Scope {
 /// Every address.
 #[derive(Debug, PartialEq, Eq)]
 enum Endpoint<'a> {
+    /// `/tickets`.
+    Tickets,
     /// `/websocket`.
     Frames,
     /// `/data`.
@@ -94,6 +98,7 @@ impl<'a> Endpoint<'a> {
     fn of(path: &'a str) -> Self {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         match segments[..] {
+            ["tickets"] => Self::Tickets,
             ["websocket"] => Self::Frames,
             ["data"] => Self::Document,
             ["topics", topic, "messages"] if !topic.is_empty() => Self::Topic(topic),
@@ -148,7 +153,7 @@ pub async fn answer(
 async fn respond(
     app: Arc<App>,
     scope: Scope,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     query: Result<Query, Utf8Error>,
     id: RequestId,
 ) -> Response {
@@ -167,18 +172,24 @@ async fn respond(
         }
     };
     let allow = origins.allow(request.headers());
-    let client = app.rates.client(&request);
+    let proxies = app.rates.proxies();
+    let caller = Caller::of(&request, &id, proxies, &app.server_metrics);
+    let client = app.rates.client(&request, caller.address());
     let kind = match endpoint {
         Endpoint::Frames => Kind::Connections,
         _ => Kind::Requests,
     };
-    let rejected = cors::reject(hosts, origins, &request)
+    let rejected = cors::reject(hosts, origins, &caller, &request)
         .or_else(|| full(&app, &request, &endpoint))
         .or_else(|| app.rates.reject(&client, kind, 1));
+    if rejected.is_none() {
+        access.redeem(&mut request);
+    }
     let mut response = match (rejected, query) {
         (Some(response), _) => response,
         (None, Err(_)) => text(StatusCode::BAD_REQUEST, "the query is not UTF-8".to_owned()),
-        (None, Ok(query)) => match principal(access, &endpoint, &request) {
+        (None, Ok(_)) if endpoint == Endpoint::Tickets => access.ticket(&caller, &request),
+        (None, Ok(query)) => match principal(access, &caller, &endpoint, &request) {
             Ok(principal) => route(&app, endpoint, request, &query, client, &id, &principal).await,
             Err(refusal) => refusal.response(),
         },
@@ -211,12 +222,13 @@ fn full(app: &App, request: &Request<Incoming>, endpoint: &Endpoint) -> Option<R
 /// The client, which need not be known for what is public.
 fn principal(
     access: &Access,
+    caller: &Caller,
     endpoint: &Endpoint,
     request: &Request<Incoming>,
 ) -> Result<Principal, Refusal> {
     match endpoint.is_public() {
-        true => Ok(Principal::anyone()),
-        false => access.principal(request.headers(), None),
+        true => Ok(Principal::anyone(caller)),
+        false => access.principal(caller, request.headers(), None),
     }
 }
 
@@ -246,7 +258,7 @@ async fn route(
             messages::answer(app, segments, method, &client, principal).await
         }
         Endpoint::File(path) => page::file(method, path),
-        Endpoint::Other => failure(
+        Endpoint::Tickets | Endpoint::Other => failure(
             StatusCode::NOT_FOUND,
             "there is nothing at this address; /openapi.json at the main address lists the endpoints",
         ),

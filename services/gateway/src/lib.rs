@@ -1,7 +1,6 @@
 //! What clients send goes to Kafka: session events, each valid frame of a WebSocket one record, in the order of its session; and
 //! messages and likes over HTTP. What the projector computes from it is read back: documents, counts and windows.
 
-mod address;
 mod config;
 mod counts;
 mod cursor;

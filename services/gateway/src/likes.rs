@@ -80,10 +80,8 @@ pub fn videos(app: &App, method: &Method, principal: &Principal) -> Response {
     if app.config.likes_topic.is_empty() {
         return off();
     }
-    let is_readable = |video: &&Video| {
-        let permit = principal.may(Action::Read, Resource::Room(&video.identifier));
-        permit.is_ok()
-    };
+    let is_readable =
+        |video: &&Video| principal.allows(Action::Read, Resource::Room(&video.identifier));
     let videos = app.config.videos.0.iter().filter(is_readable);
     let list: Vec<_> = videos
         .map(|video| json!({"unique_identifier": video.identifier, "title": video.title}))

@@ -10,13 +10,13 @@ use clap::Args;
 use clap::builder::RangedI64ValueParser;
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota};
-use herald_runtime::http::{Connection, failure};
+use herald_runtime::http::failure;
 use hyper::header::RETRY_AFTER;
 use hyper::{Request, StatusCode};
 use prometheus::{IntCounterVec, Opts};
 use warp::reply::Response;
 
-use crate::address::Proxies;
+use herald_runtime::http::Proxies;
 
 /// How often the state of clients that have not sent for a while is dropped.
 const PRUNE: Duration = Duration::from_secs(10);
@@ -218,11 +218,13 @@ impl Rates {
         self.limited.clone()
     }
 
-    /// The client of a request.
-    pub fn client<B>(&self, request: &Request<B>) -> Client {
-        let connection = request.extensions().get::<Arc<Connection>>();
-        let peer = connection.map_or(IpAddr::from([0; 4]), |connection| connection.peer.ip());
-        let address = self.proxies.client(peer, request.headers());
+    /// The proxies that are believed whom they forward for.
+    pub fn proxies(&self) -> &Proxies {
+        &self.proxies
+    }
+
+    /// The client of a request, at this address.
+    pub fn client<B>(&self, request: &Request<B>, address: IpAddr) -> Client {
         let query = request.uri().query().unwrap_or_default();
         let query: Vec<(String, String)> = serde_urlencoded::from_str(query).unwrap_or_default();
         let session = query.iter().find(|(name, _)| name == "session_id");

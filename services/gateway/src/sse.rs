@@ -6,8 +6,8 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt as _, stream};
-use herald_runtime::http::Permit;
 use herald_runtime::http::drain::retry;
+use herald_runtime::http::{Opened, Permit};
 use hyper::body::Bytes;
 use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue};
 use prometheus::IntGauge;
@@ -31,12 +31,18 @@ pub fn answer<S: Send + Sync + 'static>(
     state: watch::Receiver<S>,
     take: impl FnMut(&S) -> Option<Bytes> + Send + Sync + 'static,
 ) -> Response {
+    let opened = match permit.open("sse") {
+        Ok(opened) => opened,
+        Err(_) => return reject("overload"),
+    };
     let gauge = app.metrics.streams.with_label_values(&[of]);
     gauge.inc();
     let writer = Writer {
         state,
         take,
         gauge,
+        opened,
+        reason: "client",
         end: Box::pin(end(app.drain.deadline(), permit.expired())),
         heartbeat: Box::pin(sleep(HEARTBEAT)),
         wrote: Instant::now(),
@@ -114,6 +120,9 @@ struct Writer<S, T> {
     state: watch::Receiver<S>,
     take: T,
     gauge: IntGauge,
+    opened: Opened,
+    /// Why it has ended.
+    reason: &'static str,
     /// Why the server ends the stream.
     end: Pin<Box<dyn Future<Output = &'static str> + Send + Sync>>,
     /// Reset when it fires, not at each write.
@@ -160,6 +169,7 @@ impl<S, T: FnMut(&S) -> Option<Bytes>> Writer<S, T> {
             }
         };
         self.ended = true;
+        self.reason = reason;
         Some(bye(reason).into())
     }
 }
@@ -167,6 +177,7 @@ impl<S, T: FnMut(&S) -> Option<Bytes>> Writer<S, T> {
 impl<S, T> Drop for Writer<S, T> {
     fn drop(&mut self) {
         self.gauge.dec();
+        self.opened.end(self.reason);
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use herald_events::{Frame, FrameError, Kind as EventKind, Limits};
-use herald_runtime::http::{Permit, failure, finish};
+use herald_runtime::http::{Permit, failure, finish, unavailable};
 use hyper::StatusCode;
 use hyper::header::{
     CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_VERSION, UPGRADE,
@@ -62,6 +62,10 @@ pub fn answer(
         headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         return response;
     };
+    let opened = match permit.open("websocket") {
+        Ok(opened) => opened,
+        Err(sentence) => return unavailable(&sentence, 5),
+    };
     let mut response = warp::reply().into_response();
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()))
@@ -74,7 +78,9 @@ pub fn answer(
     let app = app.clone();
     let tasks = app.tasks.clone();
     let serve = async move {
-        let Ok(upgraded) = upgrade.await else { return };
+        let Ok(upgraded) = upgrade.await else {
+            return opened.end("client");
+        };
         let max = app.config.max_frame_bytes as usize;
         let config = WebSocketConfig::default()
             .read_buffer_size(4 << 10)
@@ -103,7 +109,7 @@ pub fn answer(
         let reason = reader.run().await;
         app.metrics.sockets.dec();
         app.metrics.closed.with_label_values(&[reason]).inc();
-        tracing::debug!(reason, "socket closed");
+        opened.end(reason);
     };
     tasks.spawn(serve.instrument(Span::current()));
     response

@@ -53,7 +53,7 @@ pub fn stream(app: &App, method: &Method, query: &Query, principal: &Principal) 
         );
         return unavailable(&sentence, 30);
     };
-    let permit = principal.permit();
+    let permit = principal.permit("read windows");
     sse::answer(app, "windows", permit, feed.versions(), move |_| {
         client.take()
     })

@@ -1,6 +1,8 @@
 //! HTTP for browsers, for every service that has a public port.
 
 pub mod access;
+mod address;
+mod caller;
 pub mod cors;
 pub mod drain;
 mod failure;
@@ -9,7 +11,11 @@ mod origin;
 mod request_id;
 pub mod server;
 
-pub use access::{Access, AccessArgs, Action, Permit, Principal, Refusal, Resource};
+pub use access::{
+    Access, AccessArgs, Action, Opened, Permit, Principal, Refusal, Resource, TICKETS,
+};
+pub use address::Proxies;
+pub use caller::Caller;
 pub use drain::Drain;
 pub use failure::{failure, unavailable};
 pub use finish::finish;

@@ -18,7 +18,7 @@
  *     binary     true: values that are not UTF-8 are delivered as {base64: "…"}, instead of a gap each
  *     shared     false: use a separate connection for this tab
  *     token      a function that returns the token of the user, or a promise of it; it is called before each request, so that a new
- *                token follows one that has expired. The tab has a connection of its own, and never a WebSocket, which has no headers
+ *                token follows one that has expired. The tab has a connection of its own. A WebSocket is opened with a ticket
  *     withCredentials
  *                true: send the cookies of a server of another origin, which must list the page's in --allowed-origins. Tabs share a
  *                connection with the cookies that were there when it was opened: close the stream when its user signs out

@@ -69,14 +69,14 @@ export class Link {
 
   async #run() {
     const { url, transport: preferred } = this.#options;
-    const order = [preferred, ...TRANSPORTS.filter((transport) => transport !== preferred)].filter((transport) => this.#isPossible(transport));
-    const key = `${order} ${url}`;
+    const order = [preferred, ...TRANSPORTS.filter((transport) => transport !== preferred)];
+    const key = `${preferred} ${url}`;
     let attempt = 0;
     let retrying = false; // the preferred transport, while polling would still work
     while (!this.#closed) {
       const opened = performance.now();
       if (opened - fallbacks.get(key)?.at > FALLBACK) fallbacks.delete(key);
-      this.#transport = fallbacks.get(key)?.transport ?? order[0];
+      this.#transport = fallbacks.get(key)?.transport ?? preferred;
       if (!retrying) this.#tell({ name: "connecting" });
       const controller = new AbortController();
       this.#lastReceived = opened;
@@ -100,7 +100,7 @@ export class Link {
         // Another connection may already have found a transport that works.
         const known = fallbacks.get(key)?.transport ?? this.#transport;
         const next = known === this.#transport ? order[(order.indexOf(known) + 1) % order.length] : known;
-        if (next === order[0]) fallbacks.delete(key);
+        if (next === preferred) fallbacks.delete(key);
         else fallbacks.set(key, { transport: next, at: performance.now() });
         retrying = this.#polled;
         continue;
@@ -132,20 +132,15 @@ export class Link {
     return address;
   }
 
-  /** A WebSocket of a browser has no headers, so none for a token. */
-  #isPossible(transport) {
-    return transport !== "websocket" || !this.#options.token;
-  }
-
   /** A request, with a token if the page has one. */
-  async #request(address, signal) {
+  async #request(address, signal, method = "GET") {
     const { token, withCredentials } = this.#options;
     const headers = {};
     if (token) {
       const aborted = new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { once: true }));
       headers.authorization = `Bearer ${await Promise.race([token(), aborted])}`;
     }
-    return fetch(address, { signal, headers, cache: "no-store", credentials: withCredentials ? "include" : "same-origin" });
+    return fetch(address, { method, signal, headers, cache: "no-store", credentials: withCredentials ? "include" : "same-origin" });
   }
 
   /** How a connection ends that was answered so. With another token, a 401 may be answered otherwise. */
@@ -199,9 +194,17 @@ export class Link {
     }
   }
 
-  #frames(signal) {
+  /** A WebSocket of a browser has no headers, so a ticket in its address stands for the token. */
+  async #frames(signal) {
+    let ticket;
+    if (this.#options.token) {
+      const response = await this.#request(new URL("tickets", this.#options.url), signal, "POST");
+      const body = await response.json().catch(() => ({}));
+      if (!response.ok) return this.#failed(response, body);
+      ticket = body.ticket;
+    }
     return new Promise((resolve) => {
-      const address = this.#address("ws");
+      const address = this.#address("ws", { ticket });
       address.protocol = address.protocol.replace("http", "ws");
       const socket = new WebSocket(address);
       const end = (reason) => {

@@ -1,6 +1,6 @@
 //! Pages of older messages, as far back as Kafka retains them.
 
-use herald_runtime::http::{failure, unavailable};
+use herald_runtime::http::{Caller, failure, unavailable};
 use hyper::header::{CACHE_CONTROL, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
 use std::collections::HashMap;
@@ -43,8 +43,8 @@ enum PageStart {
 }
 
 /// Answers `GET /messages`.
-pub async fn answer(app: &App, query: PageQuery, headers: &HeaderMap) -> Response {
-    let principal = app.principal(headers);
+pub async fn answer(app: &App, query: PageQuery, headers: &HeaderMap, caller: &Caller) -> Response {
+    let principal = app.principal(caller, headers);
     let found = principal.and_then(|principal| app.topic(query.topic.as_deref(), &principal));
     let topic = match found {
         Ok((topic, _)) => topic,

@@ -16,7 +16,7 @@ use socketioxide::extract::{SocketRef, TryData};
 
 pub use self::hub::{Member, Rooms, Sent};
 pub use self::results::run;
-use super::socketio::{Emitter, cut_reason, join};
+use super::socketio::{Emitter, cut_reason, join, reject_stream};
 use crate::app::App;
 use crate::encode::{Encoding, Format};
 use crate::stream::End;
@@ -100,9 +100,13 @@ pub async fn serve(app: Arc<App>, socket: SocketRef) {
     let Some(disconnected) = join(&app, &socket) else {
         return;
     };
-    let mut open = app.metrics.open_rooms();
+    let permit = principal.permit("read rooms");
+    let mut open = match app.metrics.open_rooms(&permit) {
+        Ok(open) => open,
+        Err(end) => return reject_stream(&app, &socket, &end).await,
+    };
     let mut drained = std::pin::pin!(app.drain.deadline());
-    let mut expired = std::pin::pin!(principal.permit().expired());
+    let mut expired = std::pin::pin!(permit.expired());
     let mut emitter = Emitter::new(socket.clone(), &app.sessions, 0);
     let end = loop {
         tokio::select! {

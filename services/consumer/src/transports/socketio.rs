@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use herald_runtime::http::{Connection, Permit, Principal, failure};
+use herald_runtime::http::{Caller, Connection, Permit, Principal, failure};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderName, HeaderValue, UPGRADE};
 use hyper::{HeaderMap, Method, Request, Response as HttpResponse, StatusCode};
@@ -211,7 +211,10 @@ pub fn session(request: &Request<Incoming>) -> Option<String> {
 /// One sentence, which the client receives as `connect_error`.
 fn principal(app: &App, socket: &SocketRef, auth: Option<&Json>) -> Result<Principal, String> {
     let token = auth.and_then(|auth| auth[TOKEN].as_str());
-    let principal = app.access.principal(&socket.req_parts().headers, token);
+    let request = socket.req_parts();
+    let caller = request.extensions.get::<Caller>();
+    let caller = caller.ok_or_else(|| "internal error: who called is not known".to_owned())?;
+    let principal = app.access.principal(caller, &request.headers, token);
     principal.map_err(|refusal| refusal.sentence().to_owned())
 }
 
@@ -342,7 +345,10 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     let Some(disconnected) = join(&app, &socket) else {
         return;
     };
-    let mut open = app.metrics.open(encoding.format, keyed);
+    let mut open = match app.metrics.open(&permit, encoding.format, keyed) {
+        Ok(open) => open,
+        Err(end) => return reject_stream(&app, &socket, &end).await,
+    };
     // Sent to this client on every connect: the page of the original contract shows them.
     for (event, data) in [("env", &topic), ("custom_header", &app.custom_header)] {
         if socket.emit(event, &json!({ "data": data })).is_err() {
@@ -400,6 +406,18 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
         .finish(&end.frame(&cursor, end.retry(), encoding))
         .await;
     app.sessions.cut(&socket, end.reason());
+}
+
+/// Ends a session whose stream did not begin.
+pub(super) async fn reject_stream(app: &App, socket: &SocketRef, end: &End) {
+    let encoding = Encoding {
+        format: Format::SocketIo,
+        binary: false,
+    };
+    let bye = end.frame("", end.retry(), encoding);
+    let mut emitter = Emitter::new(socket.clone(), &app.sessions, 0);
+    emitter.finish(&bye).await;
+    app.sessions.cut(socket, end.reason());
 }
 
 async fn emit(emitter: &mut Emitter<'_>, next: Next, batch: &Batch) -> Result<(), Option<End>> {

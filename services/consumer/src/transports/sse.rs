@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use herald_runtime::http::drain::retry;
-use herald_runtime::http::{Connection, failure};
+use herald_runtime::http::{Caller, Connection, failure};
 use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
 use tokio::time::{Sleep, sleep};
@@ -30,9 +30,10 @@ pub fn answer(
     app: &App,
     query: &StreamQuery,
     headers: &HeaderMap,
+    caller: &Caller,
     connection: Option<Arc<Connection>>,
 ) -> Response {
-    let principal = app.principal(headers);
+    let principal = app.principal(caller, headers);
     let found = principal.and_then(|principal| app.topic(query.topic.as_deref(), &principal));
     let (topic, permit) = match found {
         Ok(found) => found,
@@ -58,8 +59,12 @@ pub fn answer(
         },
         binary,
     };
+    let open = match app.metrics.open(&permit, encoding.format, keys.is_some()) {
+        Ok(open) => open,
+        Err(end) => return reject(&end),
+    };
     let writer = Writer {
-        open: app.metrics.open(encoding.format, keys.is_some()),
+        open,
         stream: Stream::new(topic, start, keys, encoding),
         encoding,
         batch: Batch::default(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use herald_runtime::http::{self, Connection, Drain, Permit, Refusal, failure};
+use herald_runtime::http::{self, Caller, Connection, Drain, Permit, Refusal, failure};
 use hyper::header::{
     CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
     UPGRADE,
@@ -43,6 +43,7 @@ pub fn answer(
     app: &App,
     query: &StreamQuery,
     headers: &HeaderMap,
+    caller: &Caller,
     upgrade: Option<OnUpgrade>,
     connection: Option<Arc<Connection>>,
     rejected: Option<End>,
@@ -79,7 +80,7 @@ pub fn answer(
 
     let opened = match rejected {
         Some(end) => Err(end),
-        None => open(app, query, headers),
+        None => open(app, query, headers, caller),
     };
     let (metrics, drain) = (app.metrics.clone(), app.drain.clone());
     app.tasks.spawn(async move {
@@ -97,13 +98,17 @@ pub fn answer(
             format: Format::WebSocket,
             binary: false,
         };
+        let opened = opened.and_then(|(stream, encoding, permit, keyed)| {
+            let open = metrics.open(&permit, encoding.format, keyed)?;
+            Ok((stream, encoding, permit, open))
+        });
         match opened {
             Err(end) => close(&mut socket, &end, "", encoding).await,
-            Ok((stream, encoding, permit, keyed)) => {
+            Ok((stream, encoding, permit, open)) => {
                 let mut writer = Writer {
                     stream,
                     encoding,
-                    open: metrics.open(encoding.format, keyed),
+                    open,
                     metrics,
                     permit,
                 };
@@ -121,8 +126,9 @@ fn open(
     app: &App,
     query: &StreamQuery,
     headers: &HeaderMap,
+    caller: &Caller,
 ) -> Result<(Stream, Encoding, Permit, bool), End> {
-    let principal = app.principal(headers);
+    let principal = app.principal(caller, headers);
     let found = principal.and_then(|principal| app.topic(query.topic.as_deref(), &principal));
     let (topic, permit) = found.map_err(|error| match error {
         TopicError::Unknown(sentence) => End::Invalid(sentence),

@@ -36,6 +36,7 @@ async fn each_endpoint_is_described_and_each_description_is_an_endpoint() {
         "/dev/videos/{video_id}/likes",
         "/likes",
         "/openapi.json",
+        "/tickets",
         "/topics/{topic}/messages",
         "/videos/metadata",
         "/videos/{video_id}/likes",

@@ -1,30 +1,39 @@
 //! Who may do what: the one place where a request becomes a principal, and a principal's request a permit.
 //!
-//! `keys` reads the keys that tokens are verified with, `token` verifies one, `pattern` compares the permissions in it with what a
-//! client asks for, and `revoked` knows the tokens that are valid no longer.
+//! `keys` reads the keys that tokens are verified with, `token` verifies one, `tickets` stand for tokens, `pattern` compares the
+//! permissions in a token with what a client asks for, `permit` is what it gets, and `revoked` knows the tokens that are valid no longer.
 
 mod args;
 mod keys;
 mod pattern;
 mod permit;
 mod revoked;
+mod tickets;
 mod token;
 
 use std::fmt;
+use std::sync::Arc;
 
-use hyper::HeaderMap;
-use hyper::StatusCode;
-use hyper::header::{AUTHORIZATION, COOKIE, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, COOKIE, HeaderValue, WWW_AUTHENTICATE};
+use hyper::{HeaderMap, Method, Request, StatusCode, Uri};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
+use warp::Reply as _;
 use warp::reply::Response;
 
 pub use self::args::AccessArgs;
 use self::keys::Keys;
 use self::pattern::Pattern;
-pub use self::permit::Permit;
+use self::permit::{Given, Streams, Validity};
+pub use self::permit::{Opened, Permit};
 use self::revoked::Revoked;
-use super::Origins;
-use super::failure::failure;
+use self::tickets::Tickets;
+use self::token::Invalid;
+use super::failure::{failure, unavailable};
+use super::{Caller, Origins};
+
+/// The path of tickets.
+pub const TICKETS: &str = "/tickets";
 
 /// An action on a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,41 +105,73 @@ impl Refusal {
 /// A client, as far as it is known.
 #[derive(Clone, Debug)]
 pub struct Principal {
+    caller: Caller,
     /// What its token says it is; `None` if everyone may do everything.
-    token: Option<token::Verified>,
+    token: Option<Arc<token::Verified>>,
+    streams: Option<Streams>,
 }
 
 impl Principal {
     /// One that may do everything for ever: where there are no keys.
-    pub fn anyone() -> Self {
-        Self { token: None }
+    pub fn anyone(caller: &Caller) -> Self {
+        Self {
+            caller: caller.clone(),
+            token: None,
+            streams: None,
+        }
     }
 
-    /// Until when it is known.
-    pub fn permit(&self) -> Permit {
+    /// The permission to receive what it is allowed to of `what`, such as the results of all rooms.
+    pub fn permit(&self, what: &str) -> Permit {
         let token = self.token.as_ref();
-        token.map(|token| token.permit.clone()).unwrap_or_default()
+        let validity = token.map(|token| token.validity.clone());
+        Permit {
+            validity: validity.unwrap_or_default(),
+            given: Arc::new(Given {
+                caller: self.caller.clone(),
+                principal: token.and_then(|token| token.principal.clone()),
+                request: what.to_owned(),
+                streams: self.streams.clone(),
+            }),
+        }
     }
 
-    /// Whether it may perform this action on a resource, and until when.
-    ///
-    /// # Errors
-    ///
-    /// The reason, for the client.
-    pub fn may(&self, action: Action, resource: Resource) -> Result<Permit, Refusal> {
+    /// Whether its token allows it to perform this action on a resource.
+    pub fn allows(&self, action: Action, resource: Resource) -> bool {
         let Some(token) = &self.token else {
-            return Ok(Permit::default());
+            return true;
         };
         let patterns = match action {
             Action::Read => &token.read,
             Action::Write => &token.write,
         };
         let name = resource.to_string();
-        if !patterns.iter().any(|pattern| pattern.matches(&name)) {
-            let sentence = format!("the token does not allow its owner to {action} {name:?}");
-            return Err(Refusal::Forbidden(sentence));
+        patterns.iter().any(|pattern| pattern.matches(&name))
+    }
+
+    /// The permission to perform this action on a resource.
+    ///
+    /// # Errors
+    ///
+    /// The reason, for the client. It is logged.
+    pub fn may(&self, action: Action, resource: Resource) -> Result<Permit, Refusal> {
+        let request = format!("{action} {resource}");
+        if self.allows(action, resource) {
+            return Ok(self.permit(&request));
         }
-        Ok(token.permit.clone())
+        let name = resource.to_string();
+        let sentence = format!("the token does not allow its owner to {action} {name:?}");
+        Err(self.refused(&request, sentence))
+    }
+
+    /// Logs and counts that it may not do this.
+    pub fn refused(&self, request: &str, sentence: String) -> Refusal {
+        let principal = self
+            .token
+            .as_ref()
+            .and_then(|token| token.principal.as_deref());
+        self.caller.refused("forbidden", principal, Some(request));
+        Refusal::Forbidden(sentence)
     }
 }
 
@@ -145,6 +186,8 @@ struct Verifier {
     audience: String,
     issuer: Option<String>,
     cookie: Option<String>,
+    tickets: Tickets,
+    streams: Option<Streams>,
 }
 
 impl Access {
@@ -167,6 +210,8 @@ impl Access {
             audience: args.jwt_audience.clone(),
             issuer: args.jwt_issuer.clone(),
             cookie: args.jwt_cookie.clone(),
+            tickets: Tickets::default(),
+            streams: Streams::new(args.max_streams_per_principal),
         };
         Ok(Self(Some(verifier)))
     }
@@ -193,36 +238,99 @@ impl Access {
     ///
     /// # Errors
     ///
-    /// If there is no token, or it is not valid.
+    /// If there is no token, or it is not valid. This is logged.
     pub fn principal(
         &self,
+        caller: &Caller,
         headers: &HeaderMap,
         token: Option<&str>,
     ) -> Result<Principal, Refusal> {
         let Some(verifier) = &self.0 else {
-            return Ok(Principal::anyone());
+            return Ok(Principal::anyone(caller));
         };
-        let verified = match token {
-            Some(token) => verifier.verify(token),
-            None => verifier
-                .find(headers)
-                .and_then(|token| verifier.verify(token)),
+        let token = token.map_or_else(|| verifier.find(headers), Ok);
+        let verified = token.and_then(|token| verifier.verify(token));
+        let verified = verified.map_err(|invalid| {
+            caller.refused(invalid.reason(), None, None);
+            Refusal::Unauthenticated(invalid.sentence().to_owned())
+        })?;
+        Ok(Principal {
+            caller: caller.clone(),
+            token: Some(Arc::new(verified)),
+            streams: verifier.streams.clone(),
+        })
+    }
+
+    /// Answers a request for a ticket: 201 with `{"ticket": "…", "expires_in": 30}`, in seconds.
+    pub fn ticket<B>(&self, caller: &Caller, request: &Request<B>) -> Response {
+        if request.method() != Method::POST {
+            let sentence = "this endpoint only supports POST";
+            let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, sentence);
+            let allow = HeaderValue::from_static("POST");
+            response.headers_mut().insert(ALLOW, allow);
+            return response;
+        }
+        let Some(verifier) = &self.0 else {
+            let sentence = "there are no tickets here, because everyone may read and write";
+            return failure(StatusCode::NOT_FOUND, sentence);
         };
-        verified
-            .map(|token| Principal { token: Some(token) })
-            .map_err(|sentence| Refusal::Unauthenticated(sentence.to_owned()))
+        let principal = match self.principal(caller, request.headers(), None) {
+            Ok(principal) => principal.token.and_then(|token| token.principal.clone()),
+            Err(refusal) => return refusal.response(),
+        };
+        let token = verifier.find(request.headers()).unwrap_or_default();
+        let Some(ticket) = verifier.tickets.issue(token, principal) else {
+            return unavailable(
+                "there are too many unused tickets; try again in a moment",
+                5,
+            );
+        };
+        let body = json!({ "ticket": ticket, "expires_in": tickets::LIFETIME.as_secs() });
+        let body = warp::reply::with_status(warp::reply::json(&body), StatusCode::CREATED);
+        warp::reply::with_header(body, CACHE_CONTROL, "no-store").into_response()
+    }
+
+    /// Replaces the ticket in a request's URL by the token that it stands for, in the header.
+    pub fn redeem<B>(&self, request: &mut Request<B>) {
+        const NAME: &str = "ticket=";
+        let query = request.uri().query().unwrap_or_default();
+        let (Some(verifier), true) = (&self.0, query.contains(NAME)) else {
+            return;
+        };
+        let parameters = query.split('&');
+        let (tickets, others): (Vec<&str>, Vec<&str>) =
+            parameters.partition(|parameter| parameter.starts_with(NAME));
+        let Some(ticket) = tickets.first() else {
+            return;
+        };
+        let token = verifier.tickets.redeem(&ticket[NAME.len()..]);
+        let header = token.and_then(|token| HeaderValue::try_from(format!("Bearer {token}")).ok());
+        let uri = format!("{}?{}", request.uri().path(), others.join("&"));
+        let header = header.unwrap_or(HeaderValue::from_static(UNKNOWN_TICKET));
+        request.headers_mut().insert(AUTHORIZATION, header);
+        let mut parts = request.uri().clone().into_parts();
+        parts.path_and_query = uri.parse().ok();
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
     }
 }
 
+/// The header of a request whose ticket stands for no token.
+const UNKNOWN_TICKET: &str = "Ticket";
+
 impl Verifier {
     /// The token in the `Authorization` header, or else in the cookie.
-    fn find<'a>(&self, headers: &'a HeaderMap) -> Result<&'a str, &'static str> {
+    fn find<'a>(&self, headers: &'a HeaderMap) -> Result<&'a str, Invalid> {
         if let Some(value) = headers.get(AUTHORIZATION) {
+            if value == UNKNOWN_TICKET {
+                return Err(Invalid::Ticket);
+            }
             let bearer = value.to_str().ok().and_then(|value| {
                 let (scheme, token) = value.split_once(' ')?;
                 scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
             });
-            return bearer.ok_or("the Authorization header must be: Bearer <token>");
+            return bearer.ok_or(Invalid::Scheme);
         }
         let cookie = self.cookie.as_deref().and_then(|name| {
             let cookies = headers.get_all(COOKIE).into_iter();
@@ -235,10 +343,10 @@ impl Verifier {
                 (found == name).then_some(value)
             })
         });
-        cookie.ok_or("a token is missing: send it as Authorization: Bearer <token>")
+        cookie.ok_or(Invalid::Missing)
     }
 
-    fn verify(&self, token: &str) -> Result<token::Verified, &'static str> {
+    fn verify(&self, token: &str) -> Result<token::Verified, Invalid> {
         let claims = token::verify(
             token,
             &self.keys.current(),
@@ -250,13 +358,15 @@ impl Verifier {
             .as_ref()
             .is_some_and(|id| self.revoked.contains(id))
         {
-            return Err("the token was revoked");
+            return Err(Invalid::Revoked);
         }
         let list = |patterns: Vec<String>| -> Vec<Pattern> {
             patterns.into_iter().map(Pattern::new).collect()
         };
+        let principal = claims.sub.as_deref().or(claims.jti.as_deref());
         Ok(token::Verified {
-            permit: Permit::of(claims.exp, claims.jti, &self.revoked),
+            principal: principal.map(Arc::from),
+            validity: Validity::of(claims.exp, claims.jti, &self.revoked),
             read: list(claims.read),
             write: list(claims.write),
         })

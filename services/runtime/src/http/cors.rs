@@ -9,15 +9,23 @@ use hyper::{HeaderMap, Method, Request, StatusCode};
 use warp::Reply;
 use warp::reply::Response;
 
-use super::{Allow, Hosts, Origins, REQUEST_ID, RequestId, failure};
+use super::{Allow, Caller, Hosts, Origins, REQUEST_ID, RequestId, failure};
 
 /// The response to a request that must not reach an endpoint because of its host name or its origin, and to a CORS preflight.
-pub fn reject<B>(hosts: &Hosts, origins: &Origins, request: &Request<B>) -> Option<Response> {
+pub fn reject<B>(
+    hosts: &Hosts,
+    origins: &Origins,
+    caller: &Caller,
+    request: &Request<B>,
+) -> Option<Response> {
+    let path = Some(request.uri().path());
     if !hosts.contain(request.headers().get(HOST)) {
+        caller.refused("host", None, path);
         let sentence = "this server does not answer to this host name; add it to --allowed-hosts";
         return Some(failure(StatusCode::MISDIRECTED_REQUEST, sentence));
     }
     if let Err(sentence) = origins.check(request.headers()) {
+        caller.refused("origin", None, path);
         return Some(failure(StatusCode::FORBIDDEN, &sentence));
     }
     (request.method() == Method::OPTIONS).then(|| preflight(request.headers()))

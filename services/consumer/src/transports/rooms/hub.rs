@@ -492,6 +492,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use herald_runtime::http::server::ServerMetrics;
+    use herald_runtime::http::{Caller, Proxies, RequestId};
+    use hyper::{HeaderMap, Request};
+
+    fn anyone() -> Principal {
+        let metrics = ServerMetrics::new(&Default::default()).unwrap();
+        let id = RequestId::of(&HeaderMap::new());
+        Principal::anyone(&Caller::of(
+            &Request::new(()),
+            &id,
+            &Proxies::default(),
+            &metrics,
+        ))
+    }
 
     fn rooms() -> Arc<Rooms> {
         let rooms = Arc::new(Rooms::new(
@@ -562,8 +576,8 @@ mod tests {
     fn a_member_receives_the_windows_and_rooms_it_requested_in_whichever_order() {
         let rooms = rooms();
         let members = [
-            Rooms::admit(&rooms, Principal::anyone()),
-            Rooms::admit(&rooms, Principal::anyone()),
+            Rooms::admit(&rooms, anyone()),
+            Rooms::admit(&rooms, anyone()),
         ];
         let [first, second] = &members;
         register(first, &["a"]);
@@ -593,7 +607,7 @@ mod tests {
         rooms.publish(0, "a", 1, (0, 0));
         rooms.publish(0, "a", 2, (0, 1));
         rooms.publish(2, "a", 3, (0, 0));
-        let member = Rooms::admit(&rooms, Principal::anyone());
+        let member = Rooms::admit(&rooms, anyone());
         register(&member, &["a"]);
         assert_eq!(taken(&member), [""; 0]);
         member.consume(0);
@@ -613,7 +627,7 @@ mod tests {
             usize::MAX,
             Metrics::new().unwrap(),
         ));
-        let member = Rooms::admit(&rooms, Principal::anyone());
+        let member = Rooms::admit(&rooms, anyone());
         register(&member, &["a"]);
         member.consume(0);
         rooms.publish(0, "a", 1, (0, 0));
@@ -627,7 +641,7 @@ mod tests {
     #[test]
     fn an_invalid_request_is_answered_and_changes_nothing() {
         let rooms = rooms();
-        let member = Rooms::admit(&rooms, Principal::anyone());
+        let member = Rooms::admit(&rooms, anyone());
         member.consume(0);
         let many: Vec<String> = (1..MAX_ROOMS).map(|room| room.to_string()).collect();
         for some in many.chunks(100) {
@@ -653,7 +667,7 @@ mod tests {
     #[test]
     fn beyond_a_limit_only_the_newest_result_of_each_room_and_window_waits() {
         let rooms = rooms();
-        let member = Rooms::admit(&rooms, Principal::anyone());
+        let member = Rooms::admit(&rooms, anyone());
         register(&member, &["a", "b"]);
         member.consume(0);
         member.consume(1);
@@ -697,7 +711,7 @@ mod tests {
     #[test]
     fn a_client_that_disconnected_before_it_was_served_leaves_no_room_behind() {
         let rooms = rooms();
-        let member = Rooms::admit(&rooms, Principal::anyone());
+        let member = Rooms::admit(&rooms, anyone());
         register(&member, &["a"]);
         drop(member);
         rooms.publish(0, "a", 1, (0, 0));
@@ -712,7 +726,7 @@ mod tests {
         }
         rooms.forget(0, 0, 9);
         rooms.remove(0, "never");
-        let member = Rooms::admit(&rooms, Principal::anyone());
+        let member = Rooms::admit(&rooms, anyone());
         register(&member, &["a", "b", "c"]);
         member.consume(0);
         assert_eq!(taken(&member), ["one a 1", "one c 1"]);
@@ -743,7 +757,7 @@ mod tests {
             const ROOMS: [&str; 4] = ["a", "b", "c", "d"];
             const NAMES: [&str; WINDOWS] = ["one", "five", "ten"];
             let rooms = rooms();
-            let members = [0; 3].map(|_| Rooms::admit(&rooms, Principal::anyone()));
+            let members = [0; 3].map(|_| Rooms::admit(&rooms, anyone()));
             let mut last: HashMap<(usize, usize), usize> = HashMap::new();
             let mut wanted = vec![(HashSet::new(), [false; WINDOWS], Vec::new()); members.len()];
             for (count, step) in steps.into_iter().enumerate() {

@@ -28,6 +28,10 @@ pub struct AccessArgs {
     /// --allowed-origins must not be `*`.
     #[arg(long, env, value_parser = cookie_name)]
     pub jwt_cookie: Option<String>,
+
+    /// Maximum number of streams that one owner of tokens (`sub`, or else `jti`) may have open at this replica; 0 is no limit.
+    #[arg(long, env, default_value_t = 0)]
+    pub max_streams_per_principal: usize,
 }
 
 impl AccessArgs {
@@ -41,6 +45,10 @@ impl AccessArgs {
             ("--jwt-issuer", self.jwt_issuer.is_some()),
             ("--jwt-revoked", self.jwt_revoked.is_some()),
             ("--jwt-cookie", self.jwt_cookie.is_some()),
+            (
+                "--max-streams-per-principal",
+                self.max_streams_per_principal > 0,
+            ),
         ];
         for (option, is_set) in needs_keys {
             if is_set && self.jwt_keys.is_none() {

@@ -1,20 +1,24 @@
 //! The verification of a token.
 
+use std::sync::Arc;
+
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Validation, decode, decode_header};
 use serde::Deserialize;
 
 use super::keys::Key;
 use super::pattern::Pattern;
-use super::permit::Permit;
+use super::permit::Validity;
 
 /// The longest token that is read, in bytes.
 const MAX_BYTES: usize = 8 << 10;
 
 /// What a token says that is valid.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Verified {
-    pub permit: Permit,
+    /// Who its owner is, for the log and for limits: its `sub`, or else its `jti`.
+    pub principal: Option<Arc<str>>,
+    pub validity: Validity,
     pub read: Vec<Pattern>,
     pub write: Vec<Pattern>,
 }
@@ -23,6 +27,7 @@ pub struct Verified {
 pub struct Claims {
     /// When it expires, in seconds since 1970.
     pub exp: u64,
+    pub sub: Option<String>,
     pub jti: Option<String>,
     #[serde(default)]
     pub read: Vec<String>,
@@ -30,27 +35,85 @@ pub struct Claims {
     pub write: Vec<String>,
 }
 
+/// Why a token is not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invalid {
+    Missing,
+    Scheme,
+    Ticket,
+    TooLong,
+    NotSigned,
+    UnknownKey,
+    Expired,
+    Early,
+    Audience,
+    Issuer,
+    MissingClaim,
+    Claims,
+    Revoked,
+}
+
+impl Invalid {
+    /// Its name in metrics and in the audit log.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Missing => "no-token",
+            Self::Scheme => "authorization-header",
+            Self::Ticket => "ticket",
+            Self::TooLong | Self::NotSigned => "not-a-token",
+            Self::UnknownKey => "unknown-key",
+            Self::Expired => "token-expired",
+            Self::Early => "token-not-yet-valid",
+            Self::Audience => "token-audience",
+            Self::Issuer => "token-issuer",
+            Self::MissingClaim | Self::Claims => "token-claims",
+            Self::Revoked => "token-revoked",
+        }
+    }
+
+    /// One sentence for the client, without anything of the token.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Self::Missing => "a token is missing: send it as Authorization: Bearer <token>",
+            Self::Scheme => "the Authorization header must be: Bearer <token>",
+            Self::Ticket => {
+                "the ticket is not known to this replica, was used, or is older than 30 seconds; request another one with POST /tickets"
+            }
+            Self::TooLong => "a token has at most 8 KiB",
+            Self::NotSigned => "the token is not a signed JWT",
+            Self::UnknownKey => "the token is not signed with a key that is known here",
+            Self::Expired => "the token has expired",
+            Self::Early => "the token is not valid yet",
+            Self::Audience => "the token is for another audience",
+            Self::Issuer => "the token is from another issuer",
+            Self::MissingClaim => "the token lacks one of exp, aud and iss",
+            Self::Claims => {
+                "the token's claims are not as expected: exp is a number of seconds; read and write are lists of names"
+            }
+            Self::Revoked => "the token was revoked",
+        }
+    }
+}
+
 /// The claims of a token that one of the keys has signed, with the algorithm of that key, and which is valid now.
 ///
 /// # Errors
 ///
-/// A sentence for the client, without anything of the token.
+/// If there is none, or the token is not valid now.
 pub fn verify(
     token: &str,
     keys: &[Key],
     audience: &str,
     issuer: Option<&str>,
-) -> Result<Claims, &'static str> {
-    const NOT_A_TOKEN: &str = "the token is not a signed JWT";
-    const NOT_SIGNED: &str = "the token is not signed with a key that is known here";
+) -> Result<Claims, Invalid> {
     if token.len() > MAX_BYTES {
-        return Err("a token has at most 8 KiB");
+        return Err(Invalid::TooLong);
     }
     // `none` is not among the algorithms that can be read.
-    let header = decode_header(token).map_err(|_| NOT_A_TOKEN)?;
+    let header = decode_header(token).map_err(|_| Invalid::NotSigned)?;
     // What it says must be understood, and nothing is.
     if header.crit.is_some() {
-        return Err(NOT_A_TOKEN);
+        return Err(Invalid::NotSigned);
     }
     let is_candidate = |key: &&Key| {
         let is_named = match (&header.kid, &key.id) {
@@ -59,7 +122,7 @@ pub fn verify(
         };
         is_named && key.algorithm == header.alg
     };
-    let mut reason = NOT_SIGNED;
+    let mut reason = Invalid::UnknownKey;
     for key in keys.iter().filter(is_candidate) {
         let mut validation = Validation::new(key.algorithm);
         validation.leeway = 0;
@@ -79,14 +142,12 @@ pub fn verify(
         reason = match error.kind() {
             // Another key may have the same name.
             ErrorKind::InvalidSignature => continue,
-            ErrorKind::ExpiredSignature => "the token has expired",
-            ErrorKind::ImmatureSignature => "the token is not valid yet",
-            ErrorKind::InvalidAudience => "the token is for another audience",
-            ErrorKind::InvalidIssuer => "the token is from another issuer",
-            ErrorKind::MissingRequiredClaim(_) => "the token lacks one of exp, aud and iss",
-            _ => {
-                "the token's claims are not as expected: exp is a number of seconds; read and write are lists of names"
-            }
+            ErrorKind::ExpiredSignature => Invalid::Expired,
+            ErrorKind::ImmatureSignature => Invalid::Early,
+            ErrorKind::InvalidAudience => Invalid::Audience,
+            ErrorKind::InvalidIssuer => Invalid::Issuer,
+            ErrorKind::MissingRequiredClaim(_) => Invalid::MissingClaim,
+            _ => Invalid::Claims,
         };
     }
     Err(reason)
