@@ -1,9 +1,10 @@
 //! Who may do what: the one place where a request becomes a principal, and a principal's request a permit.
 //!
-//! `keys` reads the keys that tokens are verified with, `token` verifies one, `pattern` compares the permissions in it with what a
-//! client asks for, and `revoked` knows the tokens that are valid no longer.
+//! `keys` reads the keys that tokens are verified with, `issuer` fetches them from an address, `token` verifies one, `pattern`
+//! compares the permissions in it with what a client asks for, and `revoked` knows the tokens that are valid no longer.
 
 mod args;
+mod issuer;
 mod keys;
 mod pattern;
 mod permit;
@@ -24,7 +25,8 @@ use self::pattern::Pattern;
 pub use self::permit::Permit;
 use self::revoked::Revoked;
 use super::Origins;
-use super::failure::failure;
+use super::failure::{failure, unavailable};
+use crate::Readiness;
 
 /// An action on a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,10 +73,12 @@ pub enum Refusal {
     Unauthenticated(String),
     /// It may not do this.
     Forbidden(String),
+    /// Nobody can be known yet.
+    Unavailable(String),
 }
 
 impl Refusal {
-    /// 401 or 403 with the sentence.
+    /// 401, 403 or 503 with the sentence.
     pub fn response(&self) -> Response {
         match self {
             Self::Unauthenticated(sentence) => {
@@ -84,11 +88,14 @@ impl Refusal {
                 response
             }
             Self::Forbidden(sentence) => failure(StatusCode::FORBIDDEN, sentence),
+            Self::Unavailable(sentence) => unavailable(sentence, 2),
         }
     }
 
     pub fn sentence(&self) -> &str {
-        let (Self::Unauthenticated(sentence) | Self::Forbidden(sentence)) = self;
+        let (Self::Unauthenticated(sentence)
+        | Self::Forbidden(sentence)
+        | Self::Unavailable(sentence)) = self;
         sentence
     }
 }
@@ -149,12 +156,16 @@ struct Verifier {
 
 impl Access {
     /// Reads the files of the options, and again when they change, until the service is shut down. Without keys, everyone may do
-    /// everything, which is logged.
+    /// everything, which is logged. While those of an address are missing, the service is not ready.
     ///
     /// # Errors
     ///
     /// If a file cannot be read, or contains no key.
-    pub fn new(args: &AccessArgs, shutdown: &CancellationToken) -> anyhow::Result<Self> {
+    pub fn new(
+        args: &AccessArgs,
+        readiness: &Readiness,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Self> {
         let Some(keys) = &args.jwt_keys else {
             tracing::info!(
                 "everyone may read and write here; --jwt-keys restricts it to owners of tokens"
@@ -162,7 +173,7 @@ impl Access {
             return Ok(Self::default());
         };
         let verifier = Verifier {
-            keys: Keys::watch(keys, shutdown)?,
+            keys: Keys::watch(keys, args.jwt_keys_ca.as_deref(), readiness, shutdown)?,
             revoked: Revoked::watch(args.jwt_revoked.as_deref(), shutdown)?,
             audience: args.jwt_audience.clone(),
             issuer: args.jwt_issuer.clone(),
@@ -202,6 +213,10 @@ impl Access {
         let Some(verifier) = &self.0 else {
             return Ok(Principal::anyone());
         };
+        if verifier.keys.current().is_empty() {
+            let sentence = "the keys of tokens have not been fetched yet; try again in a moment";
+            return Err(Refusal::Unavailable(sentence.to_owned()));
+        }
         let verified = match token {
             Some(token) => verifier.verify(token),
             None => verifier
@@ -239,12 +254,7 @@ impl Verifier {
     }
 
     fn verify(&self, token: &str) -> Result<token::Verified, &'static str> {
-        let claims = token::verify(
-            token,
-            &self.keys.current(),
-            &self.audience,
-            self.issuer.as_deref(),
-        )?;
+        let claims = token::verify(token, &self.keys, &self.audience, self.issuer.as_deref())?;
         if claims
             .jti
             .as_ref()

@@ -4,7 +4,7 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Validation, decode, decode_header};
 use serde::Deserialize;
 
-use super::keys::Key;
+use super::keys::{Key, Keys};
 use super::pattern::Pattern;
 use super::permit::Permit;
 
@@ -37,12 +37,13 @@ pub struct Claims {
 /// A sentence for the client, without anything of the token.
 pub fn verify(
     token: &str,
-    keys: &[Key],
+    keys: &Keys,
     audience: &str,
     issuer: Option<&str>,
 ) -> Result<Claims, &'static str> {
     const NOT_A_TOKEN: &str = "the token is not a signed JWT";
     const NOT_SIGNED: &str = "the token is not signed with a key that is known here";
+    const FETCHED_AGAIN: &str = "the token names a key that is not known here; the keys are being fetched again, so try again in a second";
     if token.len() > MAX_BYTES {
         return Err("a token has at most 8 KiB");
     }
@@ -59,8 +60,10 @@ pub fn verify(
         };
         is_named && key.algorithm == header.alg
     };
+    // Only the name of the key counts: never an address in the header (jku, x5u), or a key in it (jwk, x5c).
     let mut reason = NOT_SIGNED;
-    for key in keys.iter().filter(is_candidate) {
+    let current = keys.current();
+    for key in current.iter().filter(is_candidate) {
         let mut validation = Validation::new(key.algorithm);
         validation.leeway = 0;
         // It has expired in the second that it names.
@@ -88,6 +91,10 @@ pub fn verify(
                 "the token's claims are not as expected: exp is a number of seconds; read and write are lists of names"
             }
         };
+    }
+    let is_unknown = |name: &String| current.iter().all(|key| key.id.as_ref() != Some(name));
+    if reason == NOT_SIGNED && header.kid.as_ref().is_some_and(is_unknown) && keys.fetches_again() {
+        return Err(FETCHED_AGAIN);
     }
     Err(reason)
 }
