@@ -76,7 +76,7 @@ describe("keys from an address", { concurrency: true, skip: without("kafka") }, 
       assert.equal(status, 401);
       assert.match(json.error, /names a key that is not known here; the keys are being fetched again, so try again in a second/);
     }
-    assert.equal(refused[0].status, 401);
+    assert.ok(refused.some(({ status }) => status === 401));
     await until("the new key to be accepted", isAccepted(consumer, bearer(next)), 2_000);
     assert.equal(issuer.requests, 2);
     assert.equal((await ask(consumer, bearer(old))).status, 401);
