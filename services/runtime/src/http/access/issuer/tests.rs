@@ -419,6 +419,7 @@ fn keys_are_in_a_file_or_at_an_address_that_nobody_can_change() {
     for (wrong, sentence) in [
         ("", "it is empty"),
         ("http://issuer.example/keys", "use https://"),
+        ("HTTP://issuer.example/keys", "use https://"),
         ("http://localhost.example/keys", "use https://"),
         ("http://10.0.0.1/keys", "use https://"),
         ("http://[::2]/keys", "use https://"),
