@@ -36,6 +36,24 @@
     - port: {{ .Values.database.port }}
 {{- end }}
 
+{{/* To the issuer of tokens; empty if its keys are not fetched. */}}
+{{- define "herald.egressToIssuer" -}}
+{{- with .Values.tokens }}
+{{- if .keysUrl }}
+{{- $inUrl := regexFind "^https://([^][:/?]+|\\[[^]]+\\]):[0-9]+" .keysUrl | splitList ":" | last }}
+- ports:
+    - port: {{ .keysPort | default $inUrl | default 443 | int }}
+  {{- if .keysCidrs }}
+  to:
+    {{- range .keysCidrs }}
+    - ipBlock:
+        cidr: {{ . | quote }}
+    {{- end }}
+  {{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "herald.egressToNames" -}}
 # To any address: the cluster's DNS, or a cache on the node.
 - ports:

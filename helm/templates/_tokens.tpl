@@ -1,9 +1,18 @@
 {{/* The tokens of clients. All take the chart's root context, and are empty without keys. */}}
+{{- define "herald.hasTokens" -}}
+{{- .Values.tokens.keysSecret | default .Values.tokens.keysUrl }}
+{{- end }}
+
 {{- define "herald.tokenOptions" -}}
+{{- $hasTokens := include "herald.hasTokens" . }}
 {{- with .Values.tokens }}
-{{- if .keysSecret }}
+{{- if $hasTokens }}
 - name: JWT_KEYS
-  value: /etc/herald/keys/keys
+  value: {{ ternary "/etc/herald/keys/keys" (include "herald.envValue" .keysUrl) (empty .keysUrl) }}
+{{- if .keysCaSecret }}
+- name: JWT_KEYS_CA
+  value: /etc/herald/keys-ca/ca.crt
+{{- end }}
 - name: JWT_AUDIENCE
   value: {{ include "herald.envValue" .audience }}
 {{- if .issuer }}
@@ -30,7 +39,8 @@
 {{- define "herald.tokenSecrets" -}}
 {{- with .Values.tokens -}}
 {{- $keys := list "/etc/herald/keys" .keysSecret }}
+{{- $ca := list "/etc/herald/keys-ca" .keysCaSecret }}
 {{- $revoked := list "/etc/herald/revoked" .revokedSecret }}
-{{- dict "token-keys" $keys "token-revoked" $revoked | toJson }}
+{{- dict "token-keys" $keys "token-keys-ca" $ca "token-revoked" $revoked | toJson }}
 {{- end }}
 {{- end }}

@@ -124,7 +124,7 @@ impl Consumer {
             metrics.registry.clone(),
             reading.clone(),
         ));
-        let access = Access::new(&config.access, &reading)?;
+        let access = Access::new(&config.access, &readiness, &reading)?;
         let app = Arc::new(App {
             topics,
             custom_header: config.custom_header.clone(),

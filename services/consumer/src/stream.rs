@@ -56,7 +56,9 @@ impl End {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Drain => "drain",
-            Self::Overload | Self::OverLimit(_) => "overload",
+            Self::Overload | Self::OverLimit(_) | Self::Refused(Refusal::Unavailable(_)) => {
+                "overload"
+            }
             Self::Slow => "slow",
             Self::Expired => "expired",
             Self::Refused(Refusal::Unauthenticated(_)) => "unauthenticated",
@@ -69,7 +71,9 @@ impl End {
     pub fn retry(&self) -> u64 {
         match self {
             // A full replica does not empty quickly.
-            Self::Overload | Self::OverLimit(_) => rand::random_range(2_000..10_000),
+            Self::Overload | Self::OverLimit(_) | Self::Refused(Refusal::Unavailable(_)) => {
+                rand::random_range(2_000..10_000)
+            }
             _ => drain::retry(),
         }
     }

@@ -157,7 +157,7 @@ impl Gateway {
         let feeds = CancellationToken::new();
         let windows = windows::Feed::new(log.clone(), config.windows.clone(), feeds.clone());
         let count_feed = |reader| Arc::new(counts::Feed::new(reader, feeds.clone()));
-        let access = Access::new(&config.access, &observing)?;
+        let access = Access::new(&config.access, &readiness, &observing)?;
         config.allowed_origins = access.origins(config.allowed_origins);
         let any_origin = Origins::parse("*").map_err(anyhow::Error::msg)?;
         let app = Arc::new(App {

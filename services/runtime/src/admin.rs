@@ -29,8 +29,10 @@ pub struct Readiness(Arc<watch::Sender<State>>);
 
 #[derive(Clone, Debug)]
 struct State {
-    /// Why it is not ready; `None` if it is.
+    /// Why it is not ready; `None` if it is, unless it waits for something.
     reason: Option<String>,
+    /// What it waits for, by part.
+    missing: BTreeMap<String, String>,
     /// It is draining, and never becomes ready again.
     draining: bool,
     /// Problems by part, which do not affect readiness.
@@ -42,6 +44,7 @@ impl Readiness {
     pub fn new() -> Readiness {
         Readiness(Arc::new(watch::Sender::new(State {
             reason: Some("starting".to_owned()),
+            missing: BTreeMap::new(),
             draining: false,
             notes: BTreeMap::new(),
         })))
@@ -77,19 +80,23 @@ impl Readiness {
         });
     }
 
+    /// Sets or clears what a part of the service waits for: it is not ready before all parts have what they need.
+    pub fn wait_for(&self, part: &str, missing: Option<&str>) {
+        self.0.send_modify(|state| match missing {
+            Some(missing) => _ = state.missing.insert(part.to_owned(), missing.to_owned()),
+            None => _ = state.missing.remove(part),
+        });
+    }
+
     /// Whether it is ready now.
     pub fn is_ready(&self) -> bool {
-        self.0.borrow().reason.is_none()
+        self.0.borrow().is_ready()
     }
 
     /// Returns as soon as it is ready.
     pub async fn became_ready(&self) {
         // The sender lives in `self`, so the channel cannot close.
-        let _ = self
-            .0
-            .subscribe()
-            .wait_for(|state| state.reason.is_none())
-            .await;
+        let _ = self.0.subscribe().wait_for(State::is_ready).await;
     }
 
     fn set(&self, reason: Option<String>, draining: bool) {
@@ -104,18 +111,24 @@ impl Readiness {
     }
 
     /// The status and the body of `/readyz`.
-    fn answer(&self) -> (StatusCode, String) {
+    pub(crate) fn answer(&self) -> (StatusCode, String) {
         let state = self.0.borrow();
         let (status, first) = match &state.reason {
-            None => (StatusCode::OK, "ok"),
+            _ if state.is_ready() => (StatusCode::OK, "ok"),
             Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason.as_str()),
+            None => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
         };
-        let notes = state
-            .notes
-            .iter()
+        let problems = state.missing.iter().chain(&state.notes);
+        let notes = problems
             .filter(|_| !state.draining)
             .map(|(part, problem)| format!("{part}: {problem}\n"));
         (status, format!("{first}\n{}", notes.collect::<String>()))
+    }
+}
+
+impl State {
+    fn is_ready(&self) -> bool {
+        self.reason.is_none() && self.missing.is_empty()
     }
 }
 
@@ -326,6 +339,22 @@ mod tests {
             "{answer}"
         );
         readiness.note("topic \"a\"", None);
+        assert!(get(addr, "/readyz").await.ends_with("\r\n\r\nok\n"));
+    }
+
+    #[tokio::test]
+    async fn a_service_whose_part_waits_for_something_is_not_ready() {
+        let (addr, readiness, ..) = started().await;
+        readiness.wait_for("keys", Some("the issuer does not answer"));
+        readiness.ready();
+        assert!(!readiness.is_ready());
+        let answer = get(addr, "/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(
+            answer.ends_with("starting\nkeys: the issuer does not answer\n"),
+            "{answer}"
+        );
+        readiness.wait_for("keys", None);
         assert!(get(addr, "/readyz").await.ends_with("\r\n\r\nok\n"));
     }
 

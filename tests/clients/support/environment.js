@@ -42,6 +42,7 @@ export function without(...needs) {
     kafka: !kafkaAddress && "HERALD_TEST_KAFKA does not name a Kafka",
     jars: !kafkaJars && "HERALD_KAFKA_JARS does not name the folder of Kafka's jars",
     python: !python && "no python with the modules of requirements.txt; HERALD_PYTHON can name one",
+    openssl: !runs("openssl", "version") && "openssl is not installed",
     curl: !runs("curl", "--version") && "curl is not installed",
     postgres: !postgresPrograms && "PostgreSQL (initdb, postgres, psql) is not installed",
     kcat: !runs("kcat", "-V") && "kcat is not installed",

@@ -262,7 +262,9 @@ async fn finish(socket: &mut Socket) {
 fn code(end: &End) -> CloseCode {
     match end {
         End::Drain => CloseCode::Restart,
-        End::Overload | End::OverLimit(_) => CloseCode::Again,
+        End::Overload | End::OverLimit(_) | End::Refused(Refusal::Unavailable(_)) => {
+            CloseCode::Again
+        }
         End::Slow => CloseCode::from(4408),
         End::Expired | End::Refused(Refusal::Unauthenticated(_)) => CloseCode::from(4401),
         End::Refused(Refusal::Forbidden(_)) => CloseCode::from(4403),

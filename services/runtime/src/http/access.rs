@@ -1,9 +1,11 @@
 //! Who may do what: the one place where a request becomes a principal, and a principal's request a permit.
 //!
-//! `keys` reads the keys that tokens are verified with, `token` verifies one, `tickets` stand for tokens, `pattern` compares the
-//! permissions in a token with what a client asks for, `permit` is what it gets, and `revoked` knows the tokens that are valid no longer.
+//! `keys` reads the keys that tokens are verified with, `issuer` fetches them from an address, `token` verifies one, `tickets` stand
+//! for tokens, `pattern` compares the permissions in a token with what a client asks for, `permit` is what it gets, and `revoked` knows
+//! the tokens that are valid no longer.
 
 mod args;
+mod issuer;
 mod keys;
 mod pattern;
 mod permit;
@@ -31,6 +33,7 @@ use self::tickets::Tickets;
 use self::token::Invalid;
 use super::failure::{failure, unavailable};
 use super::{Caller, Origins};
+use crate::Readiness;
 
 /// The path of tickets.
 pub const TICKETS: &str = "/tickets";
@@ -80,10 +83,12 @@ pub enum Refusal {
     Unauthenticated(String),
     /// It may not do this.
     Forbidden(String),
+    /// Nobody can be known yet.
+    Unavailable(String),
 }
 
 impl Refusal {
-    /// 401 or 403 with the sentence.
+    /// 401, 403 or 503 with the sentence.
     pub fn response(&self) -> Response {
         match self {
             Self::Unauthenticated(sentence) => {
@@ -93,11 +98,14 @@ impl Refusal {
                 response
             }
             Self::Forbidden(sentence) => failure(StatusCode::FORBIDDEN, sentence),
+            Self::Unavailable(sentence) => unavailable(sentence, 2),
         }
     }
 
     pub fn sentence(&self) -> &str {
-        let (Self::Unauthenticated(sentence) | Self::Forbidden(sentence)) = self;
+        let (Self::Unauthenticated(sentence)
+        | Self::Forbidden(sentence)
+        | Self::Unavailable(sentence)) = self;
         sentence
     }
 }
@@ -192,12 +200,16 @@ struct Verifier {
 
 impl Access {
     /// Reads the files of the options, and again when they change, until the service is shut down. Without keys, everyone may do
-    /// everything, which is logged.
+    /// everything, which is logged. While those of an address are missing, the service is not ready.
     ///
     /// # Errors
     ///
     /// If a file cannot be read, or contains no key.
-    pub fn new(args: &AccessArgs, shutdown: &CancellationToken) -> anyhow::Result<Self> {
+    pub fn new(
+        args: &AccessArgs,
+        readiness: &Readiness,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Self> {
         let Some(keys) = &args.jwt_keys else {
             tracing::info!(
                 "everyone may read and write here; --jwt-keys restricts it to owners of tokens"
@@ -205,7 +217,7 @@ impl Access {
             return Ok(Self::default());
         };
         let verifier = Verifier {
-            keys: Keys::watch(keys, shutdown)?,
+            keys: Keys::watch(keys, args.jwt_keys_ca.as_deref(), readiness, shutdown)?,
             revoked: Revoked::watch(args.jwt_revoked.as_deref(), shutdown)?,
             audience: args.jwt_audience.clone(),
             issuer: args.jwt_issuer.clone(),
@@ -248,6 +260,11 @@ impl Access {
         let Some(verifier) = &self.0 else {
             return Ok(Principal::anyone(caller));
         };
+        if verifier.keys.current().is_empty() {
+            caller.refused("no-keys", None, None);
+            let sentence = "the keys of tokens have not been fetched yet; try again in a moment";
+            return Err(Refusal::Unavailable(sentence.to_owned()));
+        }
         let token = token.map_or_else(|| verifier.find(headers), Ok);
         let verified = token.and_then(|token| verifier.verify(token));
         let verified = verified.map_err(|invalid| {
@@ -347,12 +364,7 @@ impl Verifier {
     }
 
     fn verify(&self, token: &str) -> Result<token::Verified, Invalid> {
-        let claims = token::verify(
-            token,
-            &self.keys.current(),
-            &self.audience,
-            self.issuer.as_deref(),
-        )?;
+        let claims = token::verify(token, &self.keys, &self.audience, self.issuer.as_deref())?;
         if claims
             .jti
             .as_ref()

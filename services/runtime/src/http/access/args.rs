@@ -2,15 +2,22 @@
 
 use std::path::PathBuf;
 
+use super::issuer::KeysFrom;
 use crate::http::Origins;
 
 /// The tokens that clients need.
 #[derive(clap::Args, Clone, Debug)]
 pub struct AccessArgs {
-    /// File with the public keys that the tokens of clients (JWT) are signed with, in PEM (RSA, P-256 or Ed25519) or as a JWKS. It
-    /// is read again when it changes. If not set, everyone may read and write everything.
+    /// The public keys that the tokens of clients (JWT) are signed with: a file, in PEM (RSA, P-256 or Ed25519) or as a JWKS, which is
+    /// read again when it changes; or the address of a JWKS (`https://…`), which is fetched again every 5 minutes, or as often as its
+    /// `Cache-Control` says. If not set, everyone may read and write everything.
+    #[arg(long, env, value_name = "FILE|ADDRESS")]
+    pub jwt_keys: Option<KeysFrom>,
+
+    /// File with the certificates (PEM) of the CAs that are trusted for the address of --jwt-keys. It is read at each fetch. If not
+    /// set, the public CAs are trusted.
     #[arg(long, env, value_name = "FILE")]
-    pub jwt_keys: Option<PathBuf>,
+    pub jwt_keys_ca: Option<PathBuf>,
 
     /// The audience that tokens must be for (`aud`).
     #[arg(long, env, default_value = "herald")]
@@ -56,6 +63,11 @@ impl AccessArgs {
                     "{option} has no effect without --jwt-keys; set both, or neither"
                 ));
             }
+        }
+        let is_https = |keys: &KeysFrom| matches!(keys, KeysFrom::Address(address) if address.scheme_str() == Some("https"));
+        if self.jwt_keys_ca.is_some() && !self.jwt_keys.as_ref().is_some_and(is_https) {
+            let sentence = "--jwt-keys-ca has no effect unless --jwt-keys is an https:// address; set both, or not this one";
+            return Err(sentence.to_owned());
         }
         if self.jwt_cookie.is_some() && origins.contains_all() {
             let sentence = "with --jwt-cookie, --allowed-origins must not be *: every page could act in the name of its visitors; list the origins";

@@ -6,9 +6,12 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail, ensure};
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind};
+use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::issuer::{KeysFrom, Refresh, watch_address};
+use crate::Readiness;
 use crate::watch::watch_file;
 
 /// A key, and the one algorithm that it is used with.
@@ -28,18 +31,43 @@ impl std::fmt::Debug for Key {
     }
 }
 
-/// The keys of a file.
+/// The keys of a file, or of an address.
 #[derive(Clone, Debug)]
-pub struct Keys(watch::Receiver<Arc<[Key]>>);
+pub struct Keys {
+    pub(super) current: watch::Receiver<Arc<[Key]>>,
+    /// Those of an address can be fetched again.
+    pub(super) refresh: Option<Refresh>,
+}
 
 impl Keys {
-    /// Reads them, and again when the file changes.
-    pub fn watch(file: &Path, shutdown: &CancellationToken) -> anyhow::Result<Self> {
-        watch_file(file, shutdown, |bytes| parse(bytes).map(Arc::from)).map(Self)
+    /// Reads them, and again when they change. `ca` is the file of those that are trusted for an address.
+    pub fn watch(
+        from: &KeysFrom,
+        ca: Option<&Path>,
+        readiness: &Readiness,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let (current, refresh) = match from {
+            KeysFrom::File(file) => {
+                let parse = |bytes: &[u8]| parse(bytes).map(Arc::from);
+                (watch_file(file, shutdown, parse)?, None)
+            }
+            KeysFrom::Address(address) => {
+                let (current, refresh) = watch_address(address, ca, readiness, shutdown)?;
+                (current, Some(refresh))
+            }
+        };
+        Ok(Self { current, refresh })
     }
 
+    /// None while those of an address have never been fetched.
     pub fn current(&self) -> Arc<[Key]> {
-        self.0.borrow().clone()
+        self.current.borrow().clone()
+    }
+
+    /// Whether those of an address are fetched again now, because a token names one that is not among them.
+    pub fn fetches_again(&self) -> bool {
+        self.refresh.as_ref().map(Refresh::request).is_some()
     }
 }
 
@@ -48,12 +76,7 @@ fn parse(bytes: &[u8]) -> anyhow::Result<Vec<Key>> {
     let keys: Vec<Key> = match text.trim_start().starts_with('{') {
         true => {
             let set: JwkSet = serde_json::from_str(text).context("it is not a JWKS")?;
-            // Others of the issuer's keys may be for encryption.
-            let is_for_signatures = |key: &&Jwk| {
-                let of = key.common.public_key_use.as_ref();
-                of.is_none_or(|of| *of == PublicKeyUse::Signature)
-            };
-            let keys = set.keys.iter().filter(is_for_signatures);
+            let keys = set.keys.iter().filter(|key| is_for_signatures(key));
             keys.map(of_jwk).collect::<anyhow::Result<_>>()?
         }
         false => pem(text).map(of_pem).collect::<anyhow::Result<_>>()?,
@@ -63,6 +86,43 @@ fn parse(bytes: &[u8]) -> anyhow::Result<Vec<Key>> {
         "it contains no key, neither in PEM nor as a JWKS"
     );
     Ok(keys)
+}
+
+/// Those of a JWKS that an issuer has published. It may contain keys of any kind: those that cannot be used here are skipped.
+pub fn of_issuer(bytes: &[u8]) -> anyhow::Result<Vec<Key>> {
+    #[derive(Deserialize)]
+    struct Set {
+        keys: Vec<serde_json::Value>,
+    }
+    let published = |value: serde_json::Value| {
+        let jwk: Jwk = serde_json::from_value(value)?;
+        ensure!(is_for_signatures(&jwk), "it is not for signatures");
+        let key = of_jwk(&jwk)?;
+        ensure!(
+            key.algorithm != Algorithm::HS256,
+            "a secret that is published is none"
+        );
+        Ok(key)
+    };
+    let set: Set = serde_json::from_slice(bytes).context("it is not a JWKS")?;
+    let mut keys = Vec::new();
+    for value in set.keys {
+        match published(value) {
+            Ok(key) => keys.push(key),
+            Err(error) => tracing::debug!("a key of the issuer is skipped: {error:#}"),
+        }
+    }
+    ensure!(
+        !keys.is_empty(),
+        "it contains no key that can be used here: RSA of at least 2048 bits with RS256, P-256 or Ed25519"
+    );
+    Ok(keys)
+}
+
+/// Others of the issuer's keys may be for encryption.
+fn is_for_signatures(key: &Jwk) -> bool {
+    let of = key.common.public_key_use.as_ref();
+    of.is_none_or(|of| *of == PublicKeyUse::Signature)
 }
 
 /// The blocks of PEM in a text, without what stands around them.
@@ -181,6 +241,35 @@ WIQ2ot0YRwC1MZqYvoqXbMx5VAkD2gaj
         let keys = parse(format!("# ours\n{ED25519}\n# and\n{P256}# end").as_bytes()).unwrap();
         let algorithms: Vec<Algorithm> = keys.iter().map(|key| key.algorithm).collect();
         assert_eq!(algorithms, [Algorithm::EdDSA, Algorithm::ES256]);
+    }
+
+    #[test]
+    fn what_an_issuer_publishes_is_used_as_far_as_it_can_be() {
+        const USABLE: &str = r#"{"kty":"OKP","crv":"Ed25519","kid":"a","x":"ib_CLLqbFhoJmW74Ztfc6KaZ3F8wSrzZem_dcju942Q"}"#;
+        let skipped = [
+            r#"{"kty":"EC","crv":"P-384","x":"AAAA","y":"AAAA"}"#,
+            r#"{"kty":"EC","crv":"secp256k1","x":"AAAA","y":"AAAA"}"#,
+            r#"{"kty":"AKP","alg":"ML-DSA-44","pub":"AAAA"}"#,
+            r#"{"kty":"RSA","n":"AAAA","e":"AQAB"}"#,
+            r#"{"kty":"RSA"}"#,
+            "1",
+            // 32 bytes, which a file may contain.
+            r#"{"kty":"oct","k":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}"#,
+            &USABLE.replace("kid\":\"a", "use\":\"enc"),
+            &USABLE.replace("kid\":\"a", "alg\":\"RS512"),
+        ];
+        let set = |keys: &[&str]| format!(r#"{{"keys":[{}]}}"#, keys.join(","));
+        for key in skipped {
+            let error = of_issuer(set(&[key]).as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("no key that can be used"), "{key}: {error}");
+        }
+        let keys = of_issuer(set(&[&skipped[..], &[USABLE]].concat()).as_bytes()).unwrap();
+        let names: Vec<Option<&str>> = keys.iter().map(|key| key.id.as_deref()).collect();
+        assert_eq!(names, [Some("a")]);
+        for content in ["", "<html>", "{}", "[]", ED25519] {
+            let error = of_issuer(content.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("not a JWKS"), "{content}: {error}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Validation, decode, decode_header};
 use serde::Deserialize;
 
-use super::keys::Key;
+use super::keys::{Key, Keys};
 use super::pattern::Pattern;
 use super::permit::Validity;
 
@@ -44,6 +44,7 @@ pub enum Invalid {
     TooLong,
     NotSigned,
     UnknownKey,
+    FetchedAgain,
     Expired,
     Early,
     Audience,
@@ -61,7 +62,7 @@ impl Invalid {
             Self::Scheme => "authorization-header",
             Self::Ticket => "ticket",
             Self::TooLong | Self::NotSigned => "not-a-token",
-            Self::UnknownKey => "unknown-key",
+            Self::UnknownKey | Self::FetchedAgain => "unknown-key",
             Self::Expired => "token-expired",
             Self::Early => "token-not-yet-valid",
             Self::Audience => "token-audience",
@@ -82,6 +83,9 @@ impl Invalid {
             Self::TooLong => "a token has at most 8 KiB",
             Self::NotSigned => "the token is not a signed JWT",
             Self::UnknownKey => "the token is not signed with a key that is known here",
+            Self::FetchedAgain => {
+                "the token names a key that is not known here; the keys are being fetched again, so try again in a second"
+            }
             Self::Expired => "the token has expired",
             Self::Early => "the token is not valid yet",
             Self::Audience => "the token is for another audience",
@@ -102,7 +106,7 @@ impl Invalid {
 /// If there is none, or the token is not valid now.
 pub fn verify(
     token: &str,
-    keys: &[Key],
+    keys: &Keys,
     audience: &str,
     issuer: Option<&str>,
 ) -> Result<Claims, Invalid> {
@@ -122,8 +126,10 @@ pub fn verify(
         };
         is_named && key.algorithm == header.alg
     };
+    // Only the name of the key counts: never an address in the header (jku, x5u), or a key in it (jwk, x5c).
     let mut reason = Invalid::UnknownKey;
-    for key in keys.iter().filter(is_candidate) {
+    let current = keys.current();
+    for key in current.iter().filter(is_candidate) {
         let mut validation = Validation::new(key.algorithm);
         validation.leeway = 0;
         // It has expired in the second that it names.
@@ -149,6 +155,11 @@ pub fn verify(
             ErrorKind::MissingRequiredClaim(_) => Invalid::MissingClaim,
             _ => Invalid::Claims,
         };
+    }
+    let is_unknown = |name: &String| current.iter().all(|key| key.id.as_ref() != Some(name));
+    let is_new = header.kid.as_ref().is_some_and(is_unknown);
+    if reason == Invalid::UnknownKey && is_new && keys.fetches_again() {
+        return Err(Invalid::FetchedAgain);
     }
     Err(reason)
 }
