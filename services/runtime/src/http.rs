@@ -8,6 +8,7 @@ mod finish;
 mod origin;
 mod request_id;
 pub mod server;
+mod tls;
 
 pub use access::{Access, AccessArgs, Action, Permit, Principal, Refusal, Resource};
 pub use drain::Drain;
@@ -16,3 +17,4 @@ pub use finish::finish;
 pub use origin::{Allow, Hosts, Origins};
 pub use request_id::{REQUEST_ID, RequestId};
 pub use server::{Connection, Connections};
+pub use tls::{Tls, TlsArgs};

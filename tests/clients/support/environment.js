@@ -43,6 +43,7 @@ export function without(...needs) {
     jars: !kafkaJars && "HERALD_KAFKA_JARS does not name the folder of Kafka's jars",
     python: !python && "no python with the modules of requirements.txt; HERALD_PYTHON can name one",
     curl: !runs("curl", "--version") && "curl is not installed",
+    openssl: !runs("openssl", "version") && "openssl is not installed",
     postgres: !postgresPrograms && "PostgreSQL (initdb, postgres, psql) is not installed",
     kcat: !runs("kcat", "-V") && "kcat is not installed",
   };
