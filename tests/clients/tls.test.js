@@ -47,14 +47,20 @@ async function curl(version, ca, url, ...options) {
 
 describe("every endpoint over TLS", { skip: without("kafka", "curl", "openssl") }, () => {
   const all = {};
-  before(async (t) => {
-    const folder = folderOf({ after });
+  const endings = [];
+  const context = { after: (ending) => endings.push(ending) };
+  after(async () => {
+    for (const ending of endings.toReversed()) {
+      await ending();
+    }
+  });
+  before(async () => {
+    const folder = folderOf(context);
     all.certificate = newCertificate(folder);
     const [topic, events, likes, partitioned, foods] = await Promise.all(Array.from({ length: 5 }, () => newTopic()));
     const [one, five, ten] = await Promise.all(Array.from({ length: 3 }, () => newTopic()));
     const [rooms, main, likesPort, counts] = [await freePort(), await freePort(), await freePort(), await freePort()];
     const results = [["1", one], ["5", five], ["10", ten]].flatMap(([of, name]) => [`--likes-${of}-min-aggregation-topic-name`, name]);
-    const context = { after };
     const options = [...all.certificate.options, "--rooms", "--rooms-listen", `127.0.0.1:${rooms}`, ...results];
     all.consumer = await startConsumer(context, topic, options);
     const database = await sqlite();
@@ -65,7 +71,7 @@ describe("every endpoint over TLS", { skip: without("kafka", "curl", "openssl") 
     const also = ["--likes-listen", `127.0.0.1:${likesPort}`, "--counts-listen", `127.0.0.1:${counts}`];
     const listen = ["--listen", `127.0.0.1:${main}`, "--publish-topics", topic, ...also, ...all.certificate.options];
     all.gateway = new Service("gateway", [...kafka, ...listen, ...windows, ...database.read], await freePort());
-    after(async () => {
+    context.after(async () => {
       await Promise.all([all.gateway.kill(), projector.kill()]);
       await database.remove();
     });
@@ -272,7 +278,7 @@ describe("TLS", { skip: without("kafka", "openssl"), concurrency: true }, () => 
 
   test("a replica that shuts down ends every stream with its reason", async (t) => {
     const topic = await newTopic();
-    const drain = ["--drain-delay", "1s", "--drain-window", "2s"];
+    const drain = ["--drain-delay", "5s", "--drain-window", "2s"];
     const { consumer, certificate, url } = await startSecure(t, topic, drain);
     const session = await openSession(t, url, certificate.ca);
     const streams = await Promise.all(Array.from({ length: 12 }, () => openEventsOver(t, session, "/events")));
