@@ -43,7 +43,7 @@ volumeMounts:
 {{- define "herald.secrets" -}}
 {{- $secrets := include "herald.kafkaSecrets" .root | fromJson }}
 {{- if has .component (list "consumer" "gateway") }}
-{{- $secrets = merge $secrets (include "herald.tokenSecrets" .root | fromJson) }}
+{{- $secrets = merge $secrets (include "herald.tokenSecrets" .root | fromJson) (include "herald.tlsSecrets" .root | fromJson) }}
 {{- end }}
 {{- toJson $secrets }}
 {{- end }}

@@ -11,8 +11,8 @@ export function missing(what) {
   return what ?? (existsSync(EXECUTABLE) ? false : `there is no Chromium at ${EXECUTABLE} (Debian: apt-get install chromium)`);
 }
 
-export async function launch() {
-  return chromium.launch({ executablePath: EXECUTABLE, args: [...QUIET, "--disable-component-update", "--disable-sync"] });
+export async function launch(options = []) {
+  return chromium.launch({ executablePath: EXECUTABLE, args: [...QUIET, "--disable-component-update", "--disable-sync", ...options] });
 }
 
 /** Waits until `condition` answers something true, and answers that; fails with `what` after a while. */

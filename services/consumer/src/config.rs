@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Parser;
 use herald_runtime::CommonArgs;
 use herald_runtime::config::{duration, invalid};
-use herald_runtime::http::{AccessArgs, Hosts, Origins, Proxies};
+use herald_runtime::http::{AccessArgs, Hosts, Origins, Proxies, TlsArgs};
 use herald_runtime::kafka::KafkaArgs;
 use rdkafka::ClientConfig;
 
@@ -48,6 +48,9 @@ pub struct Config {
     pub allowed_hosts: Hosts,
 
     #[command(flatten)]
+    pub tls: TlsArgs,
+
+    #[command(flatten)]
     pub access: AccessArgs,
 
     /// Proxies whose `X-Forwarded-For` is trusted: `10.0.0.0/8,fd00::/8`. The client's address in the audit log is the rightmost
@@ -60,9 +63,15 @@ pub struct Config {
     #[arg(long, env, default_value = "75s", value_parser = duration)]
     pub keep_alive: Duration,
 
-    /// Maximum number of concurrent connections; further ones are rejected, with the time after which to retry.
+    /// Maximum number of concurrent connections; further ones are rejected, with the time after which to retry. Over HTTP/2, each
+    /// request in progress counts as one.
     #[arg(long, env, default_value_t = 10_000, value_parser = at_least_one)]
     pub max_connections: usize,
+
+    /// Maximum number of them from one IP address, or one /64 network of IPv6. 0 is no limit, which is needed behind a proxy, where all
+    /// clients share its address.
+    #[arg(long, env, default_value_t = 0)]
+    pub max_connections_per_address: usize,
 
     /// Messages over this many bytes (value, key and headers together) are announced as a gap, not delivered.
     #[arg(long, env, default_value_t = 1 << 20, value_parser = at_least_one)]
@@ -119,6 +128,7 @@ impl Config {
     /// When the process would exit before its streams have ended, or the options of rooms contradict each other.
     pub fn check(&self) -> anyhow::Result<()> {
         self.rooms.check()?;
+        self.tls.check().map_err(invalid)?;
         self.access.check(&self.allowed_origins).map_err(invalid)?;
         let (grace, delay) = (self.common.shutdown_grace, self.drain_delay);
         if grace > delay + self.drain_window {

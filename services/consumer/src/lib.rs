@@ -27,8 +27,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use herald_runtime::http::server::{self, Limits, ServerMetrics, Stop};
-use herald_runtime::http::{Access, Connections, Drain};
+use herald_runtime::http::server::{Limits, Server, ServerMetrics};
+use herald_runtime::http::{Access, Drain, Tls};
 use herald_runtime::{Readiness, admin, task_ended};
 use tokio::net::TcpListener;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
@@ -83,9 +83,7 @@ struct Consumer {
     accept_rooms: Option<JoinHandle<()>>,
     /// What the process keeps of whole topics: the latest records of keys, and the last results of rooms.
     keeping: JoinHandle<()>,
-    connections: Connections,
-    /// Stops accepting, then the connections.
-    stop: Stop,
+    server: Server,
     /// Stops the reader and the admin server, which keep running while the streams drain.
     reading: DropGuard,
 }
@@ -145,31 +143,25 @@ impl Consumer {
             let app = app.clone();
             move |request| http::answer(app.clone(), service.clone(), request)
         };
-        let (stop, connections) = (Stop::default(), Connections::default());
-        let tasks = app.tasks.clone();
-        let limits = Limits::new(config.max_connections, config.keep_alive);
+        let server = Server {
+            limits: Limits::new(
+                config.max_connections,
+                config.max_connections_per_address,
+                config.keep_alive,
+            ),
+            connections: Default::default(),
+            metrics: server_metrics,
+            tls: Tls::new(&config.tls, &reading)?,
+            tasks: app.tasks.clone(),
+            stop: Default::default(),
+        };
         let accept_rooms = listeners.rooms.map(|listener| {
             let app = Arc::new(app.of_rooms(config.rooms.rooms_allowed_origins.clone()));
             let service = http::rooms_service(app.clone());
-            tokio::spawn(server::serve(
-                listener,
-                limits.clone(),
-                connections.clone(),
-                server_metrics.clone(),
-                move |request| http::answer(app.clone(), service.clone(), request),
-                tasks.clone(),
-                stop.clone(),
-            ))
+            let answer = move |request| http::answer(app.clone(), service.clone(), request);
+            tokio::spawn(server.clone().serve(listener, answer))
         });
-        let accept = tokio::spawn(server::serve(
-            listeners.public,
-            limits,
-            connections.clone(),
-            server_metrics,
-            answer,
-            tasks,
-            stop.clone(),
-        ));
+        let accept = tokio::spawn(server.clone().serve(listeners.public, answer));
         Ok(Self {
             config,
             app,
@@ -180,8 +172,7 @@ impl Consumer {
             accept,
             accept_rooms,
             keeping,
-            connections,
-            stop,
+            server,
             reading: reading.drop_guard(),
         })
     }
@@ -208,9 +199,10 @@ impl Consumer {
         // Kubernetes endpoints and load balancers notice the shutdown with a delay; until then this replica still answers.
         self.readiness.drain();
         app.drain.reject();
+        self.server.stop.rejecting.cancel();
         tracing::info!(delay = ?config.drain_delay, window = ?config.drain_window, "draining");
         tokio::time::sleep(config.drain_delay).await;
-        self.stop.shutdown.cancel();
+        self.server.stop.shutdown.cancel();
         _ = self.accept.await;
         if let Some(accept) = self.accept_rooms {
             _ = accept.await;
@@ -226,9 +218,9 @@ impl Consumer {
         // One more second for the last streams to end, and for closing handshakes.
         _ = timeout(config.drain_window + second, ended).await;
         // What remains are idle keep-alive connections, and clients that do not read.
-        self.stop.closing.cancel();
+        self.server.stop.closing.cancel();
         if timeout(second, app.tasks.wait()).await.is_err() {
-            self.connections.cut_all("drain");
+            self.server.connections.cut_all("drain");
         }
         let all = timeout(second, app.tasks.wait()).await.is_ok();
         tracing::info!(all, "drained");

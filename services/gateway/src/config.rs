@@ -7,7 +7,7 @@ use clap::Parser;
 use herald_events::{KeyFormat, Windows};
 use herald_runtime::CommonArgs;
 use herald_runtime::config::{duration, invalid, secret};
-use herald_runtime::http::{AccessArgs, Hosts, Origins};
+use herald_runtime::http::{AccessArgs, Hosts, Origins, TlsArgs};
 use herald_runtime::kafka::KafkaArgs;
 use store::{DatabaseUrl, Name};
 
@@ -58,15 +58,24 @@ pub struct Config {
     pub allowed_hosts: Hosts,
 
     #[command(flatten)]
+    pub tls: TlsArgs,
+
+    #[command(flatten)]
     pub access: AccessArgs,
 
     /// How long an idle connection is kept open. Must exceed the idle timeout of the load balancer in front.
     #[arg(long, env, default_value = "75s", value_parser = duration)]
     pub keep_alive: Duration,
 
-    /// Maximum number of concurrent connections, of each address that is listened on; more are rejected and told when to retry.
+    /// Maximum number of concurrent connections, of each address that is listened on; more are rejected and told when to retry. Over
+    /// HTTP/2, each request in progress counts as one.
     #[arg(long, env, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
+
+    /// Maximum number of them from one IP address, or one /64 network of IPv6. 0 is no limit, which is needed behind a proxy, where all
+    /// clients share its address.
+    #[arg(long, env, default_value_t = 0)]
+    pub max_connections_per_address: usize,
 
     /// Maximum bytes of a frame. A larger one closes its connection with code 1009.
     #[arg(long, env, default_value_t = 256 << 10, value_parser = clap::value_parser!(u32).range(1..=900 << 10))]
@@ -153,6 +162,7 @@ impl Config {
     ///
     /// When the process would exit before its connections are closed.
     pub fn check(&self) -> anyhow::Result<()> {
+        self.tls.check().map_err(invalid)?;
         self.access.check(&self.allowed_origins).map_err(invalid)?;
         let (grace, delay) = (self.common.shutdown_grace, self.drain_delay);
         if grace > delay + self.drain_window {

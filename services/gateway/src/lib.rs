@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures_util::future::select_all;
-use herald_runtime::http::server::{self, Limits, ServerMetrics, Stop};
-use herald_runtime::http::{Access, Connections, Drain, Hosts, Origins};
+use herald_runtime::http::server::{Limits, Server, ServerMetrics};
+use herald_runtime::http::{Access, Drain, Hosts, Origins, Tls};
 use herald_runtime::{Readiness, admin, task_ended};
 use store::Reader;
 use tokio::net::TcpListener;
@@ -112,9 +112,7 @@ struct Gateway {
     admin: JoinHandle<()>,
     /// One accept loop for each public listener.
     accept: Vec<JoinHandle<()>>,
-    connections: Connections,
-    /// Stops accepting, then the connections.
-    stop: Stop,
+    server: Server,
     /// Stops the admin server, with which operators observe the drain.
     observing: DropGuard,
 }
@@ -178,7 +176,18 @@ impl Gateway {
             tasks: TaskTracker::new(),
             config,
         });
-        let (stop, connections) = (Stop::default(), Connections::default());
+        let server = Server {
+            limits: Limits::new(
+                app.config.max_connections as usize,
+                app.config.max_connections_per_address,
+                app.config.keep_alive,
+            ),
+            connections: Default::default(),
+            metrics: server_metrics,
+            tls: Tls::new(&app.config.tls, &observing)?,
+            tasks: app.tasks.clone(),
+            stop: Default::default(),
+        };
         let public = [
             (Some(public), Scope::All),
             (likes, Scope::Likes),
@@ -192,15 +201,7 @@ impl Gateway {
                 let app = app.clone();
                 move |request| http::answer(app.clone(), scope, request)
             };
-            tokio::spawn(server::serve(
-                listener,
-                Limits::new(app.config.max_connections as usize, app.config.keep_alive),
-                connections.clone(),
-                server_metrics.clone(),
-                answer,
-                app.tasks.clone(),
-                stop.clone(),
-            ))
+            tokio::spawn(server.clone().serve(listener, answer))
         });
         let accept = accept.collect();
         Ok(Self {
@@ -213,8 +214,7 @@ impl Gateway {
             feeds,
             admin,
             accept,
-            connections,
-            stop,
+            server,
             observing: observing.drop_guard(),
         })
     }
@@ -248,21 +248,22 @@ impl Gateway {
         self.pruning.abort();
         self.readiness.drain();
         app.drain.reject();
+        self.server.stop.rejecting.cancel();
         tracing::info!(delay = ?config.drain_delay, window = ?config.drain_window, "draining");
         tokio::time::sleep(config.drain_delay).await;
-        self.stop.shutdown.cancel();
+        self.server.stop.shutdown.cancel();
         for accept in self.accept {
             _ = accept.await;
         }
         app.drain.end();
-        self.stop.closing.cancel();
+        self.server.stop.closing.cancel();
         app.tasks.close();
         let second = Duration::from_secs(1);
         if timeout(config.drain_window + second, app.tasks.wait())
             .await
             .is_err()
         {
-            self.connections.cut_all("drain");
+            self.server.connections.cut_all("drain");
         }
         let all = timeout(second, app.tasks.wait()).await.is_ok();
         tracing::info!(all, "drained");

@@ -92,8 +92,16 @@ pub async fn run(
     {
         urls.push(Urls {
             environment: environment.name.clone(),
-            page: format!("http://{}/", page.local_addr()?),
-            gateway: format!("http://{}/", gateway.local_addr()?),
+            page: format!(
+                "{}://{}/",
+                configs.consumer.tls.scheme(),
+                page.local_addr()?
+            ),
+            gateway: format!(
+                "{}://{}/",
+                configs.gateway.tls.scheme(),
+                gateway.local_addr()?
+            ),
             printed: false,
         });
 

@@ -10,6 +10,7 @@ mod finish;
 mod origin;
 mod request_id;
 pub mod server;
+mod tls;
 
 pub use access::{
     Access, AccessArgs, Action, Opened, Permit, Principal, Refusal, Resource, TICKETS,
@@ -22,3 +23,4 @@ pub use finish::finish;
 pub use origin::{Allow, Hosts, Origins};
 pub use request_id::{REQUEST_ID, RequestId};
 pub use server::{Connection, Connections};
+pub use tls::{Tls, TlsArgs};

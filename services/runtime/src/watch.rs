@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -24,31 +24,46 @@ pub fn watch_file<T: Send + Sync + 'static>(
     shutdown: &CancellationToken,
     parse: impl Fn(&[u8]) -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<watch::Receiver<T>> {
-    let (file, shutdown) = (file.to_owned(), shutdown.clone());
-    let mut version = version_of(&file);
-    let (sender, receiver) = watch::channel(read(&file, &parse)?);
+    watch_files([file], shutdown, move |[bytes]| parse(&bytes))
+}
+
+/// The same for files that belong together, and may change one after the other.
+///
+/// # Errors
+///
+/// If a file cannot be read, or they cannot be parsed now.
+pub fn watch_files<const N: usize, T: Send + Sync + 'static>(
+    files: [&Path; N],
+    shutdown: &CancellationToken,
+    parse: impl Fn([Vec<u8>; N]) -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<watch::Receiver<T>> {
+    let (files, shutdown) = (files.map(Path::to_owned), shutdown.clone());
+    let mut version = files.each_ref().map(|file| version_of(file));
+    let (sender, receiver) = watch::channel(read(&files, &parse)?);
     let mut reported = None;
+    let mut failed = None;
     tokio::spawn(async move {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-            let found = version_of(&file);
+            let found = files.each_ref().map(|file| version_of(file));
             if found == version {
                 continue;
             }
-            match read(&file, &parse) {
+            match read(&files, &parse) {
                 Ok(value) => {
-                    (version, reported) = (found, None);
-                    tracing::info!(file = %file.display(), "read again, since it has changed");
+                    (version, reported, failed) = (found, None, None);
+                    tracing::info!(files = names(&files), "read again, since it has changed");
                     sender.send_replace(value);
                 }
-                // Tried again: it may have been written, or made readable, only in part.
+                // Tried again: it may have been written, or made readable, only in part. So it is reported if it lasts.
                 Err(error) => {
                     let error = Some(format!("{error:#}"));
-                    if reported != error {
+                    if failed == error && reported != error {
                         tracing::error!(error, "what it contained before stays valid");
-                        reported = error;
+                        reported.clone_from(&error);
                     }
+                    failed = error;
                 }
             }
         }
@@ -56,9 +71,23 @@ pub fn watch_file<T: Send + Sync + 'static>(
     Ok(receiver)
 }
 
-fn read<T>(file: &Path, parse: &impl Fn(&[u8]) -> anyhow::Result<T>) -> anyhow::Result<T> {
-    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    parse(&bytes).with_context(|| format!("cannot use {}", file.display()))
+fn read<const N: usize, T>(
+    files: &[PathBuf; N],
+    parse: &impl Fn([Vec<u8>; N]) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let mut contents = [const { Vec::new() }; N];
+    for (file, content) in files.iter().zip(&mut contents) {
+        *content = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    }
+    parse(contents).with_context(|| format!("cannot use {}", names(files)))
+}
+
+fn names(files: &[PathBuf]) -> String {
+    let names: Vec<_> = files
+        .iter()
+        .map(|file| file.display().to_string())
+        .collect();
+    names.join(" and ")
 }
 
 /// Changes with the file and with who may read it; `None` if there is none.

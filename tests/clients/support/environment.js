@@ -44,6 +44,7 @@ export function without(...needs) {
     python: !python && "no python with the modules of requirements.txt; HERALD_PYTHON can name one",
     openssl: !runs("openssl", "version") && "openssl is not installed",
     curl: !runs("curl", "--version") && "curl is not installed",
+    openssl: !runs("openssl", "version") && "openssl is not installed",
     postgres: !postgresPrograms && "PostgreSQL (initdb, postgres, psql) is not installed",
     kcat: !runs("kcat", "-V") && "kcat is not installed",
   };

@@ -227,7 +227,10 @@ async fn write(
 ) -> Result<(), Error> {
     // Tungstenite must have nothing left to write, such as half a pong: the frames bypass it.
     socket.flush().await?;
-    socket.get_mut().write_all(&batch.block()).await?;
+    let stream = socket.get_mut();
+    stream.write_all(&batch.block()).await?;
+    // TLS has a buffer of its own.
+    stream.flush().await?;
     metrics.delivered(encoding.format, batch);
     batch.clear();
     Ok(())

@@ -173,7 +173,8 @@ fn is_secure(origin: &HeaderValue) -> bool {
     uri.scheme_str() == Some("https") || is_local || host == "localhost"
 }
 
-/// Whether an origin has the host that the request was sent to. The scheme is not compared: TLS is terminated before us.
+/// Whether an origin has the host that the request was sent to. The scheme is not compared: TLS may have been terminated
+/// before us.
 fn same_host(origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
     let (Ok(origin), Some(Ok(host))) = (origin.to_str(), host.map(HeaderValue::to_str)) else {
         return false;

@@ -1,13 +1,16 @@
-//! The accept loop: connections with deadlines, a cap and small buffers, so that no client can hold an unused one.
+//! The accept loop: connections with deadlines, caps and small buffers, so that no client can hold an unused one.
 
-use std::io::{self, IoSlice};
-use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+mod connection;
+mod http2;
+mod io;
+mod slots;
 
+use std::convert::Infallible;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
 use hyper::Request;
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
@@ -15,19 +18,25 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Connections over the cap that receive a response rather than wait.
-const ANSWERED_OVER_CAP: usize = 256;
+pub use self::connection::{Connection, Connections};
+pub(super) use self::io::Io;
+use self::io::Socket;
+use self::slots::{Slot, Slots};
+use super::tls::Tls;
 
 /// The limits of connections.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Maximum number of connections; more receive a response that the replica is full.
+    /// Maximum number of connections; more receive a response that the replica is full. Over HTTP/2, each request in progress
+    /// counts as one.
     pub connections: usize,
+    /// The same for each address; those far beyond it are closed at once. 0 is no limit.
+    pub per_address: usize,
     /// Maximum time from accepting to the end of the first request's header.
     pub header: Duration,
     /// Maximum time between two requests.
@@ -45,10 +54,11 @@ pub struct Limits {
 
 impl Limits {
     /// `keep_alive` is how long an idle connection is kept open.
-    pub fn new(connections: usize, keep_alive: Duration) -> Self {
+    pub fn new(connections: usize, per_address: usize, keep_alive: Duration) -> Self {
         const IDLE: Duration = Duration::from_secs(75);
         Self {
             connections,
+            per_address,
             header: Duration::from_secs(10),
             keep_alive,
             idle: keep_alive.max(IDLE),
@@ -72,7 +82,10 @@ impl ServerMetrics {
     ///
     /// If the registry already has metrics of these names.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let connections = IntGauge::new("herald_connections", "TCP connections open now")?;
+        let connections = IntGauge::new(
+            "herald_connections",
+            "connections open now; over HTTP/2, each request in progress counts as one",
+        )?;
         let rejected = IntCounterVec::new(
             Opts::new(
                 "herald_connections_refused_total",
@@ -94,392 +107,185 @@ impl ServerMetrics {
     }
 }
 
-/// A TCP connection, as its requests see it: they may cut it, and query why it was cut. It does not own the socket, so that
-/// keeping it (in a session that continues over other connections) keeps no file descriptor.
-#[derive(Debug)]
-pub struct Connection {
-    socket: Weak<Socket>,
-    /// The address at its other end: a client's, or a proxy's.
-    pub peer: SocketAddr,
-    /// Whether it is over the cap.
-    pub overload: bool,
-    accepted: Instant,
-    /// A complete request header has arrived.
-    requested: AtomicBool,
-    /// The last activity, in tenths of a second after `accepted`.
-    active: AtomicU32,
-    /// Since when writes make no progress, in the same unit; 0 while they succeed.
-    blocked: AtomicU32,
-    /// Since when a write has been incomplete, in the same unit; 0 if none is.
-    behind: AtomicU32,
-    /// Bytes accepted since `behind`.
-    taken: AtomicU32,
-    /// Bytes accepted in total.
-    written: AtomicU64,
-    /// Sessions that were opened over it and have not ended.
-    pub sessions: AtomicUsize,
-    cut: OnceLock<&'static str>,
-}
-
-/// The socket of a connection. Dropping it closes the connection and updates the count.
-#[derive(Debug)]
-struct Socket {
-    stream: TcpStream,
-    open: Arc<Open>,
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        self.open.count.fetch_sub(1, Ordering::Relaxed);
-        self.open.gauge.dec();
-    }
-}
-
-/// The number of open connections, for the cap and as a metric.
-#[derive(Debug)]
-struct Open {
-    count: AtomicUsize,
-    gauge: IntGauge,
-}
-
-impl Connection {
-    /// Shuts down the connection in both directions immediately, so that its reads and writes end.
-    pub fn cut(&self, reason: &'static str) {
-        _ = self.cut.set(reason);
-        if let Some(socket) = self.socket.upgrade() {
-            // It fails only if the client has already disconnected.
-            _ = SockRef::from(&socket.stream).shutdown(std::net::Shutdown::Both);
-        }
-    }
-
-    /// Why it was cut, if it was.
-    pub fn cut_reason(&self) -> Option<&'static str> {
-        self.cut.get().copied()
-    }
-
-    /// The number of written bytes that the kernel has accepted.
-    pub fn written(&self) -> u64 {
-        self.written.load(Ordering::Relaxed)
-    }
-
-    fn now(&self) -> u32 {
-        (self.accepted.elapsed().as_millis() / 100) as u32 + 1
-    }
-
-    /// Cuts the connection when a deadline has passed.
-    fn check(&self, limits: &Limits) {
-        let tenths = |duration: Duration| (duration.as_millis() / 100) as u32;
-        let now = self.now();
-        let passed =
-            |since: u32, limit: Duration| since > 0 && now.saturating_sub(since) >= tenths(limit);
-        let behind = self.behind.load(Ordering::Relaxed);
-        if passed(self.blocked.load(Ordering::Relaxed), limits.stalled) {
-            self.cut("slow");
-        } else if passed(behind, limits.min_bytes_window) {
-            // A write that has just completed has reset `behind`: then nothing waits any more.
-            let waits =
-                self.behind
-                    .compare_exchange(behind, now, Ordering::Relaxed, Ordering::Relaxed);
-            if waits.is_ok() && self.taken.swap(0, Ordering::Relaxed) < limits.min_bytes {
-                self.cut("slow");
-            }
-        } else if !self.requested.load(Ordering::Relaxed) && now > tenths(limits.header) {
-            self.cut("header");
-        } else if now.saturating_sub(self.active.load(Ordering::Relaxed)) > tenths(limits.idle) {
-            self.cut("idle");
-        }
-    }
-}
-
-/// The open connections.
-#[derive(Clone, Default)]
-pub struct Connections(Arc<Mutex<Vec<Weak<Connection>>>>);
-
-impl Connections {
-    /// Cuts all remaining connections, such as one whose request body never ends.
-    pub fn cut_all(&self, reason: &'static str) {
-        for connection in self.lock().iter().filter_map(Weak::upgrade) {
-            connection.cut(reason);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Connection>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The two steps in which a server stops.
+/// The steps in which a server stops.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
+    /// Further requests should go over another connection: those of HTTP/2 ask their clients for that. (Over HTTP/1.1, a response
+    /// does, with `Connection: close`.)
+    pub rejecting: CancellationToken,
     /// No more connections are accepted.
     pub shutdown: CancellationToken,
     /// Idle connections close, and the others after their response.
     pub closing: CancellationToken,
 }
 
-/// Accepts connections until `shutdown` is cancelled; each request has its [`Connection`] as an extension and is answered by
-/// `answer`. Connections continue in `tasks`; once `closing` is cancelled, idle ones close, and the others after their response.
-pub async fn serve<F, B>(
-    listener: TcpListener,
-    limits: Limits,
-    connections: Connections,
-    metrics: ServerMetrics,
-    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-    tasks: TaskTracker,
-    Stop { shutdown, closing }: Stop,
-) where
-    F: Future<Output = Result<hyper::Response<B>, std::convert::Infallible>> + Send + 'static,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let open = Arc::new(Open {
-        count: AtomicUsize::new(0),
-        gauge: metrics.connections.clone(),
-    });
-    tasks.spawn(watch(
-        connections.clone(),
-        limits.clone(),
-        open.clone(),
-        shutdown.clone(),
-    ));
-    // Loopback segments are as large as the send buffer: after each one, the kernel would wait 40 ms for an acknowledgement.
-    #[cfg(unix)]
+/// What all listeners of a service have in common.
+#[derive(Clone)]
+pub struct Server {
+    pub limits: Limits,
+    pub connections: Connections,
+    pub metrics: ServerMetrics,
+    /// If set, clients must use it.
+    pub tls: Option<Tls>,
+    /// In which connections continue when no more are accepted.
+    pub tasks: TaskTracker,
+    pub stop: Stop,
+}
+
+impl Server {
+    /// Accepts connections until `stop.shutdown` is cancelled; each request has its [`Connection`] as an extension and is answered
+    /// by `answer`.
+    pub async fn serve<F, B>(
+        self,
+        listener: TcpListener,
+        answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    ) where
+        F: Future<Output = Result<hyper::Response<B>, Infallible>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        _ = SockRef::from(&listener).set_tcp_mss(8 << 10);
-    }
-    loop {
-        let room = async {
-            while open.count.load(Ordering::Relaxed) >= limits.connections + ANSWERED_OVER_CAP {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            listener.accept().await
-        };
-        let (stream, peer) = tokio::select! {
-            () = shutdown.cancelled() => return,
-            accepted = room => match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Usually out of file descriptors: accepting again immediately would only spin.
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
+        let slots = Arc::new(Slots::new(&self.limits, self.metrics.connections.clone()));
+        let server = Arc::new(self);
+        let tasks = &server.tasks;
+        tasks.spawn(watch(server.clone(), slots.clone()));
+        // Loopback segments are as large as the send buffer: after each one, the kernel would wait 40 ms for an acknowledgement.
+        #[cfg(unix)]
+        {
+            _ = SockRef::from(&listener).set_tcp_mss(8 << 10);
+        }
+        loop {
+            let room = async {
+                while slots.are_exhausted() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
                 }
-            },
-        };
-        prepare(&stream, &limits);
-        let count = open.count.fetch_add(1, Ordering::Relaxed) + 1;
-        open.gauge.inc();
-        let socket = Arc::new(Socket {
-            stream,
-            open: open.clone(),
-        });
-        let connection = Arc::new(Connection {
-            socket: Arc::downgrade(&socket),
-            peer,
-            overload: count > limits.connections,
-            accepted: Instant::now(),
-            requested: AtomicBool::new(false),
-            active: AtomicU32::new(1),
-            blocked: AtomicU32::new(0),
-            behind: AtomicU32::new(0),
-            taken: AtomicU32::new(0),
-            written: AtomicU64::new(0),
-            sessions: AtomicUsize::new(0),
-            cut: OnceLock::new(),
-        });
-        connections.lock().push(Arc::downgrade(&connection));
-        let (answer, keep_alive, metrics) = (answer.clone(), limits.keep_alive, metrics.clone());
-        let closing = closing.clone();
-        tasks.spawn(async move {
-            let of = connection.clone();
-            let service = service_fn(move |mut request: Request<Incoming>| {
-                of.requested.store(true, Ordering::Relaxed);
-                request.extensions_mut().insert(of.clone());
-                // Boxed, because hyper reserves its size while the response's body is written.
-                Box::pin(answer(request))
-            });
-            let io = TokioIo::new(Io {
-                socket,
-                connection: connection.clone(),
-            });
-            let served = http1::Builder::new()
-                .timer(TokioTimer::new())
-                // To hyper, an idle connection is one that has not sent its next header; `check` enforces the deadline of the
-                // first header.
-                .header_read_timeout(keep_alive)
-                .max_buf_size(16 << 10)
-                .serve_connection(io, service)
-                .with_upgrades();
-            let mut served = std::pin::pin!(served);
-            let served = tokio::select! {
-                served = &mut served => served,
-                () = closing.cancelled() => {
-                    served.as_mut().graceful_shutdown();
-                    served.await
-                }
+                listener.accept().await
             };
-            if let Err(error) = served {
-                tracing::trace!(%error, cut = connection.cut_reason(), "connection ended");
+            let (stream, peer) = tokio::select! {
+                () = server.stop.shutdown.cancelled() => return,
+                accepted = room => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        // Usually out of file descriptors: accepting again immediately would only spin.
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+            };
+            let slot = slots.take(peer.ip());
+            if slot.is_far_over {
+                server.metrics.rejected("address");
+                continue;
             }
-            if let Some(reason @ ("header" | "idle")) = connection.cut_reason() {
-                metrics.rejected(reason);
+            let io = server.open(stream, slot, peer);
+            let (server, answer) = (server.clone(), answer.clone());
+            if server.tls.is_some() {
+                let slots = slots.clone();
+                tasks.spawn(async move { server.serve_tls(io, slots, answer).await });
+            } else {
+                tasks.spawn(async move {
+                    let connection = io.connection.clone();
+                    server.serve_http1(io, &connection, answer).await;
+                    server.count_cut(&connection);
+                });
             }
+        }
+    }
+
+    fn open(&self, stream: TcpStream, slot: Slot, peer: std::net::SocketAddr) -> Io {
+        let socket = Arc::new(Socket::new(stream, slot, &self.limits));
+        let connection = Arc::new(Connection::of_socket(&socket, peer));
+        self.connections.add(&connection);
+        Io { socket, connection }
+    }
+
+    async fn serve_tls<F, B>(
+        &self,
+        io: Io,
+        slots: Arc<Slots>,
+        answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    ) where
+        F: Future<Output = Result<hyper::Response<B>, Infallible>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let Some(tls) = &self.tls else { return };
+        let (socket, connection) = (io.socket.clone(), io.connection.clone());
+        // A handshake that does not end is cut by the deadline of the first header.
+        let shaken = tls.accept(io).await;
+        match shaken {
+            Ok(stream) if Tls::is_http2(&stream) => {
+                // Boxed, because the task reserves the size of the largest of these until it ends.
+                let of = (socket, connection.clone());
+                Box::pin(http2::serve(stream, of, self, slots, answer)).await;
+            }
+            Ok(stream) => {
+                drop((socket, slots));
+                Box::pin(self.serve_http1(stream, &connection, answer)).await;
+            }
+            Err(error) => {
+                tracing::debug!(%error, peer = %connection.peer, "no TLS connection");
+                // A client that disconnects was not rejected; some balancers only try whether they can connect.
+                if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::Other) {
+                    self.metrics.rejected("tls");
+                }
+            }
+        }
+        self.count_cut(&connection);
+    }
+
+    async fn serve_http1<F, B>(
+        &self,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        connection: &Arc<Connection>,
+        answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    ) where
+        F: Future<Output = Result<hyper::Response<B>, Infallible>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let of = connection.clone();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            of.record_requested();
+            request.extensions_mut().insert(of.clone());
+            // Boxed, because hyper reserves its size while the response's body is written.
+            Box::pin(answer(request))
         });
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            // To hyper, an idle connection is one that has not sent its next header; `check` enforces the deadline of the
+            // first header.
+            .header_read_timeout(self.limits.keep_alive)
+            .max_buf_size(16 << 10)
+            .serve_connection(TokioIo::new(io), service)
+            .with_upgrades();
+        let mut served = std::pin::pin!(served);
+        let served = tokio::select! {
+            served = &mut served => served,
+            () = self.stop.closing.cancelled() => {
+                served.as_mut().graceful_shutdown();
+                served.await
+            }
+        };
+        if let Err(error) = served {
+            tracing::trace!(%error, cut = connection.cut_reason(), "connection ended");
+        }
+    }
+
+    fn count_cut(&self, connection: &Connection) {
+        if let Some(reason @ ("header" | "idle")) = connection.cut_reason() {
+            self.metrics.rejected(reason);
+        }
     }
 }
 
 /// Enforces the deadlines of all connections, with one timer.
-async fn watch(
-    connections: Connections,
-    limits: Limits,
-    open: Arc<Open>,
-    shutdown: CancellationToken,
-) {
+async fn watch(server: Arc<Server>, slots: Arc<Slots>) {
     let mut tick = tokio::time::interval(Duration::from_millis(500));
     // Draining connections have deadlines too.
-    while !shutdown.is_cancelled() || open.count.load(Ordering::Relaxed) > 0 {
+    while !server.stop.shutdown.is_cancelled() || slots.taken() > 0 {
         tick.tick().await;
-        connections
-            .lock()
-            .retain(|connection| match connection.upgrade() {
-                Some(connection) if connection.socket.strong_count() > 0 => {
-                    connection.check(&limits);
-                    true
-                }
-                _ => false,
-            });
-    }
-}
-
-/// Sets the socket's options. Failures are ignored: the defaults also work, only less well.
-fn prepare(stream: &TcpStream, limits: &Limits) {
-    let socket = SockRef::from(stream);
-    _ = stream.set_nodelay(true);
-    _ = socket.set_send_buffer_size(limits.send_buffer);
-    // Unacknowledged heartbeats end the connection of a client that vanished.
-    #[cfg(target_os = "linux")]
-    {
-        _ = socket.set_tcp_user_timeout(Some(Duration::from_secs(30)));
-    }
-}
-
-/// The bytes of a connection; records when they are transferred.
-struct Io {
-    socket: Arc<Socket>,
-    connection: Arc<Connection>,
-}
-
-impl Io {
-    fn record_written(&self, taken: usize, length: usize) {
-        let connection = &self.connection;
-        connection.active.store(connection.now(), Ordering::Relaxed);
-        connection
-            .written
-            .fetch_add(taken as u64, Ordering::Relaxed);
-        if connection.blocked.load(Ordering::Relaxed) > 0 {
-            connection.blocked.store(0, Ordering::Relaxed);
-        }
-        if connection.behind.load(Ordering::Relaxed) > 0 {
-            if taken == length {
-                connection.behind.store(0, Ordering::Relaxed);
-            }
-            connection.taken.fetch_add(taken as u32, Ordering::Relaxed);
-        }
-    }
-
-    /// Records that the kernel accepts no bytes now.
-    fn record_blocked(&self) {
-        let connection = &self.connection;
-        for since in [&connection.blocked, &connection.behind] {
-            if since.load(Ordering::Relaxed) == 0 {
-                since.store(connection.now(), Ordering::Relaxed);
-                if std::ptr::eq(since, &connection.behind) {
-                    connection.taken.store(0, Ordering::Relaxed);
-                }
-            }
-        }
-    }
-
-    fn poll_write_with(
-        &self,
-        cx: &mut Context<'_>,
-        length: usize,
-        write: impl Fn(&TcpStream) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            match self.socket.stream.poll_write_ready(cx) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => {
-                    self.record_blocked();
-                    return Poll::Pending;
-                }
-            }
-            match write(&self.socket.stream) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => {
-                    if let Ok(taken) = result {
-                        self.record_written(taken, length);
-                    }
-                    return Poll::Ready(result);
-                }
-            }
-        }
-    }
-}
-
-impl AsyncRead for Io {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.socket.stream.poll_read_ready(cx))?;
-            // Not `initialize_unfilled`: zeroing would make the kernel allocate pages that are rarely used.
-            match self.socket.stream.try_read_buf(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-                Ok(_) => {
-                    self.connection
-                        .active
-                        .store(self.connection.now(), Ordering::Relaxed);
-                    return Poll::Ready(Ok(()));
-                }
-            }
-        }
-    }
-}
-
-impl AsyncWrite for Io {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, bytes.len(), |stream| stream.try_write(bytes))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let length = slices.iter().map(|slice| slice.len()).sum();
-        self.poll_write_with(cx, length, |stream| stream.try_write_vectored(slices))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(SockRef::from(&self.socket.stream).shutdown(std::net::Shutdown::Write))
+        server.connections.check(&server.limits);
     }
 }
 

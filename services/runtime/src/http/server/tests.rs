@@ -1,47 +1,68 @@
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 use tokio::time::{sleep, timeout};
 use warp::Reply as _;
+use warp::reply::Response;
 
 use super::*;
 
-struct Server {
+mod http2;
+mod tls;
+
+struct Running {
     address: SocketAddr,
+    metrics: ServerMetrics,
     open: IntGauge,
     tasks: TaskTracker,
-    shutdown: CancellationToken,
-    closing: CancellationToken,
+    stop: Stop,
+}
+
+impl Running {
+    /// How many connections were rejected for this reason.
+    fn rejected(&self, reason: &str) -> u64 {
+        self.metrics.rejected.with_label_values(&[reason]).get()
+    }
 }
 
 /// A server whose responses are eight megabytes.
-async fn server(limits: Limits) -> Server {
+async fn server(limits: Limits) -> Running {
+    serve(limits, None, async |_| {
+        Ok("x".repeat(8 << 20).into_response())
+    })
+    .await
+}
+
+async fn serve<F>(
+    limits: Limits,
+    tls: Option<Tls>,
+    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+) -> Running
+where
+    F: Future<Output = Result<Response, Infallible>> + Send + 'static,
+{
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let metrics = ServerMetrics::new(&Registry::new()).unwrap();
-    let (tasks, shutdown, closing) = Default::default();
     let server = Server {
+        limits,
+        connections: Connections::default(),
+        metrics: metrics.clone(),
+        tls,
+        tasks: TaskTracker::new(),
+        stop: Stop::default(),
+    };
+    let running = Running {
         address,
         open: metrics.connections.clone(),
-        tasks,
-        shutdown,
-        closing,
-    };
-    let answer = async |_| Ok("x".repeat(8 << 20).into_response());
-    tokio::spawn(serve(
-        listener,
-        limits,
-        Connections::default(),
         metrics,
-        answer,
-        server.tasks.clone(),
-        Stop {
-            shutdown: server.shutdown.clone(),
-            closing: server.closing.clone(),
-        },
-    ));
-    server
+        tasks: server.tasks.clone(),
+        stop: server.stop.clone(),
+    };
+    tokio::spawn(server.serve(listener, answer));
+    running
 }
 
 /// Limits with a short window.
@@ -49,7 +70,7 @@ fn limits() -> Limits {
     Limits {
         min_bytes: 32 << 10,
         min_bytes_window: Duration::from_secs(1),
-        ..Limits::new(100, Duration::from_secs(75))
+        ..Limits::new(100, 0, Duration::from_secs(75))
     }
 }
 
@@ -102,8 +123,8 @@ async fn idle_connections_close_at_once_and_the_others_after_their_response() {
     let mut idle = TcpStream::connect(server.address).await.unwrap();
     let mut busy = request(server.address).await;
     busy.read_exact(&mut [0; 100]).await.unwrap();
-    server.shutdown.cancel();
-    server.closing.cancel();
+    server.stop.shutdown.cancel();
+    server.stop.closing.cancel();
     let mut rest = Vec::new();
     let closed = timeout(Duration::from_secs(1), idle.read_to_end(&mut rest)).await;
     assert_eq!(closed.expect("at once").unwrap(), 0);
@@ -113,4 +134,39 @@ async fn idle_connections_close_at_once_and_the_others_after_their_response() {
     let ended = timeout(Duration::from_secs(2), server.tasks.wait()).await;
     ended.expect("no task is left");
     assert_eq!(server.open.get(), 0);
+}
+
+#[tokio::test]
+async fn an_address_far_over_its_cap_is_closed_at_once_and_one_slightly_over_it_is_answered() {
+    let limits = Limits {
+        per_address: 2,
+        ..limits()
+    };
+    let answer = async |request: Request<Incoming>| {
+        let connection = request.extensions().get::<Arc<Connection>>().unwrap();
+        Ok(format!("overload: {}", connection.overload).into_response())
+    };
+    let server = serve(limits, None, answer).await;
+    let mut open = Vec::new();
+    let mut responses = Vec::new();
+    for _ in 0..18 {
+        let mut stream = request(server.address).await;
+        let mut response = [0; 400];
+        let length = stream.read(&mut response).await.unwrap();
+        let response = String::from_utf8_lossy(&response[..length]);
+        responses.push(response.ends_with("overload: true"));
+        open.push(stream);
+    }
+    assert_eq!(responses[..3], [false, false, true]);
+    assert_eq!(responses.iter().filter(|over| **over).count(), 16);
+    let mut far_over = TcpStream::connect(server.address).await.unwrap();
+    let closed = timeout(Duration::from_secs(1), far_over.read(&mut [0; 10])).await;
+    assert_eq!(closed.expect("at once").unwrap(), 0);
+    assert_eq!(server.rejected("address"), 1);
+    drop(open.pop());
+    while server.open.get() == 18 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let mut next = request(server.address).await;
+    assert!(next.read(&mut [0; 10]).await.unwrap() > 0);
 }

@@ -1,0 +1,24 @@
+{{/* TLS of the consumer and the gateway themselves. All take the chart's root context. */}}
+{{- define "herald.tlsOptions" -}}
+{{- if .Values.tls.secret }}
+- name: TLS_CERT
+  value: /etc/herald/tls/tls.crt
+- name: TLS_KEY
+  value: /etc/herald/tls/tls.key
+{{- end }}
+{{- end }}
+
+{{/* The Secret, by the name of its volume, with the folder that it is mounted at. */}}
+{{- define "herald.tlsSecrets" -}}
+{{- dict "tls" (list "/etc/herald/tls" .Values.tls.secret) | toJson }}
+{{- end }}
+
+{{/* The name of a Service's port, and its protocol. */}}
+{{- define "herald.scheme" -}}
+{{ ternary "https" "http" (ne .Values.tls.secret "") }}
+{{- end }}
+
+{{/* The port of a Service. */}}
+{{- define "herald.publicPort" -}}
+{{ ternary 443 80 (ne .Values.tls.secret "") }}
+{{- end }}
