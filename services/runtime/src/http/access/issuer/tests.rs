@@ -144,7 +144,9 @@ impl Watched {
 
     /// `None` if the token is valid.
     fn refusal(&self, token: &str) -> Option<&'static str> {
-        verify(token, &self.keys, "herald", None).err()
+        verify(token, &self.keys, "herald", None)
+            .err()
+            .map(|invalid| invalid.sentence())
     }
 
     fn accepts(&self, token: &str) -> bool {
