@@ -5,6 +5,7 @@ pub mod config;
 mod environment;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod listen;
 mod process;

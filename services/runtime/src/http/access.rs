@@ -13,6 +13,23 @@ mod revoked;
 mod tickets;
 mod token;
 
+/// For `fuzz` alone.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use super::keys::{Key, Keys, of_issuer, parse};
+    pub use super::pattern::Pattern;
+    pub use super::token::verify;
+
+    /// Keys that do not change.
+    pub fn fixed(keys: &[Key]) -> Keys {
+        Keys {
+            current: tokio::sync::watch::Sender::new(keys.into()).subscribe(),
+            refresh: None,
+        }
+    }
+}
+
 use std::fmt;
 use std::sync::Arc;
 

@@ -71,7 +71,7 @@ impl Keys {
     }
 }
 
-fn parse(bytes: &[u8]) -> anyhow::Result<Vec<Key>> {
+pub fn parse(bytes: &[u8]) -> anyhow::Result<Vec<Key>> {
     let text = std::str::from_utf8(bytes).context("it is neither PEM nor a JWKS")?;
     let keys: Vec<Key> = match text.trim_start().starts_with('{') {
         true => {
