@@ -142,3 +142,27 @@ test("a page of an origin that is listed reads with a cookie, and with a token",
   assert.equal(await ask({ credentials: "include" }), 200);
   assert.equal(await ask({}), 401);
 });
+
+test("only a page of a listed origin may show the page in a frame", { skip }, async (context) => {
+  const listed = await otherOrigin(context, "127.0.0.1");
+  const { consumer, page } = await setUp(context, ["--frame-ancestors", listed]);
+  /** The address of what a page of this origin has in a frame, and its heading. */
+  const framed = async (origin) => {
+    await page.goto(origin);
+    const element = await page.evaluateHandle((url) => {
+      const frame = Object.assign(document.createElement("iframe"), { src: url });
+      return new Promise((resolve) => {
+        frame.onload = () => resolve(frame);
+        document.body.append(frame);
+      });
+    }, consumer.url);
+    const frame = await element.contentFrame();
+    return { url: frame.url(), heading: await frame.evaluate(() => document.querySelector("h1")?.id) };
+  };
+  assert.deepEqual(await framed(listed), { url: consumer.url, heading: "top" });
+  for (const host of ["127.0.0.1", "localhost"]) {
+    const { url, heading } = await framed(await otherOrigin(context, host));
+    assert.match(url, /^chrome-error:/, "what Chromium shows instead");
+    assert.notEqual(heading, "top");
+  }
+});

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use herald_runtime::http::server::ServerMetrics;
 use herald_runtime::http::{
-    Access, Action, Caller, Drain, Hosts, Origins, Permit, Principal, Proxies, Refusal, Resource,
-    failure, unavailable,
+    Access, Action, Caller, Drain, FrameAncestors, Hosts, Origins, Permit, Principal, Proxies,
+    Refusal, Resource, failure, unavailable,
 };
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
@@ -25,6 +25,7 @@ pub struct App {
     pub custom_header: String,
     pub origins: Origins,
     pub hosts: Hosts,
+    pub frame_ancestors: FrameAncestors,
     pub access: Access,
     pub trusted_proxies: Proxies,
     pub drain: Drain,
@@ -77,6 +78,7 @@ impl App {
             origins: access.origins(origins),
             access,
             hosts: self.hosts.clone(),
+            frame_ancestors: self.frame_ancestors.clone(),
             trusted_proxies: self.trusted_proxies.clone(),
             drain: self.drain.clone(),
             metrics: self.metrics.clone(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Parser;
 use herald_runtime::CommonArgs;
 use herald_runtime::config::{duration, invalid};
-use herald_runtime::http::{AccessArgs, Hosts, Origins, Proxies, TlsArgs};
+use herald_runtime::http::{AccessArgs, FrameAncestors, Hosts, Origins, Proxies, TlsArgs};
 use herald_runtime::kafka::KafkaArgs;
 use rdkafka::ClientConfig;
 
@@ -46,6 +46,11 @@ pub struct Config {
     /// is accepted, and a page that rebinds its own name to this address (DNS rebinding) counts as same-origin.
     #[arg(long, env, default_value = "", hide_default_value = true, value_parser = Hosts::parse)]
     pub allowed_hosts: Hosts,
+
+    /// Origins of pages that may show these pages in a frame: `https://a.example,https://b.example`, and `self` for this one. If
+    /// empty, none may.
+    #[arg(long, env, default_value = "", hide_default_value = true, value_parser = FrameAncestors::parse)]
+    pub frame_ancestors: FrameAncestors,
 
     #[command(flatten)]
     pub tls: TlsArgs,

@@ -52,7 +52,7 @@ const FILES: &[(&str, &str, &str)] = &[
 
 /// Scripts, styles and connections of our own origin and nothing else, so that a message can never become code.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
-                      worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+                      worker-src 'self'; base-uri 'none'; form-action 'none'";
 
 /// The routes, without `/socket.io/`, which the layer around them serves.
 fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
@@ -125,13 +125,14 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
         );
     let config = warp::path!("config")
         .and(read())
-        .and(app)
+        .and(app.clone())
         .and(headers())
         .and(caller())
         .map(|app: Arc<App>, headers: HeaderMap, caller: Caller| config(&app, &headers, &caller));
     // The path before the method: an unknown path is a 404, whatever the method.
     let files = warp::path::tail()
-        .and_then(async |tail: warp::path::Tail| file(tail.as_str()))
+        .and(app)
+        .and_then(async |tail: warp::path::Tail, app: Arc<App>| file(&app, tail.as_str()))
         .and(read())
         .map(|response: Response| response);
 
@@ -166,7 +167,7 @@ fn config(app: &App, headers: &HeaderMap, caller: &Caller) -> Response {
     warp::reply::with_header(warp::reply::json(&config), CACHE_CONTROL, "no-store").into_response()
 }
 
-fn file(path: &str) -> Result<Response, Rejection> {
+fn file(app: &App, path: &str) -> Result<Response, Rejection> {
     let &(_, kind, text) = FILES
         .iter()
         .find(|(name, ..)| *name == path)
@@ -174,7 +175,7 @@ fn file(path: &str) -> Result<Response, Rejection> {
     let mut response = text.into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(CONTENT_SECURITY_POLICY, app.frame_ancestors.policy(POLICY));
     headers.insert("referrer-policy", HeaderValue::from_static("no-referrer"));
     // The files change with the binary, but their names stay the same.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));

@@ -128,6 +128,7 @@ impl Consumer {
             custom_header: config.custom_header.clone(),
             origins: access.origins(config.allowed_origins.clone()),
             hosts: config.allowed_hosts.clone(),
+            frame_ancestors: config.frame_ancestors.clone(),
             access,
             trusted_proxies: config.trusted_proxies.clone(),
             drain: Drain::new(config.drain_window),

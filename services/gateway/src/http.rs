@@ -257,7 +257,7 @@ async fn route(
         Endpoint::Messages(segments) => {
             messages::answer(app, segments, method, &client, principal).await
         }
-        Endpoint::File(path) => page::file(method, path),
+        Endpoint::File(path) => page::file(method, path, &app.config.frame_ancestors),
         Endpoint::Tickets | Endpoint::Other => failure(
             StatusCode::NOT_FOUND,
             "there is nothing at this address; /openapi.json at the main address lists the endpoints",

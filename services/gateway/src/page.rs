@@ -1,5 +1,6 @@
 //! The pages, and the description of the endpoints; all are embedded in the binary.
 
+use herald_runtime::http::FrameAncestors;
 use hyper::Method;
 use hyper::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY,
@@ -71,7 +72,7 @@ const OF_LIKES: &[&str] = &[
 
 /// Scripts, styles and connections of our own origin and nothing else, so that an event can never become code.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
-                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+                      base-uri 'none'; form-action 'none'";
 
 /// Whether a file is at this path.
 pub fn exists(path: &str) -> bool {
@@ -84,7 +85,7 @@ pub fn is_of_likes(path: &str) -> bool {
 }
 
 /// The file at this path; there must be one. A HEAD is answered like a GET; hyper omits the body.
-pub fn file(method: &Method, path: &str) -> Response {
+pub fn file(method: &Method, path: &str, ancestors: &FrameAncestors) -> Response {
     if method != Method::GET && method != Method::HEAD {
         return method_not_allowed("GET, HEAD");
     }
@@ -93,7 +94,7 @@ pub fn file(method: &Method, path: &str) -> Response {
     let mut response = text.into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(CONTENT_SECURITY_POLICY, ancestors.policy(POLICY));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     // The files change with the binary, but their names stay the same.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -133,7 +134,10 @@ mod tests {
             }
         }
         assert!(!exists("/other"));
-        assert_eq!(file(&Method::POST, "/").status(), 405);
+        assert_eq!(
+            file(&Method::POST, "/", &FrameAncestors::default()).status(),
+            405
+        );
     }
 
     #[test]
@@ -148,6 +152,22 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn each_file_names_who_may_show_it_in_a_frame() {
+        let sent = |list: &str| {
+            let response = file(&Method::GET, "/", &FrameAncestors::parse(list).unwrap());
+            let policy = response.headers()[CONTENT_SECURITY_POLICY]
+                .to_str()
+                .unwrap();
+            policy.rsplit("; ").next().unwrap().to_owned()
+        };
+        assert_eq!(sent(""), "frame-ancestors 'none'");
+        assert_eq!(
+            sent("https://a.example"),
+            "frame-ancestors https://a.example"
+        );
     }
 
     #[test]

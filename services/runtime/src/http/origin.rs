@@ -155,7 +155,7 @@ impl Hosts {
 }
 
 /// The entries of a comma-separated list, in lower case.
-fn entries(list: &str) -> Vec<String> {
+pub(super) fn entries(list: &str) -> Vec<String> {
     list.split(',')
         .map(|entry| entry.trim().to_ascii_lowercase())
         .filter(|entry| !entry.is_empty())
