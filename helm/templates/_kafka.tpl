@@ -97,10 +97,15 @@ KAFKA_PROPERTIES_FILE: /etc/kafka/properties/properties
 
 {{/* The Secrets, by the name of their volume, with the folder that each is mounted at. */}}
 {{- define "herald.kafkaSecrets" -}}
-{{- with .Values.kafka -}}
+{{- $component := include "herald.service" . }}
+{{- with .root.Values.kafka -}}
 {{- $ca := list "/etc/kafka/ca" .caSecret }}
 {{- $user := list "/etc/kafka/user" .userSecret }}
 {{- $properties := list "/etc/kafka/properties" .propertiesSecret }}
+{{- if .propertiesPerService }}
+{{- /* A pod that is taken over has the login of its own service, and no other. */}}
+{{- $properties = append $properties (dict (printf "%s-properties" $component) "properties") }}
+{{- end }}
 {{- dict "ca" $ca "user" $user "properties" $properties | toJson }}
 {{- end }}
 {{- end }}

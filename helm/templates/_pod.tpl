@@ -39,18 +39,22 @@ volumeMounts:
 {{- end }}
 {{- end }}
 
-{{/* The Secrets that a component mounts, by volume: as folders, because a single file does not follow a changed Secret. */}}
+{{/* The Secrets that a component mounts, by volume: as folders, because a single file does not follow a changed Secret. Each has the
+folder, the name of the Secret, and optionally the keys that are mounted, with their paths. */}}
 {{- define "herald.secrets" -}}
-{{- $secrets := include "herald.kafkaSecrets" .root | fromJson }}
+{{- $secrets := include "herald.kafkaSecrets" . | fromJson }}
 {{- if has .component (list "consumer" "gateway") }}
 {{- $secrets = merge $secrets (include "herald.tokenSecrets" .root | fromJson) (include "herald.tlsSecrets" .root | fromJson) }}
+{{- end }}
+{{- if has .component (list "gateway" "projector") }}
+{{- $secrets = merge $secrets (include "herald.databaseSecrets" .root | fromJson) }}
 {{- end }}
 {{- toJson $secrets }}
 {{- end }}
 
 {{- define "herald.volumeMounts" -}}
 {{- range $name, $mount := include "herald.secrets" . | fromJson }}
-{{- if last $mount }}
+{{- if index $mount 1 }}
 - name: {{ $name }}
   mountPath: {{ first $mount }}
   readOnly: true
@@ -60,10 +64,15 @@ volumeMounts:
 
 {{- define "herald.volumes" -}}
 {{- range $name, $mount := include "herald.secrets" . | fromJson }}
-{{- if last $mount }}
+{{- if index $mount 1 }}
 - name: {{ $name }}
   secret:
-    secretName: {{ last $mount | quote }}
+    secretName: {{ index $mount 1 | quote }}
+    {{- range $key, $path := rest $mount | rest | first }}
+    items:
+      - key: {{ $key }}
+        path: {{ $path }}
+    {{- end }}
     # Whatever the user of the pod is; nobody else is in it.
     defaultMode: 0444
 {{- end }}

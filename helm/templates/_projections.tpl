@@ -85,3 +85,10 @@ LIKES_10_MIN_AGGREGATION_TOPIC_NAME: {{ $topics.ten | quote }}
       key: {{ .component }}-url
 {{- end }}
 {{- end }}
+
+{{/* Its Secret, by the name of the volume, with the folder that it is mounted at. Of the Secret of a CA, which may have the CA's key
+too, only the certificate. */}}
+{{- define "herald.databaseSecrets" -}}
+{{- $ca := ternary .Values.database.caSecret "" (include "herald.hasDatabase" . | not | not) }}
+{{- dict "database-ca" (list "/etc/herald/database-ca" $ca (dict "ca.crt" "ca.crt")) | toJson }}
+{{- end }}

@@ -7,8 +7,8 @@ use std::time::Duration;
 use sqlx::any::AnyPoolOptions;
 use sqlx::{AnyPool, AssertSqlSafe, Executor};
 
-use crate::DatabaseUrl;
 use crate::url::Backend;
+use crate::{DatabaseUrl, tls};
 
 /// The schema of PostgreSQL that is used by default.
 pub const DEFAULT_SCHEMA: &str = "herald";
@@ -111,7 +111,10 @@ pub(crate) fn explain(error: sqlx::Error, attempted: &str, url: &DatabaseUrl) ->
             "cannot {attempted} in {url}: it does not answer within {ACQUIRE_TIMEOUT:?}"
         );
     }
-    anyhow::Error::new(error).context(format!("cannot {attempted} in {url}"))
+    match tls::explain(&error, &url.options) {
+        Some(why) => anyhow::anyhow!("cannot {attempted} in {url}: {why}"),
+        None => anyhow::Error::new(error).context(format!("cannot {attempted} in {url}")),
+    }
 }
 
 /// The same for a reader, which may come before the writer.

@@ -10,6 +10,7 @@ mod counts_file;
 mod document;
 mod migrations;
 mod reader;
+mod tls;
 mod url;
 mod writer;
 

@@ -7,11 +7,13 @@ use sqlx::ConnectOptions;
 use sqlx::any::AnyConnectOptions;
 use sqlx::postgres::PgConnectOptions;
 
+use crate::tls;
+
 /// `sqlite:///path/to/file.db` or `postgres://user:password@host:5432/database`. Its text never contains the password.
 #[derive(Clone)]
 pub struct DatabaseUrl {
     pub(crate) backend: Backend,
-    options: AnyConnectOptions,
+    pub(crate) options: AnyConnectOptions,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +61,7 @@ impl FromStr for DatabaseUrl {
                 }
             }
             Backend::Postgres => {
+                tls::check(&options)?;
                 PgConnectOptions::from_url(url).map_err(|error| error.to_string())?;
             }
         }

@@ -18,6 +18,8 @@ mod kafka_process;
 #[cfg(feature = "clients")]
 mod broker;
 #[cfg(feature = "clients")]
+mod certificates;
+#[cfg(feature = "clients")]
 mod client;
 #[cfg(feature = "clients")]
 mod database;
@@ -36,6 +38,8 @@ pub use kafka_process::KafkaProcess;
 
 #[cfg(feature = "clients")]
 pub use broker::Broker;
+#[cfg(feature = "clients")]
+pub use certificates::{Authority, Certificate};
 #[cfg(feature = "clients")]
 pub use database::Database;
 #[cfg(feature = "clients")]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 use crate::kafka_process::{KafkaProcess, random};
-use crate::leave_out;
+use crate::{Authority, Certificate, leave_out};
 
 /// Starting takes a second, and several times as long on two busy cores.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -108,6 +108,37 @@ impl Postgres {
         format!("postgres://{role}@127.0.0.1:{}/postgres", self.port)
     }
 
+    /// Restarts it so that it accepts nothing but TLS from any other role than its superuser, with this certificate of its own:
+    /// from the role `by_certificate`, a client certificate with its name, signed by `clients`; from all others, a password.
+    pub fn demand_tls(&self, own: &Certificate, clients: &Authority) -> anyhow::Result<()> {
+        let data = self.folder.join("data");
+        let server = fs::metadata(&data)?;
+        let key = data.join("server.key");
+        fs::copy(&own.key, &key)?;
+        // PostgreSQL reads no key that others may read.
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
+        chown(&key, Some(server.uid()), Some(server.gid()))?;
+        let rules = "hostssl all herald 127.0.0.1/32 trust
+hostssl all by_certificate 127.0.0.1/32 cert
+hostssl all all 127.0.0.1/32 scram-sha-256
+";
+        fs::write(data.join("pg_hba.conf"), rules)?;
+        fs::copy(&own.certificate, data.join("server.crt"))?;
+        fs::copy(&clients.certificate, data.join("clients.crt"))?;
+        let settings = "ssl = on\nssl_ca_file = 'clients.crt'\n";
+        fs::OpenOptions::new()
+            .append(true)
+            .open(data.join("postgresql.conf"))?
+            .write_all(settings.as_bytes())?;
+        self.stop();
+        self.start_again()
+    }
+
+    /// The port, on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Stops it at once, as a crash would.
     pub fn stop(&self) {
         let server = self
@@ -174,8 +205,7 @@ impl Postgres {
     /// One of PostgreSQL's programs, which refuse to run as root.
     fn command(&self, program: &str) -> Command {
         let program = self.programs.join(program);
-        let is_root = fs::metadata("/proc/self")
-            .is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+        let is_root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
         let mut command = if is_root {
             let mut command = Command::new("runuser");
             command.args(["-u", "postgres", "--"]).arg(program);

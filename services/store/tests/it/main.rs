@@ -5,6 +5,7 @@ mod concurrency;
 mod counts;
 mod counts_file;
 mod documents;
+mod tls;
 
 use std::collections::BTreeMap;
 
