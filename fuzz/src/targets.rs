@@ -7,8 +7,11 @@ pub mod keys;
 pub mod pattern;
 pub mod token;
 
+/// Panics if what it checks goes wrong with this input.
+pub type Target = fn(&[u8]);
+
 /// All of them, by the names of their programs and of the folders of their seeds.
-pub const ALL: [(&str, fn(&[u8])); 6] = [
+pub const ALL: [(&str, Target); 6] = [
     ("cursor", cursor::check),
     ("encode", encode::check),
     ("frame", frame::check),
