@@ -45,7 +45,7 @@ impl Workspace {
         }
     }
 
-    pub fn command<A: AsRef<OsStr>>(
+    fn command<A: AsRef<OsStr>>(
         &self,
         program: &str,
         args: impl IntoIterator<Item = A>,
@@ -148,33 +148,29 @@ impl Rustc {
 }
 
 #[derive(Deserialize)]
-pub struct Metadata {
-    pub packages: Vec<Package>,
+struct Metadata {
+    packages: Vec<Package>,
 }
 
 #[derive(Deserialize)]
-pub struct Package {
-    pub name: String,
-    pub version: String,
-    pub manifest_path: PathBuf,
+struct Package {
+    name: String,
+    manifest_path: PathBuf,
 }
 
-/// All packages of the workspace and its dependencies, which cargo downloads if missing.
-pub fn metadata(workspace: &Workspace, target: &str) -> anyhow::Result<Metadata> {
+/// The folder with the sources of the dependencies, which cargo downloads if missing.
+fn crates(workspace: &Workspace, rustc: &Rustc) -> anyhow::Result<PathBuf> {
     let args = [
         "metadata",
         "--locked",
         "--format-version=1",
         "--filter-platform",
     ];
-    let text = output(workspace.command("cargo", args).arg(target))?;
-    serde_json::from_str(&text).context("cannot read the output of cargo metadata")
-}
-
-/// The folder with the sources of the dependencies.
-fn crates(workspace: &Workspace, rustc: &Rustc) -> anyhow::Result<PathBuf> {
-    let packages = metadata(workspace, &rustc.host)?.packages;
-    let one = packages
+    let text = output(workspace.command("cargo", args).arg(&rustc.host))?;
+    let metadata: Metadata =
+        serde_json::from_str(&text).context("cannot read the output of cargo metadata")?;
+    let one = metadata
+        .packages
         .iter()
         .find(|package| package.name == "rdkafka-sys");
     let folder = one.and_then(|package| package.manifest_path.ancestors().nth(2));
