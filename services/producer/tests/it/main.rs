@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// What anything may take on a busy machine before a test gives up.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 fn config(kafka: &str, topic: &str, options: &[&str]) -> Config {
     let args = [&["producer", "--kafka-topic", topic], options].concat();
