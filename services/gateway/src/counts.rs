@@ -4,7 +4,7 @@ mod feed;
 
 use std::fmt::Write as _;
 
-use herald_runtime::http::{Action, Principal, Resource, failure, unavailable};
+use herald_runtime::http::{Action, Principal, Resource, failure, method_not_allowed, unavailable};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, StatusCode};
 use serde_json::json;
@@ -13,7 +13,7 @@ use warp::Reply as _;
 use warp::reply::Response;
 
 use crate::App;
-use crate::http::{Query, method_not_allowed};
+use crate::http::Query;
 use crate::sse;
 
 pub use feed::Feed;

@@ -6,7 +6,9 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use herald_events::SessionId;
 use herald_runtime::Readiness;
-use herald_runtime::http::{Action, Principal, Refusal, Resource, failure, unavailable};
+use herald_runtime::http::{
+    Action, Principal, Refusal, Resource, failure, method_not_allowed, unavailable,
+};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
 use hyper::{HeaderMap, Method, StatusCode};
 use store::{Reader, SESSIONS};
@@ -18,7 +20,7 @@ use warp::reply::Response;
 
 use crate::App;
 use crate::cursor::Cursor;
-use crate::http::{Query, method_not_allowed, text};
+use crate::http::{Query, text};
 
 /// The pause between two reads of the projector's position: the first one, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);

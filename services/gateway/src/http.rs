@@ -7,10 +7,10 @@ use std::sync::Arc;
 use herald_events::SessionId;
 use herald_runtime::http::{
     Access, Action, Caller, Connection, Principal, Refusal, RequestId, Resource, cors, failure,
-    unavailable,
+    method_not_allowed, unavailable,
 };
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION};
+use hyper::header::{CACHE_CONTROL, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION};
 use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
 use tracing::Instrument as _;
@@ -301,15 +301,6 @@ fn frames(
     };
     let upgrade = request.extensions_mut().remove();
     websocket::answer(app, origin, client, permit, ack, key, upgrade)
-}
-
-/// 405 with the methods of the endpoint.
-pub fn method_not_allowed(methods: &'static str) -> Response {
-    let sentence = format!("this endpoint only supports {methods}");
-    let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, &sentence);
-    let allow = HeaderValue::from_static(methods);
-    response.headers_mut().insert(ALLOW, allow);
-    response
 }
 
 /// The parameters of a request.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use herald_runtime::http::{Action, Principal, RequestId, Resource, failure};
+use herald_runtime::http::{Action, Principal, RequestId, Resource, failure, method_not_allowed};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Method, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -13,7 +13,6 @@ use warp::Reply as _;
 use warp::reply::Response;
 
 use crate::App;
-use crate::http::method_not_allowed;
 use crate::kafka::{cloud_event, traceparent};
 use crate::publish::failed;
 

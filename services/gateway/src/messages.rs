@@ -12,7 +12,7 @@ use anyhow::anyhow;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::stream;
-use herald_runtime::http::{Action, Principal, Resource, failure, unavailable};
+use herald_runtime::http::{Action, Principal, Resource, failure, method_not_allowed, unavailable};
 use hyper::body::Bytes;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, StatusCode};
@@ -26,7 +26,6 @@ use warp::Reply as _;
 use warp::reply::Response;
 
 use self::result::{Failure, Found, Window, check, find, rfc3339};
-use crate::http::method_not_allowed;
 use crate::kafka::log::{Client, Limit, Log, Record, Unavailable};
 use crate::{App, rates};
 

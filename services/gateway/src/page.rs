@@ -1,14 +1,12 @@
 //! The pages, and the description of the endpoints; all are embedded in the binary.
 
-use herald_runtime::http::FrameAncestors;
+use herald_runtime::http::{FrameAncestors, method_not_allowed};
 use hyper::Method;
 use hyper::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY,
 };
 use warp::Reply as _;
 use warp::reply::Response;
-
-use crate::http::method_not_allowed;
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 

@@ -5,7 +5,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use herald_runtime::http::{Action, Principal, RequestId, Resource, failure, unavailable};
+use herald_runtime::http::{
+    Action, Principal, RequestId, Resource, failure, method_not_allowed, unavailable,
+};
 use herald_runtime::kafka::{Context, create};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
@@ -21,7 +23,6 @@ use tokio::time::timeout;
 use warp::Reply as _;
 use warp::reply::Response;
 
-use crate::http::method_not_allowed;
 use crate::kafka::{RESERVED, cloud_event, traceparent};
 use crate::rates::{Client, Kind};
 use crate::{App, Config};

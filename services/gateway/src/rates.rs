@@ -10,13 +10,11 @@ use clap::Args;
 use clap::builder::RangedI64ValueParser;
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota};
-use herald_runtime::http::failure;
+use herald_runtime::http::{Proxies, failure, network};
 use hyper::header::RETRY_AFTER;
 use hyper::{Request, StatusCode};
 use prometheus::{IntCounterVec, Opts};
 use warp::reply::Response;
-
-use herald_runtime::http::Proxies;
 
 /// How often the state of clients that have not sent for a while is dropped.
 const PRUNE: Duration = Duration::from_secs(10);
@@ -234,10 +232,9 @@ impl Rates {
     fn of(&self, address: IpAddr, session: Option<&str>) -> Client {
         Client {
             session: session.map(|id| self.hasher.hash_one(id).into()),
-            address: match address {
+            address: match network(address) {
                 IpAddr::V4(address) => address.to_bits().into(),
-                // A customer of a provider has at least a /64, and could use each address of it once.
-                IpAddr::V6(address) => address.to_bits() >> 64 << 64,
+                IpAddr::V6(address) => address.to_bits(),
             },
             is_loopback: address.is_loopback(),
         }

@@ -14,6 +14,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use prometheus::IntGauge;
 use serde_json::json;
+use tokio::task::consume_budget;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -259,6 +260,8 @@ impl Reader {
                             return Err("client");
                         }
                         Some(Ok(message)) => {
+                            // Hundreds of frames may have come in one read; timers and other connections have their turn between them.
+                            consume_budget().await;
                             let now = Instant::now();
                             self.admit(Held { message, passed: 0, since: now, until: now }).await?;
                         }

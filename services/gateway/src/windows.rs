@@ -6,12 +6,12 @@ mod table;
 
 use std::sync::Arc;
 
-use herald_runtime::http::{Action, Principal, Resource, failure, unavailable};
+use herald_runtime::http::{Action, Principal, Resource, failure, method_not_allowed, unavailable};
 use hyper::{Method, StatusCode};
 use warp::reply::Response;
 
 use crate::App;
-use crate::http::{Query, method_not_allowed};
+use crate::http::Query;
 use crate::{likes, sse};
 
 pub use feed::Feed;

@@ -16,10 +16,10 @@ mod tls;
 pub use access::{
     Access, AccessArgs, Action, Opened, Permit, Principal, Refusal, Resource, TICKETS,
 };
-pub use address::Proxies;
+pub use address::{Proxies, network};
 pub use caller::Caller;
 pub use drain::Drain;
-pub use failure::{failure, unavailable};
+pub use failure::{failure, method_not_allowed, unavailable};
 pub use finish::finish;
 pub use frame::FrameAncestors;
 pub use origin::{Allow, Hosts, Origins};

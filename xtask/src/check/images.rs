@@ -19,7 +19,7 @@ use crate::tools;
 use content::Content;
 
 /// The maximum size of an image on disk or in a registry.
-const LIMIT: u64 = 10_000_000;
+const LIMIT: u64 = 12_000_000;
 
 /// A build of the images in the time that other checks leave of the processor: they wait more than they compute.
 #[derive(Default)]
@@ -108,7 +108,7 @@ fn inspect(cases: &mut Cases, image: &Image) -> anyhow::Result<()> {
     cases.run(&of("labels, no date, and a user who is not root"), || {
         content.is_described(image.service)
     });
-    cases.run(&of("less than 10 MB"), || is_small(image));
+    cases.run(&of("less than 12 MB"), || is_small(image));
     if tools::SKOPEO.find().is_some() {
         cases.run(&of("skopeo reads it as OCI's and as docker's"), || {
             skopeo(image)

@@ -16,9 +16,8 @@ use socketioxide::extract::{SocketRef, TryData};
 
 pub use self::hub::{Member, Rooms, Sent};
 pub use self::results::run;
-use super::socketio::{Emitter, cut_reason, join, reject_stream};
+use super::socketio::{Emitter, cut_reason, end_session, join};
 use crate::app::App;
-use crate::encode::{Encoding, Format};
 use crate::stream::End;
 
 /// The number of windows. Each is given by its index in every list of the three.
@@ -103,7 +102,10 @@ pub async fn serve(app: Arc<App>, socket: SocketRef) {
     let permit = principal.permit("read rooms");
     let mut open = match app.metrics.open_rooms(&permit) {
         Ok(open) => open,
-        Err(end) => return reject_stream(&app, &socket, &end).await,
+        Err(end) => {
+            let emitter = Emitter::new(socket.clone(), &app.sessions, 0);
+            return end_session(&app, &socket, emitter, &end, "").await;
+        }
     };
     let mut drained = std::pin::pin!(app.drain.deadline());
     let mut expired = std::pin::pin!(permit.expired());
@@ -131,10 +133,5 @@ pub async fn serve(app: Arc<App>, socket: SocketRef) {
         return;
     };
     open.reason = end.reason();
-    let encoding = Encoding {
-        format: Format::SocketIo,
-        binary: false,
-    };
-    emitter.finish(&end.frame("", end.retry(), encoding)).await;
-    app.sessions.cut(&socket, end.reason());
+    end_session(&app, &socket, emitter, &end, "").await;
 }

@@ -347,7 +347,10 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     };
     let mut open = match app.metrics.open(&permit, encoding.format, keyed) {
         Ok(open) => open,
-        Err(end) => return reject_stream(&app, &socket, &end).await,
+        Err(end) => {
+            let emitter = Emitter::new(socket.clone(), &app.sessions, 0);
+            return end_session(&app, &socket, emitter, &end, "").await;
+        }
     };
     // Sent to this client on every connect: the page of the original contract shows them.
     for (event, data) in [("env", &topic), ("custom_header", &app.custom_header)] {
@@ -402,21 +405,24 @@ async fn serve(app: Arc<App>, socket: SocketRef, auth: Option<Json>) {
     } else {
         String::new()
     };
-    emitter
-        .finish(&end.frame(&cursor, end.retry(), encoding))
-        .await;
-    app.sessions.cut(&socket, end.reason());
+    end_session(&app, &socket, emitter, &end, &cursor).await;
 }
 
-/// Ends a session whose stream did not begin.
-pub(super) async fn reject_stream(app: &App, socket: &SocketRef, end: &End) {
+/// Sends the `bye`, and ends the session.
+pub(super) async fn end_session(
+    app: &App,
+    socket: &SocketRef,
+    mut emitter: Emitter<'_>,
+    end: &End,
+    cursor: &str,
+) {
     let encoding = Encoding {
         format: Format::SocketIo,
         binary: false,
     };
-    let bye = end.frame("", end.retry(), encoding);
-    let mut emitter = Emitter::new(socket.clone(), &app.sessions, 0);
-    emitter.finish(&bye).await;
+    emitter
+        .finish(&end.frame(cursor, end.retry(), encoding))
+        .await;
     app.sessions.cut(socket, end.reason());
 }
 

@@ -13,6 +13,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{HeaderMap, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt as _;
+use tokio::task::consume_budget;
 use tokio::time::sleep_until;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -168,6 +169,8 @@ impl Writer {
                 incoming = socket.next() => match incoming {
                     // Any message shows that the client is alive. Tungstenite answers pings and closes.
                     Some(Ok(message)) if !message.is_close() => {
+                        // Hundreds of frames may have come in one read; timers and other connections have their turn between them.
+                        consume_budget().await;
                         unanswered = 0;
                         // Nothing more is read from a client that does not accept its pongs, which tungstenite would queue.
                         if message.is_ping() && socket.flush().await.is_err() {

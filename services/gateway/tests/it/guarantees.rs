@@ -216,13 +216,16 @@ async fn every_frame_that_a_killed_gateway_acknowledged_is_in_kafka() {
     let topic = random_topic("killed");
     create_topic(&kafka, &topic, 3, &[]).await;
     let mut process = Process::start(&kafka, &topic, &[]).await;
-    let mut clients = Vec::new();
+    let mut sockets = Vec::new();
     for n in 0..20 {
         let session = format!("session-{n}");
         let query = format!("?session_id={session}&ack=1");
-        let socket = process.open(&query).await;
-        clients.push(Client::start(&session, socket, 1_000_000, 200));
+        sockets.push((process.open(&query).await, session));
     }
+    let clients: Vec<Client> = sockets
+        .into_iter()
+        .map(|(socket, session)| Client::start(&session, socket, 1_000_000, 200))
+        .collect();
     let acknowledged = || clients.iter().map(Client::acknowledged).sum::<usize>();
     eventually(MINUTE, "2000 acknowledgements", async || {
         acknowledged() >= 2000

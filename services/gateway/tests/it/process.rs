@@ -8,6 +8,7 @@ use std::time::Instant;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::Value;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -120,6 +121,9 @@ impl Drop for Process {
     }
 }
 
+/// The frames of a client that may be without an acknowledgement.
+const AHEAD: usize = 500;
+
 /// A client that sends frames as fast as it can, and counts the acknowledgements.
 pub struct Client {
     pub session: String,
@@ -129,14 +133,17 @@ pub struct Client {
 }
 
 impl Client {
-    /// Sends frames with the timestamps from 0 to `frames` and about `bytes` each.
+    /// Sends frames with the timestamps from 0 to `frames` and about `bytes` each, at most `AHEAD` before they are acknowledged.
     pub fn start(session: &str, socket: Socket, frames: usize, bytes: usize) -> Self {
         let acknowledged = Arc::new(Mutex::new(0));
         let counted = acknowledged.clone();
+        let room = Arc::new(Semaphore::new(AHEAD));
+        let taken = room.clone();
         let (mut sink, mut stream) = socket.split();
         let fill = "x".repeat(bytes);
         let writing = tokio::spawn(async move {
             for n in 0..frames {
+                taken.acquire().await.unwrap().forget();
                 let frame = format!(r#"[{{"timestamp":{n},"type":"EVENT","x":"{fill}"}}]"#);
                 if sink.send(Message::text(frame)).await.is_err() {
                     return;
@@ -148,6 +155,7 @@ impl Client {
                 if let Message::Text(text) = message {
                     assert!(text.contains(r#""type":"ack""#), "{text}");
                     *counted.lock().unwrap() += 1;
+                    room.add_permits(1);
                 }
             }
         });

@@ -33,7 +33,7 @@ pub mod fuzzing {
 use std::fmt;
 use std::sync::Arc;
 
-use hyper::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, COOKIE, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{AUTHORIZATION, CACHE_CONTROL, COOKIE, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{HeaderMap, Method, Request, StatusCode, Uri};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -48,7 +48,7 @@ pub use self::permit::{Opened, Permit};
 use self::revoked::Revoked;
 use self::tickets::Tickets;
 use self::token::Invalid;
-use super::failure::{failure, unavailable};
+use super::failure::{failure, method_not_allowed, unavailable};
 use super::{Caller, Origins};
 use crate::Readiness;
 
@@ -298,11 +298,7 @@ impl Access {
     /// Answers a request for a ticket: 201 with `{"ticket": "…", "expires_in": 30}`, in seconds.
     pub fn ticket<B>(&self, caller: &Caller, request: &Request<B>) -> Response {
         if request.method() != Method::POST {
-            let sentence = "this endpoint only supports POST";
-            let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, sentence);
-            let allow = HeaderValue::from_static("POST");
-            response.headers_mut().insert(ALLOW, allow);
-            return response;
+            return method_not_allowed("POST");
         }
         let Some(verifier) = &self.0 else {
             let sentence = "there are no tickets here, because everyone may read and write";

@@ -1,6 +1,6 @@
 //! The address of a client, also behind proxies.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use hyper::HeaderMap;
@@ -56,6 +56,14 @@ fn parse(entry: &str) -> Option<IpAddr> {
     let bare = entry.strip_prefix('[').and_then(|e| e.strip_suffix(']'));
     let address = bare.unwrap_or(entry).parse::<IpAddr>().ok();
     address.or_else(|| Some(entry.parse::<SocketAddr>().ok()?.ip()))
+}
+
+/// What counts as one address: a customer of a provider has at least a /64 of IPv6.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
+    }
 }
 
 #[cfg(test)]

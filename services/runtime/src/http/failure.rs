@@ -1,7 +1,7 @@
 //! Error responses as JSON: one sentence with a remedy.
 
 use hyper::StatusCode;
-use hyper::header::{CACHE_CONTROL, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CACHE_CONTROL, HeaderValue, RETRY_AFTER};
 use serde_json::json;
 use warp::Reply;
 use warp::reply::Response;
@@ -22,5 +22,14 @@ pub fn unavailable(sentence: &str, retry_after: u32) -> Response {
     response
         .headers_mut()
         .insert(RETRY_AFTER, retry_after.into());
+    response
+}
+
+/// 405 with the methods of the endpoint.
+pub fn method_not_allowed(methods: &'static str) -> Response {
+    let sentence = format!("this endpoint only supports {methods}");
+    let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, &sentence);
+    let allow = HeaderValue::from_static(methods);
+    response.headers_mut().insert(ALLOW, allow);
     response
 }

@@ -148,9 +148,7 @@ impl Hosts {
         }
         let uri = host.and_then(|host| Uri::try_from(host.as_bytes()).ok());
         let name = uri.as_ref().and_then(Uri::host).unwrap_or_default();
-        let bare = name.trim_start_matches('[').trim_end_matches(']');
-        bare.parse::<IpAddr>().is_ok()
-            || self.0.iter().any(|entry| entry.eq_ignore_ascii_case(name))
+        ip_address(name).is_some() || self.0.iter().any(|entry| entry.eq_ignore_ascii_case(name))
     }
 }
 
@@ -162,14 +160,19 @@ pub(super) fn entries(list: &str) -> Vec<String> {
         .collect()
 }
 
+/// The address that is the host of a URL, where one of IPv6 has brackets.
+pub(super) fn ip_address(host: &str) -> Option<IpAddr> {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare.parse().ok()
+}
+
 /// Whether a page of this origin came over TLS, or from this machine.
 fn is_secure(origin: &HeaderValue) -> bool {
     let Ok(uri) = Uri::try_from(origin.as_bytes()) else {
         return false;
     };
     let host = uri.host().unwrap_or_default();
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let is_local = bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let is_local = ip_address(host).is_some_and(|ip| ip.is_loopback());
     uri.scheme_str() == Some("https") || is_local || host == "localhost"
 }
 

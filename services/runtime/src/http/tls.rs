@@ -86,7 +86,7 @@ impl Tls {
         Ok(Some(Self(configs)))
     }
 
-    /// Makes a TLS connection of a TCP connection. A client that speaks HTTP without TLS is told so.
+    /// Performs the handshake. A client that sends HTTP without TLS receives a response that says so.
     pub(super) async fn accept(&self, mut io: Io) -> io::Result<TlsStream<Io>> {
         let mut first = [0];
         if io.socket.stream.peek(&mut first).await? == 0 {

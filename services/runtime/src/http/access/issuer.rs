@@ -1,7 +1,6 @@
 //! Keys from the address of an issuer: fetched at start, again before they are out of date, and at once when a token names another.
 
 use std::fs;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -25,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::keys::{Key, of_issuer};
 use crate::Readiness;
+use crate::http::origin::ip_address;
 
 /// The largest response that is read.
 const MAX_BYTES: usize = 256 << 10;
@@ -79,8 +79,7 @@ impl FromStr for KeysFrom {
 }
 
 fn is_loopback(host: &str) -> bool {
-    let ip = host.trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost") || ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    host.eq_ignore_ascii_case("localhost") || ip_address(host).is_some_and(|ip| ip.is_loopback())
 }
 
 /// How often it is asked, and for how long.

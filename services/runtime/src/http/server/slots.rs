@@ -1,13 +1,14 @@
 //! How many connections are open, in total and by address, and how many may be.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::IntGauge;
 
 use super::Limits;
+use crate::http::network;
 
 /// Connections over the cap that receive a response rather than wait.
 const ANSWERED_OVER_CAP: usize = 256;
@@ -103,14 +104,6 @@ impl Drop for Slot {
                 by_address.remove(&address);
             }
         }
-    }
-}
-
-/// What counts as one address: a customer of a provider has at least a /64 of IPv6.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        address => address,
     }
 }
 
