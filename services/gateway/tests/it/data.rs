@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use futures_util::SinkExt as _;
-use herald_testing::{Database, create_topic, delete_topic, eventually, random_topic};
+use herald_testing::{
+    Authority, Database, Postgres, create_topic, delete_topic, eventually, random_topic,
+};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::Message;
@@ -257,6 +259,39 @@ async fn while_the_database_is_away_the_gateway_starts_and_explains_itself_witho
 
     let gateway = start(&kafka, &topic, &[]).await;
     assert_eq!(get(&gateway, "?session_id=a").await.status, 501);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_rejects_the_connection_is_reported_with_what_to_do() {
+    let Some(kafka) = herald_testing::kafka() else {
+        return;
+    };
+    let Some(ca) = Authority::new("database-ca") else {
+        return;
+    };
+    let Some(postgres) = Postgres::start() else {
+        return;
+    };
+    let own = ca.sign("server", &["DNS:localhost"], 1);
+    postgres.demand_tls(&own, &ca).unwrap();
+    let topic = random_topic("rejected");
+    create_topic(&kafka, &topic, 1, &[]).await;
+    let port = postgres.port();
+    let (file, known) = (
+        ca.certificate.display(),
+        "database: cannot read the positions",
+    );
+    let url = format!(
+        "postgres://reader:hush@localhost:{port}/postgres?sslmode=verify-full&sslrootcert={file}"
+    );
+    let gateway = start(&kafka, &topic, &["--database-url", &url]).await;
+    eventually(DEADLINE, "a note about the password", async || {
+        let answer = send(&gateway.admin, "GET", "/readyz", &[], "").await;
+        assert!(!answer.body.contains("hush"), "{}", answer.body);
+        let problem = "it rejects the user or the password; correct them in the address";
+        answer.body.contains(known) && answer.body.contains(problem)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

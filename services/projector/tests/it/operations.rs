@@ -2,7 +2,9 @@
 
 use std::process::Command;
 
-use herald_testing::{Broker, Database, Postgres, create_topic, eventually, produce, random_topic};
+use herald_testing::{
+    Authority, Broker, Database, Postgres, create_topic, eventually, produce, random_topic,
+};
 
 use crate::{DEADLINE, Running, arguments, document, frame, projected, reader_of};
 
@@ -56,6 +58,38 @@ async fn a_database_that_is_away_for_a_while_loses_nothing() {
     assert!(document(&reader, "s").await.is_some());
     projector.becomes_ready().await;
     projector.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_rejects_the_connection_is_reported_with_what_to_do() {
+    let Some(ca) = Authority::new("database-ca") else {
+        return;
+    };
+    let Some(postgres) = Postgres::start() else {
+        return;
+    };
+    postgres
+        .demand_tls(&ca.sign("server", &["DNS:localhost"], 1), &ca)
+        .unwrap();
+    let login = format!("postgres://herald:hush@localhost:{}", postgres.port());
+    let mut database = Database::of(&postgres);
+    for (parameters, problem) in [
+        (
+            "sslmode=verify-full",
+            "no known CA has signed its certificate; add sslrootcert=FILE",
+        ),
+        ("sslmode=disable", "it admits this user only over TLS"),
+    ] {
+        database.address = format!("{login}/postgres?{parameters}");
+        let projector = Running::start("127.0.0.1:9", "events", &database, &[]);
+        eventually(DEADLINE, problem, async || {
+            let readiness = projector.readiness().await;
+            assert!(!readiness.contains("hush"), "{readiness}");
+            readiness.starts_with("HTTP/1.1 503") && readiness.contains(problem)
+        })
+        .await;
+        projector.end().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -77,8 +77,9 @@ impl Rendered {
             rendered.release(&name.to_string_lossy(), "herald", &values)?;
         }
         rendered.release("strimzi-in-k8s", "herald", "k8s/strimzi/values.yaml")?;
+        rendered.release("scram-in-k8s", "herald", "k8s/strimzi-scram/values.yaml")?;
         if tools::KUBECTL.find().is_some() {
-            for name in ["kafka", "postgres", "strimzi"] {
+            for name in ["kafka", "postgres", "strimzi", "strimzi-scram"] {
                 let mut kustomize = command("kubectl", ["kustomize", &format!("k8s/{name}")]);
                 show(&kustomize);
                 let file = rendered.folder.join(format!("{name}.yaml"));
