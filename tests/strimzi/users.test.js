@@ -2,7 +2,6 @@
 // the ACLs are those that it would set.
 
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -13,7 +12,8 @@ import { without } from "../clients/support/environment.js";
 import { until } from "../clients/support/wait.js";
 import { ended, ORIGINAL, send } from "../page/session.js";
 import { startSecuredBroker } from "./support/broker.js";
-import { acls, options, topics, users } from "./support/manifests.js";
+import { isRefusal, joined } from "./support/kafka.js";
+import { acls, options, topics, users, withoutHelm } from "./support/manifests.js";
 import { startService } from "./support/services.js";
 
 const TOPICS = { "herald-default": "my-topic", "herald-dev": "dev-topic", "herald-prod": "prod-topic" };
@@ -196,27 +196,3 @@ describe("the users of k8s/strimzi", { skip: without("jars") || withoutHelm() },
     }
   });
 });
-
-/** Resolves with true once the consumer is a member of its group; rejects with the error with which it stops. */
-function joined(consumer) {
-  return new Promise((resolve, reject) => {
-    consumer.on(consumer.events.GROUP_JOIN, () => resolve(true));
-    consumer.on(consumer.events.CRASH, ({ payload }) => reject(payload.error));
-    consumer.run({ eachMessage: async () => {} }).catch(reject);
-  });
-}
-
-function isRefusal(error) {
-  const texts = [error, error.cause, ...(error.errors ?? [])].map((one) => `${one?.type} ${one?.message}`).join();
-  assert.match(texts, /authoriz/i);
-  return true;
-}
-
-/** Why the chart's values cannot be had, or false. */
-function withoutHelm() {
-  const why = spawnSync("helm", ["version"], { stdio: "ignore" }).status !== 0 && "helm is not installed";
-  if (why && process.env.CI === "true") {
-    throw new Error(why);
-  }
-  return why;
-}

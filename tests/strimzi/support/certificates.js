@@ -11,15 +11,18 @@ export function authority(folder, name) {
   return { folder, key, certificate };
 }
 
-/** A certificate for `commonName`, signed by an authority: the paths of the key and the certificate. */
-export function sign(signer, commonName, names = []) {
+/**
+ * A certificate for `commonName`, signed by an authority: the paths of the key and the certificate. With -1 day, it expired
+ * yesterday.
+ */
+export function sign(signer, commonName, names = [], days = 1) {
   const [key, certificate] = ["key", "crt"].map((end) => path.join(signer.folder, `${commonName}.${end}`));
   const request = path.join(signer.folder, `${commonName}.csr`);
   const extensions = path.join(signer.folder, `${commonName}.ext`);
   writeFileSync(extensions, names.length > 0 ? `subjectAltName=${names.join(",")}\n` : "basicConstraints=CA:FALSE\n");
   openssl("req", ...newKey(key), "-subj", `/CN=${commonName}`, "-out", request);
   const signedBy = ["-CA", signer.certificate, "-CAkey", signer.key, "-CAcreateserial"];
-  openssl("x509", "-req", "-in", request, ...signedBy, "-days", "1", "-extfile", extensions, "-out", certificate);
+  openssl("x509", "-req", "-in", request, ...signedBy, "-days", `${days}`, "-extfile", extensions, "-out", certificate);
   return { key, certificate };
 }
 

@@ -10,20 +10,21 @@ import { freePort } from "../../clients/support/ports.js";
 const [CA, CERTIFICATE, KEY] = ["/etc/kafka/ca/ca.crt", "/etc/kafka/user/user.crt", "/etc/kafka/user/user.key"];
 
 /**
- * Starts `name` with the certificate of a user. It ends with the test. `said` is what it has logged, `url` the public address
- * of a consumer or a gateway.
+ * Starts `name` with the certificate of a user, or, by the password of `user.properties`, a file, at `user.address`. It ends with
+ * the test. `said` is what it has logged, `url` the public address of a consumer or a gateway.
  */
 export async function startService(t, name, broker, options, user) {
   const [port, admin] = [await freePort(), await freePort()];
-  const properties = options.KAFKA_PROPERTIES.replace(CA, broker.clusterCa.certificate)
+  const properties = options.KAFKA_PROPERTIES.replace(CA, (user.ca ?? broker.clusterCa).certificate)
     .replace(CERTIFICATE, user.certificate)
     .replace(KEY, user.key);
   const child = spawn(binary(name), [], {
     env: {
       PATH: process.env.PATH,
       ...options,
-      KAFKA_BOOTSTRAP_SERVERS: broker.address,
+      KAFKA_BOOTSTRAP_SERVERS: user.address ?? broker.address,
       KAFKA_PROPERTIES: properties,
+      ...(user.properties && { KAFKA_PROPERTIES_FILE: user.properties }),
       ADMIN_LISTEN: `127.0.0.1:${admin}`,
       ...(["consumer", "gateway"].includes(name) && { LISTEN: `127.0.0.1:${port}` }),
       ...(name === "producer" && { INTERVAL_MAX: "1s" }),

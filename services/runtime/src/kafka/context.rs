@@ -11,11 +11,16 @@ use rdkafka::util::Timeout;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
+use super::certificate;
+use super::remedy::remedy;
 use super::source::{HealthTracker, Source, Statistics, is_healthy};
 
 /// Facilities of librdkafka's log that are only logged at debug level. FAIL and ERROR are also passed to `error`, which reports
 /// each kind once; GETPID and METADATAUPDATE are errors of a starting broker, which librdkafka retries.
 const DEBUG_ONLY: [&str; 4] = ["FAIL", "ERROR", "GETPID", "METADATAUPDATE"];
+
+/// Logged at each attempt, in addition to the error that the broker then returns.
+const REPEATED: &str = "not sending any client certificates";
 
 /// The context of a consumer, a producer or an admin client. Its clones share one [`Source`], so keep one and give the
 /// other to the client.
@@ -28,8 +33,11 @@ struct Shared {
     tracker: Mutex<HealthTracker>,
     /// The errors reported since Kafka was last available. Each kind is reported once; librdkafka repeats them for every broker,
     /// address and attempt.
-    reported: Mutex<Vec<RDKafkaErrorCode>>,
+    reported: Mutex<Vec<Kind>>,
 }
+
+/// A kind of error, with its remedy: a server that was away may be one that rejects the certificate later, with the same code.
+type Kind = (RDKafkaErrorCode, Option<&'static str>);
 
 impl Context {
     /// For one client.
@@ -67,11 +75,11 @@ impl Context {
     }
 
     /// Whether this kind of error is new since Kafka was last available.
-    fn is_new(&self, code: RDKafkaErrorCode) -> bool {
+    fn is_new(&self, kind: Kind) -> bool {
         let mut reported = lock(&self.0.reported);
-        let is_new = !reported.contains(&code);
+        let is_new = !reported.contains(&kind);
         if is_new {
-            reported.push(code);
+            reported.push(kind);
         }
         is_new
     }
@@ -87,7 +95,9 @@ impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
         use RDKafkaLogLevel::{Alert, Critical, Debug, Emerg, Error, Info, Notice, Warning};
         match level {
-            _ if DEBUG_ONLY.contains(&fac) => debug!(target: "librdkafka", fac, "{message}"),
+            _ if DEBUG_ONLY.contains(&fac) || message.contains(REPEATED) => {
+                debug!(target: "librdkafka", fac, "{message}")
+            }
             Emerg | Alert | Critical | Error => error!(target: "librdkafka", fac, "{message}"),
             Warning => warn!(target: "librdkafka", fac, "{message}"),
             // librdkafka logs every disconnection at this level.
@@ -115,11 +125,8 @@ impl ClientContext for Context {
             debug!(target: "librdkafka", "{reason}");
         } else if code == RDKafkaErrorCode::Fatal {
             error!(target: "librdkafka", "{reason}");
-        } else if self.is_new(code) {
-            warn!(
-                reason,
-                "no connection to kafka; retrying until there is one"
-            );
+        } else if self.is_new((code, remedy(reason))) {
+            report(reason);
         } else {
             debug!(target: "librdkafka", "{reason}");
         }
@@ -130,6 +137,30 @@ impl ConsumerContext for Context {
     /// The interval at which a blocking `poll` checks the queue of statistics and errors.
     fn main_queue_min_poll_interval(&self) -> Timeout {
         Timeout::After(Duration::from_millis(250))
+    }
+}
+
+/// Logs why there is no connection, and what to do.
+fn report(reason: &str) {
+    if certificate::is_rejected(reason) {
+        let reason = reason.to_owned();
+        // It connects once more, which must not block the client.
+        let look = move || {
+            let problem = certificate::problem(&reason);
+            warn!(reason, "no connection to kafka: {problem}");
+        };
+        let thread = std::thread::Builder::new().name("certificate".to_owned());
+        if let Err(error) = thread.spawn(look) {
+            warn!(%error, "no connection to kafka: {}", certificate::UNKNOWN);
+        }
+        return;
+    }
+    match remedy(reason) {
+        Some(remedy) => warn!(reason, "no connection to kafka: {remedy}"),
+        None => warn!(
+            reason,
+            "no connection to kafka; retrying until there is one"
+        ),
     }
 }
 
