@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# setup.sh [--local [--fresh] | --kafka HOST:PORT] [ENV…]: makes this machine ready and starts Herald's environments (default, dev, prod;
+# setup.sh [--local [--fresh] | --secure | --kafka HOST:PORT] [ENV…]: makes this machine ready and starts Herald's environments (default, dev, prod;
 # all when none is named) on minikube. Returns when their pages answer, and prints where they are. It can be run again at any time.
 # --local: in one process on this machine, with a broker inside it, as where no cluster is available. --fresh deletes its sessions first.
 # --kafka: with a Kafka that runs already; HOST:PORT is its address for a pod in the cluster.
+# --secure: on minikube, with TLS, and for those alone who have a token (docs/security.md).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 export PATH="${HERALD_BIN:-$HOME/.local/bin}:${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
@@ -13,7 +14,7 @@ end() { if grep -Eqs "$1" port_forward_pids.txt; then ./kill_port_forward.sh; fi
 
 cluster=yes up=(up)
 case ${1-} in
-  -h | --help) sed -n '2,5s/^# //p' setup.sh && exit ;;
+  -h | --help) sed -n '2,6s/^# //p' setup.sh && exit ;;
   --local)
     shift
     ./install_requirements.sh --local
@@ -24,6 +25,10 @@ case ${1-} in
     up+=(--kafka "$2")
     shift 2
     ;;
+  --secure)
+    up+=(--secure)
+    shift
+    ;;
   -*) echo "unknown option $1; see ./setup.sh --help" >&2 && exit 2 ;;
 esac
 
@@ -33,7 +38,7 @@ if [ $cluster = yes ]; then
     end '^[0-9]+$'
     exec cargo xtask forward --background "$@"
   fi
-  # With --kafka, a broker inside would be another one than was meant.
+  # With an option, one process with a broker inside would be something else than was meant.
   if [ "$code" != 3 ] || [ ${#up[@]} != 1 ]; then
     exit "$code"
   fi

@@ -12,6 +12,7 @@ import { address, ended, ORIGINAL, send } from "../page/session.js";
 import { WebSocket } from "../page/websocket.js";
 import { homedir } from "node:os";
 import { apply, environments, helm, interrupted, json, kubectl, path, pods, releases, run, setup } from "./cluster.js";
+import { get, withToken } from "./secure.js";
 
 // It deletes the cluster first, so it never runs in one that may be somebody's own.
 const skip = process.env.HERALD_DISPOSABLE_CLUSTER === "1" ? false : "HERALD_DISPOSABLE_CLUSTER is not 1";
@@ -25,9 +26,11 @@ describe("./setup.sh", { skip }, () => {
     await browser?.close();
   });
 
-  /** Opens an environment's page and waits for a message that is made now. */
-  async function live(environment, name) {
-    const page = await browser.newPage({ viewport: { width: 900, height: 600 } });
+  /** Opens an environment's page and waits for a message that is made now; `name` is that of a screenshot. */
+  async function live(environment, name, cookie) {
+    // Chromium does not trust the certificate of --secure; that others do is tested with it.
+    const page = await browser.newPage({ viewport: { width: 900, height: 600 }, ignoreHTTPSErrors: true });
+    if (cookie) await page.context().addCookies([{ name: "__Host-herald", value: cookie, url: environment.url, secure: true }]);
     try {
       await page.goto(environment.url);
       const topic = `Kafka Topic: ${environment.topic}`;
@@ -174,6 +177,39 @@ describe("./setup.sh", { skip }, () => {
     kubectl("exec", "--namespace", "kafka", "my-cluster-kafka-0", "--", "/opt/kafka/bin/kafka-topics.sh", ...topics);
     await until("setup.sh to see it", () => /^prod: its consumer cannot read the topic$/m.test(setup("prod").stdout), 120_000);
     await live(prod);
+  });
+
+  test("with --secure dev takes TLS and tokens alone, with which everything goes on, and without it is open again", async (t) => {
+    const { stdout } = run("./setup.sh", ["--secure", "dev"]);
+    const ca = readFileSync(/^dev +(\/.*\.crt)$/m.exec(stdout)[1]);
+    const newToken = (...args) => run("cargo", ["xtask", "token", ...args]).stdout.trim();
+    const secured = Object.fromEntries(["url", "gateway"].map((name) => [name, dev[name].replace("http:", "https:")]));
+    const page = { ...dev, ...secured };
+    const [all, none] = [newToken("--read", "*", "--write", "*"), newToken("--read", "topic/another")];
+    for (const url of [`${page.url}/messages`, address(page.gateway, "/data", ORIGINAL.id), `${page.gateway}/aggregated`]) {
+      const statuses = [undefined, "made up", none, all].map(async (token) => (await get(url, { ca, token })).status);
+      assert.deepEqual(await Promise.all(statuses), [401, 401, 403, 200], url);
+      await assert.rejects(get(url, { token: all }), /self-signed certificate/, "nobody trusts it without the file");
+      assert.equal((await fetch(url.replace("https:", "http:"))).status, 400);
+    }
+    const [url, gateway] = await Promise.all([page.url, page.gateway].map((url) => withToken(t, url, { ca, token: all })));
+    const { received, code } = await send(WebSocket, gateway, "secured", ORIGINAL.frames);
+    assert.deepEqual([received, code], [[], 1000]);
+    assert.deepEqual(await ended(gateway, "secured"), { ...ORIGINAL.document, session_id: "secured" });
+    const sum = async () => (await counts(gateway)).reduce((all, { count }) => all + count, 0);
+    const before = await sum();
+    await until("foods to be counted", async () => (await sum()) > before, 60_000);
+    assert.deepEqual(await like(`${gateway}/dev`, VIDEOS[1]), { "new video": VIDEOS[1] });
+    const interim = `${url}/messages?topic=${dev.topic_prefix}one_minute_aggregation_topic.live&key=${VIDEOS[1]}`;
+    await until("an interim count", async () => (await (await fetch(interim)).json()).messages?.length > 0, 60_000);
+    const firsts = await firstResults(url, [VIDEOS[0]]);
+    assert.equal(firsts[0].id, VIDEOS[0]);
+    await live(page, "cluster-secure", all);
+
+    assert.match(run("cargo", ["xtask", "status"]).stdout, new RegExp(`^ok {5}page ${page.url}: answers$`, "m"));
+    assert.match(run("./setup.sh", ["--secure", "dev"]).stdout, /^dev: nothing to change$/m);
+    assert.match(setup("dev").stdout, /^dev: the chart, its values or the images changed$/m);
+    await live(dev);
   });
 
   test("an upgrade that was interrupted does not lock the release", async () => {

@@ -1,9 +1,12 @@
-/** Tokens in a browser: client.js with a function that returns them, and pages of other sites. */
+/** Tokens in a browser: client.js with a function that returns them, signing in, and pages of other sites. */
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync } from "node:fs";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { after, before, test } from "node:test";
 import { accessOptions, claims, token } from "../clients/support/tokens.js";
 import { launch, missing, until } from "./browser.js";
@@ -99,6 +102,56 @@ test("a token that is refused is replaced by the next one", { skip }, async (con
   await until("it is live", async () => (await state(page)).name === "live");
   await topic.publish("after");
   await until("it has come", async () => (await page.evaluate(() => window.heard)).includes("after"));
+});
+
+/** The example of signing in, with a secret of its own; returns its address and the options of a consumer that knows the secret. */
+async function startSignIn(context) {
+  const folder = mkdtempSync(join(tmpdir(), "herald-sign-in-"));
+  const keys = join(folder, "keys.json");
+  const secret = Buffer.alloc(32, "herald").toString("base64url");
+  writeFileSync(keys, JSON.stringify({ keys: [{ kty: "oct", alg: "HS256", k: secret }] }));
+  const example = fileURLToPath(new URL("../../examples/sign-in.mjs", import.meta.url));
+  const child = spawn(process.execPath, [example, "0"], { env: { TOKEN_KEYS: keys }, stdio: ["ignore", "pipe", "inherit"] });
+  atEnd(context, () => rmSync(folder, { recursive: true }));
+  atEnd(context, () => child.kill());
+  const [line] = await once(child.stdout, "data");
+  return { signIn: /http:\S+/.exec(line)[0], options: ["--jwt-keys", keys, "--jwt-cookie", "__Host-herald"] };
+}
+
+test("the page goes on once its visitor has signed in", { skip }, async (context) => {
+  const { signIn, options } = await startSignIn(context);
+  const topic = await newTopic(context);
+  const consumer = await startConsumer(context, { topics: [topic.name], kafka: address, options });
+  const window = await browser.newContext();
+  atEnd(context, () => window.close());
+  const [page, form] = [await window.newPage(), await window.newPage()];
+  // A cookie belongs to a host, on all of its ports.
+  await page.goto(consumer.url.replace("127.0.0.1", "localhost"));
+  const shown = () => page.evaluate(() => document.getElementById("state").textContent);
+  await until("it asks for a sign-in", async () => (await shown()) === "Not signed in");
+  const send = async (name, password) => {
+    await form.goto(signIn);
+    await form.fill("[name=name]", name);
+    await form.fill("[name=password]", password);
+    await Promise.all([form.waitForNavigation(), form.click("button:not([name])")]);
+    return form.evaluate(() => document.querySelector("[role=status]").textContent);
+  };
+  for (const [name, password] of [["ada", "hopper"], ["nobody", "lovelace"], ["toString", "x"]]) {
+    assert.equal(await send(name, password), "The name or the password is wrong.");
+  }
+  // She may read another topic only.
+  assert.match(await send("grace", "hopper"), /^Signed in as grace/);
+  await page.reload();
+  await until("it is refused", async () => /does not allow|no topic/.test(await page.evaluate(() => document.body.innerText)));
+  assert.match(await send("ada", "lovelace"), /^Signed in as ada/);
+  await page.reload();
+  await until("it is live", async () => (await shown()) === "Live");
+  await topic.publish("for those who have signed in");
+  await until("it is shown", async () => (await page.evaluate(() => document.getElementById("messages").innerText)).includes("for those who"));
+  await form.goto(signIn);
+  await Promise.all([form.waitForNavigation(), form.click("button[name=out]")]);
+  await page.reload();
+  await until("it asks again", async () => (await shown()) === "Not signed in");
 });
 
 /** An empty page of another origin. A browser sends the cookies of a host to all of its ports, and may keep those of other sites back. */

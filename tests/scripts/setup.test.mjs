@@ -93,6 +93,11 @@ describe("setup.sh", () => {
     assert.deepEqual({ status, calls }, { status: 3, calls: ["cargo xtask up --kafka kafka.example:9092"] });
   });
 
+  test("with --secure there is no way without a cluster, which would be open to everyone", () => {
+    const { status, calls } = setup({ cargo: cargo("exit 3") }, ["--secure", "dev"]);
+    assert.deepEqual({ status, calls }, { status: 3, calls: ["cargo xtask up --secure dev"] });
+  });
+
   test("--kafka without an address is refused", () => {
     const { status, stderr, calls } = setup({}, ["--kafka"]);
     assert.deepEqual({ status, calls }, { status: 2, calls: [] });
@@ -107,7 +112,7 @@ describe("setup.sh", () => {
 
   test("--help prints what it does, and does nothing else", () => {
     const { stdout } = setup({}, ["--help"]);
-    assert.match(stdout, /^setup\.sh \[--local \[--fresh\] \| --kafka HOST:PORT\] \[ENV…\]: [^#]*--local: [^#]*--kafka: .*\n$/);
+    assert.match(stdout, /^setup\.sh \[--local \[--fresh\] \| --secure \| --kafka HOST:PORT\] \[ENV…\]: [^#]*--local: [^#]*--kafka: [^#]*--secure: .*\n$/);
   });
 });
 

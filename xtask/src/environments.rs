@@ -36,6 +36,8 @@ pub struct Endpoint<'a> {
     pub environment: &'a Environment,
     pub public: &'a Public,
     pub local_port: u16,
+    /// Whether it serves TLS.
+    pub tls: bool,
 }
 
 impl Environment {
@@ -48,12 +50,14 @@ impl Environment {
     pub fn endpoints<'a>(
         &'a self,
         services: impl IntoIterator<Item = &'a Service>,
+        tls: bool,
     ) -> Vec<Endpoint<'a>> {
         let endpoint = |service: &'a Service| {
             Some(Endpoint {
                 environment: self,
                 public: service.public.as_ref()?,
                 local_port: *self.local_ports.get(&service.name)?,
+                tls,
             })
         };
         services.into_iter().filter_map(endpoint).collect()
@@ -62,11 +66,14 @@ impl Environment {
 
 impl Endpoint<'_> {
     pub fn url(&self) -> String {
-        format!("http://localhost:{}", self.local_port)
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://localhost:{}", self.local_port)
     }
 
     pub fn answers(&self) -> bool {
-        port::answers(self.local_port, &self.public.path)
+        // A server of TLS answers a request without TLS with a sentence.
+        let status = if self.tls { 400 } else { 200 };
+        port::answers(self.local_port, &self.public.path, status)
     }
 }
 

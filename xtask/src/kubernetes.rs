@@ -14,6 +14,8 @@ pub mod minikube;
 mod pods;
 pub mod release;
 pub mod rollout;
+mod secrets;
+mod security;
 mod servers;
 mod status;
 mod up;

@@ -98,12 +98,12 @@ fn in_background(environments: &[Environment], fresh: bool) -> anyhow::Result<()
 
 /// `local` runs every service of the table.
 fn endpoints(environments: &[Environment]) -> Vec<Endpoint<'_>> {
-    let of = |environment| Environment::endpoints(environment, services::all());
+    let of = |environment| Environment::endpoints(environment, services::all(), false);
     environments.iter().flat_map(of).collect()
 }
 
 fn answers(environment: &Environment) -> bool {
-    let endpoints = environment.endpoints(services::all());
+    let endpoints = environment.endpoints(services::all(), false);
     endpoints.iter().all(Endpoint::answers)
 }
 

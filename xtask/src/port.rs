@@ -13,8 +13,8 @@ pub fn is_free(port: u16) -> bool {
     !answers && TcpListener::bind(address).is_ok()
 }
 
-/// Whether an HTTP server answers 200 on it within two seconds.
-pub fn answers(port: u16, path: &str) -> bool {
+/// Whether an HTTP server answers on it with this status within two seconds.
+pub fn answers(port: u16, path: &str, expected: u16) -> bool {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let limit = Duration::from_secs(2);
     let Ok(mut stream) = TcpStream::connect_timeout(&address, limit) else {
@@ -26,7 +26,7 @@ pub fn answers(port: u16, path: &str) -> bool {
     stream.set_read_timeout(Some(limit)).is_ok()
         && stream.write_all(request.as_bytes()).is_ok()
         && stream.read_exact(&mut status).is_ok()
-        && status.starts_with(b"HTTP/1.1 200")
+        && status == *format!("HTTP/1.1 {expected}").as_bytes()
 }
 
 /// "port 8001 is in use by python3 (process 123)", if the system shows the process.

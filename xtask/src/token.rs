@@ -48,8 +48,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let keys = args.keys.clone();
-    let keys = keys.unwrap_or_else(|| crate::target().join("token-keys.json"));
+    let keys = args.keys.clone().unwrap_or_else(file);
     if !keys.exists() {
         create(&keys)?;
         eprintln!(
@@ -72,6 +71,19 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let token = encode(&Header::new(Algorithm::HS256), &claims, &secret)?;
     println!("{token}");
     Ok(ExitCode::SUCCESS)
+}
+
+/// The secret of this machine, as a JWKS. It is made the first time.
+pub fn keys() -> anyhow::Result<String> {
+    let file = file();
+    if !file.exists() {
+        create(&file)?;
+    }
+    fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+fn file() -> PathBuf {
+    crate::target().join("token-keys.json")
 }
 
 /// Writes a new secret that its owner alone may read.

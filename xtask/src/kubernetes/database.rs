@@ -3,18 +3,17 @@
 //! Each environment has a schema, a role that owns it, for the projector, and one that may only read, for the gateway. Their
 //! addresses are in the Secret `herald-database` of the environment's namespace.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Secret;
-use serde_json::json;
 
 use crate::command::{output, with_input};
 use crate::environments::Environment;
 use crate::kubernetes::cluster::Cluster;
 use crate::kubernetes::labels::{MANAGED_BY, XTASK, is_ours, selector};
+use crate::kubernetes::secrets::{self, OPAQUE};
 use crate::kubernetes::servers::POSTGRES;
 
 /// The Secret of an environment that the chart reads by default, and its keys.
@@ -47,11 +46,11 @@ impl Role {
 
 /// Creates the superuser's password if there is none; PostgreSQL needs it to start.
 pub fn create_superuser(cluster: &Cluster) -> anyhow::Result<()> {
-    if secret(cluster, POSTGRES.namespace, SUPERUSER)?.is_some() {
+    if secrets::find(cluster, POSTGRES.namespace, SUPERUSER)?.is_some() {
         return Ok(());
     }
     let data = [("password", password()?)];
-    create(cluster, POSTGRES.namespace, SUPERUSER, &data)
+    secrets::apply(cluster, POSTGRES.namespace, SUPERUSER, OPAQUE, &data)
 }
 
 /// Gives an environment its roles and its schema. A Secret that `up` did not create is left alone: it is the address of another
@@ -59,7 +58,7 @@ pub fn create_superuser(cluster: &Cluster) -> anyhow::Result<()> {
 pub fn prepare(cluster: &Cluster, environment: &Environment) -> anyhow::Result<()> {
     let namespace = &environment.namespace;
     let schema = &environment.database_schema;
-    let found = secret(cluster, namespace, SECRET)?;
+    let found = secrets::find(cluster, namespace, SECRET)?;
     if found
         .as_ref()
         .is_some_and(|found| !is_ours(&found.metadata))
@@ -87,7 +86,7 @@ pub fn prepare(cluster: &Cluster, environment: &Environment) -> anyhow::Result<(
         .with_context(|| format!("cannot prepare the database of {}", environment.name))?;
     if found.is_none() {
         let data = [(PROJECTOR_URL, writer.url()), (GATEWAY_URL, reader.url())];
-        create(cluster, namespace, SECRET, &data)?;
+        secrets::apply(cluster, namespace, SECRET, OPAQUE, &data)?;
         // Pods that run already have the old passwords.
         let services = format!(
             "{},app.kubernetes.io/component in (gateway, projector)",
@@ -110,7 +109,7 @@ pub fn forget(cluster: &Cluster, environment: &Environment) -> anyhow::Result<()
 /// The password in the address under a key.
 fn password_in(secret: &Secret, key: &str) -> anyhow::Result<String> {
     let read = || {
-        let url = str::from_utf8(&secret.data.as_ref()?.get(key)?.0).ok()?;
+        let url = secrets::text(secret, key)?;
         let (credentials, _) = url.strip_prefix("postgres://")?.split_once('@')?;
         let (_, password) = credentials.split_once(':')?;
         let is_ours = password.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -145,41 +144,6 @@ fn execute(cluster: &Cluster, sql: &str) -> anyhow::Result<()> {
     let ended = with_input(&mut psql, sql)?;
     let error = String::from_utf8_lossy(&ended.stderr);
     ensure!(ended.status.success(), "psql: {}", error.trim());
-    Ok(())
-}
-
-fn secret(cluster: &Cluster, namespace: &str, name: &str) -> anyhow::Result<Option<Secret>> {
-    let get = ["get", "secret", name, "--ignore-not-found"];
-    let mut get = cluster.kubectl(&get);
-    let text = output(get.args(["--namespace", namespace, "--output", "json"]))?;
-    if text.trim().is_empty() {
-        return Ok(None);
-    }
-    let secret = serde_json::from_str(&text).context("cannot read the output of kubectl get")?;
-    Ok(Some(secret))
-}
-
-/// Not by arguments, which any user of the machine can read.
-fn create(
-    cluster: &Cluster,
-    namespace: &str,
-    name: &str,
-    data: &[(&str, String)],
-) -> anyhow::Result<()> {
-    let data: BTreeMap<_, _> = data.iter().cloned().collect();
-    let secret = json!({
-        "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "stringData": data,
-        "metadata": {"name": name, "namespace": namespace, "labels": {MANAGED_BY: XTASK}},
-    });
-    let mut create = cluster.kubectl(&["create", "--filename", "-"]);
-    let created = with_input(&mut create, &secret.to_string())?;
-    let error = String::from_utf8_lossy(&created.stderr);
-    ensure!(
-        created.status.success(),
-        "cannot create Secret {name} in namespace {namespace}: {}",
-        error.trim()
-    );
-    println!("secret/{name} created");
     Ok(())
 }
 

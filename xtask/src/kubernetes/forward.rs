@@ -21,8 +21,8 @@ use tokio::task::JoinSet;
 
 use crate::environments::{self, Endpoint, Environment};
 use crate::kubernetes::cluster::Cluster;
-use crate::kubernetes::release;
-use crate::{port, services};
+use crate::kubernetes::release::{self, Running};
+use crate::port;
 use service::{Log, Target};
 
 pub use background::stop;
@@ -127,12 +127,12 @@ fn endpoints(environments: &[Environment]) -> Vec<Endpoint<'_>> {
     let cluster = Cluster::minikube();
     let mut endpoints = Vec::new();
     for environment in environments {
-        let services = release::services(&cluster, environment).unwrap_or_else(|error| {
+        let running = release::running(&cluster, environment).unwrap_or_else(|error| {
             let name = &environment.name;
             println!("{name}: cannot see which optional services it runs, so they are not forwarded: {error:#}");
-            services::required()
+            Running::at_least()
         });
-        endpoints.extend(environment.endpoints(services));
+        endpoints.extend(environment.endpoints(running.services, running.tls));
     }
     endpoints
 }
@@ -283,8 +283,8 @@ mod tests {
             database_schema: "herald_dev".to_owned(),
             local_ports: [("consumer".to_owned(), 8002), ("gate".to_owned(), 8081)].into(),
         };
-        let fake = services::fake();
-        let endpoints = environment.endpoints(&fake);
+        let fake = crate::services::fake();
+        let endpoints = environment.endpoints(&fake, false);
         let forwards: Vec<Forward> = endpoints.iter().map(Forward::from).collect();
         let forward = |service: &str, local_port| Forward {
             name: "dev".to_owned(),

@@ -9,10 +9,10 @@ use crate::environments::{Endpoint, Environment};
 use crate::kubernetes::cluster::{Cluster, PROXIES, wait_for};
 use crate::kubernetes::minikube::{self, State};
 use crate::kubernetes::pods;
-use crate::kubernetes::release::{self, Installed};
+use crate::kubernetes::release::{self, Installed, Running};
 use crate::kubernetes::rollout::{self, Workloads};
 use crate::kubernetes::servers::{KAFKA, POSTGRES};
-use crate::{port, services};
+use crate::port;
 
 const UP: &str = "cargo xtask up";
 
@@ -58,9 +58,9 @@ impl Report {
         }
         for environment in environments {
             // Without a release, optional services do not run either.
-            let services = release::services(&cluster, environment);
-            let services = services.unwrap_or_else(|_| services::required());
-            for endpoint in environment.endpoints(services) {
+            let running = release::running(&cluster, environment);
+            let Running { services, tls } = running.unwrap_or_else(|_| Running::at_least());
+            for endpoint in environment.endpoints(services, tls) {
                 report.endpoint(&endpoint);
             }
         }

@@ -12,7 +12,7 @@ use crate::kubernetes::cluster::{Cluster, wait_for};
 use crate::kubernetes::images::Image;
 use crate::kubernetes::kafka_address::Address;
 use crate::kubernetes::labels::selector_of;
-use crate::kubernetes::pods;
+use crate::kubernetes::{pods, security};
 use crate::services::{self, Service};
 
 /// A release as `helm list` shows it.
@@ -49,6 +49,8 @@ pub struct Release<'a> {
     pub images: &'a [Image],
     /// The Kafka of `up --kafka`, instead of the one of k8s/kafka.
     pub kafka: Option<&'a Address>,
+    /// Whether it needs tokens, and serves TLS.
+    pub secure: bool,
 }
 
 /// Why a release has to be installed or upgraded.
@@ -124,17 +126,31 @@ pub fn other_kafkas(
     Ok(others)
 }
 
-/// The services that an environment's release runs. Asks the cluster only if some are optional.
-pub fn services(
-    cluster: &Cluster,
-    environment: &Environment,
-) -> anyhow::Result<Vec<&'static Service>> {
-    let required = services::required();
-    if required.len() == services::all().len() {
-        return Ok(required);
+/// What an environment's release runs.
+pub struct Running {
+    pub services: Vec<&'static Service>,
+    /// Whether they serve TLS themselves.
+    pub tls: bool,
+}
+
+impl Running {
+    /// What every release runs.
+    pub fn at_least() -> Self {
+        Self {
+            services: services::required(),
+            tls: false,
+        }
     }
+}
+
+pub fn running(cluster: &Cluster, environment: &Environment) -> anyhow::Result<Running> {
     let values = values(cluster, environment, &["--all"])?;
-    Ok(enabled(services::all(), &values))
+    Ok(Running {
+        services: enabled(services::all(), &values),
+        tls: values["tls"]["secret"]
+            .as_str()
+            .is_some_and(|secret| !secret.is_empty()),
+    })
 }
 
 fn enabled<'a>(services: &'a [Service], values: &Value) -> Vec<&'a Service> {
@@ -254,6 +270,9 @@ impl Release<'_> {
         }
         helm.args(services::everything().map(|value| format!("--set={value}")));
         helm.args(self.kafka.iter().flat_map(|kafka| kafka.values()));
+        if self.secure {
+            helm.args(security::values());
+        }
         helm
     }
 }

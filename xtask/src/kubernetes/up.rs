@@ -8,11 +8,12 @@ use crate::command::{output, status};
 use crate::environments::{self, Environment};
 use crate::kubernetes::cluster::{Cluster, wait_for};
 use crate::kubernetes::database;
-use crate::kubernetes::images::{self, Image};
+use crate::kubernetes::images;
 use crate::kubernetes::kafka_address::Address;
 use crate::kubernetes::minikube;
 use crate::kubernetes::release::{self, Release};
 use crate::kubernetes::rollout::{self, Workloads};
+use crate::kubernetes::security;
 use crate::kubernetes::servers::{self, KAFKA, POSTGRES};
 
 /// The exit code that makes ./setup.sh continue without a cluster.
@@ -31,6 +32,11 @@ pub struct Args {
     /// Use a running Kafka instead of starting one in namespace kafka: its address as pods in the cluster reach it.
     #[arg(long, value_name = "HOST:PORT")]
     kafka: Option<Address>,
+
+    /// Serve TLS, and those alone who have a token, with keys and certificates that are made the first time. Without it, the
+    /// environments are open to everyone again.
+    #[arg(long)]
+    secure: bool,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -49,11 +55,25 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     phases.time("load", || images::load(&images, &cluster))?;
     let kafka = args.kafka.as_ref();
     phases.time("servers", || start_servers(&cluster, kafka, &environments))?;
-    phases.time("releases", || {
-        install(&environments, &images, kafka, &cluster)
-    })?;
+    if args.secure {
+        for environment in &environments {
+            security::prepare(&cluster, environment)?;
+        }
+    }
+    let releases = environments.iter().map(|environment| Release {
+        cluster: &cluster,
+        environment,
+        images: &images,
+        kafka,
+        secure: args.secure,
+    });
+    let releases: Vec<Release> = releases.collect();
+    phases.time("releases", || install(&releases, &cluster))?;
     phases.time("pods", || wait_for(roll_out(&environments, &cluster)))?;
     println!("\n{phases}");
+    if args.secure {
+        security::explain(&environments);
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -113,20 +133,8 @@ fn start_servers(
 }
 
 /// Installs missing releases and upgrades those that differ.
-fn install(
-    environments: &[Environment],
-    images: &[Image],
-    kafka: Option<&Address>,
-    cluster: &Cluster,
-) -> anyhow::Result<()> {
+fn install(releases: &[Release], cluster: &Cluster) -> anyhow::Result<()> {
     let installed = release::installed(cluster)?;
-    let releases = environments.iter().map(|environment| Release {
-        cluster,
-        environment,
-        images,
-        kafka,
-    });
-    let releases: Vec<Release> = releases.collect();
     // In parallel, since each comparison takes a second or two.
     let differences: Vec<_> = thread::scope(|scope| {
         let installed = &installed;

@@ -45,7 +45,8 @@ async function configuration() {
       figures.setClock(answer.headers.get("date"));
       return answer.json();
     }
-    showState({ name: "waiting", until: Date.now() + wait });
+    const name = answer?.status === 401 ? "signed-out" : "waiting";
+    showState({ name, until: Date.now() + wait });
     await new Promise((resolve) => setTimeout(resolve, wait * (0.5 + Math.random() / 2)));
   }
 }

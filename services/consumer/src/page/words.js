@@ -37,6 +37,7 @@ export function stateInWords({ name, until, reason, transport }) {
   if (name === "away") return reason && reason !== UNREACHABLE ? "The topic cannot be read" : "Kafka is unreachable";
   if (name === "ended") return reason === "closed" ? "Closed" : `Ended: ${reason}`;
   if (name === "connecting") return "Connecting…";
+  if (name === "signed-out") return "Not signed in";
   const seconds = Math.max(0, Math.ceil((until - Date.now()) / 1_000));
   return `Disconnected, reconnecting in ${seconds} s`;
 }
@@ -49,6 +50,7 @@ export function stateExplained({ name, since, reason, transport }) {
   if (name === "away") {
     return `Kafka has been unreachable since ${time(Date.parse(since))}. No new messages can arrive until it is reachable again; none are lost.`;
   }
+  if (name === "signed-out") return "Messages are shown to users who have signed in. This page goes on by itself once you have.";
   if (name === "live" && transport) return fallback[transport];
   return "";
 }

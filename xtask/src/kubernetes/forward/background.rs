@@ -199,7 +199,7 @@ mod tests {
             let mut environment = environments::chosen(&["dev".to_owned()]).unwrap().remove(0);
             environment.local_ports =
                 [("consumer".to_owned(), page), ("gate".to_owned(), gate)].into();
-            assert_eq!(answer(&environment.endpoints(&services)), expected);
+            assert_eq!(answer(&environment.endpoints(&services, false)), expected);
         }
     }
 }

@@ -84,7 +84,7 @@ impl Pods {
 impl Ready {
     /// The log line while connections go to it.
     pub fn line(&self, local_port: u16) -> String {
-        format!("http://localhost:{local_port} -> pod {}", self.name)
+        format!("localhost:{local_port} -> pod {}", self.name)
     }
 
     /// `None` when the pod is not ready, is terminating, or has no such port.
