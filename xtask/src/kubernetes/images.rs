@@ -4,6 +4,7 @@ mod cluster;
 mod compile;
 pub mod docker;
 mod pack;
+mod sbom;
 
 use std::collections::HashMap;
 use std::fs;
@@ -27,7 +28,7 @@ use pack::pack;
 
 /// Build the services' container images into target/images: on Linux without a container engine, elsewhere with docker.
 ///
-/// Each contains only one static program. The tag is a digest of the content: an unchanged image keeps its tag, even
+/// Each contains only one static program; beside each archive is a list of what that is made of (NAME.cdx.json, CycloneDX). The tag is a digest of the content: an unchanged image keeps its tag, even
 /// when it is built from another folder. Prints a line for each, `REFERENCE ARCHIVE`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -74,6 +75,11 @@ pub struct Image {
 }
 
 impl Image {
+    /// The list of what it contains, in CycloneDX.
+    pub fn sbom(&self) -> PathBuf {
+        sbom::file(self.archive.parent().unwrap_or(Path::new("")), self.service)
+    }
+
     /// As in a pod's manifest: `herald/consumer:0123456789abcdef`.
     pub fn reference(&self) -> String {
         format!("{}:{}", self.repository, self.tag)
@@ -124,10 +130,11 @@ fn build_wanted(wanted: &Wanted) -> anyhow::Result<Vec<Image>> {
     let folder = crate::target().join("images");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     if cfg!(target_os = "linux") {
-        from_programs(wanted, &Workspace::here(), &folder)
-    } else {
-        docker::build(wanted, &folder)
+        return from_programs(wanted, &Workspace::here(), &folder);
     }
+    let images = docker::build(wanted, &folder)?;
+    write_sboms(wanted, &Workspace::here(), &folder)?;
+    Ok(images)
 }
 
 /// Compiles the workspace and packs its programs into `folder`.
@@ -158,7 +165,19 @@ pub fn from_programs(
             archive,
         });
     }
+    write_sboms(wanted, workspace, folder)?;
     Ok(images)
+}
+
+/// Writes the lists of what the images contain, beside their archives.
+pub fn write_sboms(wanted: &Wanted, workspace: &Workspace, folder: &Path) -> anyhow::Result<()> {
+    let names: Vec<&str> = wanted
+        .services
+        .iter()
+        .map(|service| service.name.as_str())
+        .collect();
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    sbom::write(&names, workspace, &target, folder).context("cannot list what the images contain")
 }
 
 /// The name does not change, since minikube keeps a copy of each file that it loads.

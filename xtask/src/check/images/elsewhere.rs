@@ -1,7 +1,7 @@
 //! A second build, which shares only the sources and the compilers with the first.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
@@ -25,17 +25,18 @@ pub fn same(images: &[Image]) -> anyhow::Result<()> {
     }
     ensure!(
         archives == self::archives(&others)?,
-        "the archives differ, though the images do not"
+        "the archives or SBOMs differ, though the images do not"
     );
     fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))
 }
 
 fn archives(images: &[Image]) -> anyhow::Result<Vec<Vec<u8>>> {
-    let read = |image: &Image| {
-        let archive = &image.archive;
-        fs::read(archive).with_context(|| format!("cannot read {}", archive.display()))
-    };
-    images.iter().map(read).collect()
+    let read =
+        |file: PathBuf| fs::read(&file).with_context(|| format!("cannot read {}", file.display()));
+    let files = images
+        .iter()
+        .flat_map(|image| [image.archive.clone(), image.sbom()]);
+    files.map(read).collect()
 }
 
 /// Without build output and downloads.

@@ -45,7 +45,7 @@ impl Workspace {
         }
     }
 
-    fn command<A: AsRef<OsStr>>(
+    pub fn command<A: AsRef<OsStr>>(
         &self,
         program: &str,
         args: impl IntoIterator<Item = A>,
@@ -148,29 +148,33 @@ impl Rustc {
 }
 
 #[derive(Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
+pub struct Metadata {
+    pub packages: Vec<Package>,
 }
 
 #[derive(Deserialize)]
-struct Package {
-    name: String,
-    manifest_path: PathBuf,
+pub struct Package {
+    pub name: String,
+    pub version: String,
+    pub manifest_path: PathBuf,
 }
 
-/// The folder with the sources of the dependencies, which cargo downloads if missing.
-fn crates(workspace: &Workspace, rustc: &Rustc) -> anyhow::Result<PathBuf> {
+/// All packages of the workspace and its dependencies, which cargo downloads if missing.
+pub fn metadata(workspace: &Workspace, target: &str) -> anyhow::Result<Metadata> {
     let args = [
         "metadata",
         "--locked",
         "--format-version=1",
         "--filter-platform",
     ];
-    let text = output(workspace.command("cargo", args).arg(&rustc.host))?;
-    let metadata: Metadata =
-        serde_json::from_str(&text).context("cannot read the output of cargo metadata")?;
-    let one = metadata
-        .packages
+    let text = output(workspace.command("cargo", args).arg(target))?;
+    serde_json::from_str(&text).context("cannot read the output of cargo metadata")
+}
+
+/// The folder with the sources of the dependencies.
+fn crates(workspace: &Workspace, rustc: &Rustc) -> anyhow::Result<PathBuf> {
+    let packages = metadata(workspace, &rustc.host)?.packages;
+    let one = packages
         .iter()
         .find(|package| package.name == "rdkafka-sys");
     let folder = one.and_then(|package| package.manifest_path.ancestors().nth(2));
