@@ -142,7 +142,7 @@ const CHECKS: &[Check] = &[
         name: "clients",
         about: "tests/clients: published clients (npm, PyPI, curl, kcat) against the services",
         needs: &[tools::NODE, tools::NPM, tools::PYTHON],
-        wants: &[tools::CURL, tools::KCAT],
+        wants: &[tools::CURL, tools::KCAT, tools::SLOWHTTPTEST],
         run: javascript::clients,
         after_build: true,
         kafka: true,

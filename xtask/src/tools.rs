@@ -19,6 +19,7 @@ pub const NPM: Tool = tool(&["npm"], "it comes with Node.js");
 pub const PYTHON: Tool = tool(&["python3"], "packages python3 and python3-venv");
 pub const CURL: Tool = tool(&["curl"], "package curl");
 pub const KCAT: Tool = tool(&["kcat"], "package kcat");
+pub const SLOWHTTPTEST: Tool = tool(&["slowhttptest"], "package slowhttptest");
 pub const JAVA: Tool = tool(
     &["java"],
     "a Java runtime, 17 or newer: package openjdk-17-jre-headless, or openjdk with brew",

@@ -44,9 +44,9 @@ export function without(...needs) {
     python: !python && "no python with the modules of requirements.txt; HERALD_PYTHON can name one",
     openssl: !runs("openssl", "version") && "openssl is not installed",
     curl: !runs("curl", "--version") && "curl is not installed",
-    openssl: !runs("openssl", "version") && "openssl is not installed",
     postgres: !postgresPrograms && "PostgreSQL (initdb, postgres, psql) is not installed",
     kcat: !runs("kcat", "-V") && "kcat is not installed",
+    slowhttptest: !runs("sh", "-c", "command -v slowhttptest") && "slowhttptest is not installed",
   };
   const why = needs.map((need) => missing[need]).find(Boolean);
   if (why && process.env.CI === "true") {

@@ -47,8 +47,8 @@ export function fetchOver(session, path, { headers = {}, body } = {}) {
 }
 
 /** A stream of server-sent events over such a connection. It can be paused, and ends with the test. */
-export async function openEventsOver(t, session, path) {
-  const request = session.request({ ":path": path });
+export async function openEventsOver(t, session, path, headers = {}) {
+  const request = session.request({ ":path": path, ...headers });
   const stream = { request, events: [], ended: false };
   t.after(() => request.destroy());
   const parser = createParser({ onEvent: (event) => stream.events.push(event) });
