@@ -73,8 +73,13 @@ fn in_browser(args: &[&str]) -> anyhow::Result<Command> {
     Ok(tests)
 }
 
-/// A test that hangs is cancelled after ten minutes.
-const TEST: [&str; 3] = ["--test", "--test-reporter=spec", "--test-timeout=600000"];
+/// Two files at a time, since most tests wait. One that hangs is cancelled after ten minutes.
+const TEST: [&str; 4] = [
+    "--test",
+    "--test-reporter=spec",
+    "--test-concurrency=2",
+    "--test-timeout=600000",
+];
 
 fn node(env: &TestEnv, folder: &Path, tests: &mut Command) -> anyhow::Result<Tally> {
     tests
