@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { generateKeyPairSync } from "node:crypto";
 import { once } from "node:events";
-import { writeFileSync } from "node:fs";
+import { copyFileSync, writeFileSync } from "node:fs";
 import https from "node:https";
 import path from "node:path";
 import { test } from "node:test";
@@ -23,7 +23,7 @@ const STREAMS = 50;
 /** Over one connection of HTTP/2. */
 const SHARED = 10;
 /** How long the short tokens are valid, in seconds: longer than 200 streams take to open. */
-const SHORT = 15;
+const SHORT = 20;
 
 const bearer = (value) => ({ authorization: `Bearer ${value}` });
 
@@ -35,7 +35,7 @@ const OPEN = {
   },
   async WebSocket(t, server, value, after) {
     const address = `wss://localhost:${server.port}/ws${after ? `?after=${after}` : ""}`;
-    const socket = openSocket(t, address, { ca: server.ca(), headers: bearer(value) });
+    const socket = openSocket(t, address, { ca: server.ca, headers: bearer(value) });
     await socket.takes("start");
     return { data: () => socket.got("message").map(({ data }) => data), bye: () => socket.got("bye")[0] };
   },
@@ -45,7 +45,7 @@ const OPEN = {
 
 async function openSocketIo(transport, t, server, value, after) {
   const auth = { token: value, ...(after && { after }) };
-  const socket = io(`https://localhost:${server.port}`, { transports: [transport], ca: server.ca(), forceNew: true, reconnection: false, auth });
+  const socket = io(`https://localhost:${server.port}`, { transports: [transport], ca: server.ca, forceNew: true, reconnection: false, auth });
   t.after(() => socket.close());
   const [data, byes] = [[], []];
   socket.on("message", (message) => data.push(message.data));
@@ -58,7 +58,7 @@ async function openSocketIo(transport, t, server, value, after) {
 function sessions(t, port, ca) {
   let [opened, current] = [0, undefined];
   return () => {
-    if (opened++ % SHARED === 0) current = openSession(t, `https://localhost:${port}`, ca());
+    if (opened++ % SHARED === 0) current = openSession(t, `https://localhost:${port}`, ca);
     return current;
   };
 }
@@ -69,11 +69,12 @@ test(`${4 * STREAMS} streams go on while the key, the certificate and the tokens
   const keys = path.join(folder, "keys");
   const trust = (...pairs) => writeFileSync(keys, pairs.map(({ EdDSA }) => EdDSA.publicKey.export({ type: "spki", format: "pem" })).join(""));
   trust(old);
-  let certificate = newCertificate(folder);
+  const [certificate, renewed] = [newCertificate(folder), newCertificate(folderOf(t))];
   const topic = await newTopic();
   const consumer = await startConsumer(t, topic, [...certificate.options, "--jwt-keys", keys]);
   const { port } = consumer;
-  const ca = () => certificate.ca;
+  // Clients of polling connect again and again.
+  const ca = [certificate.ca, renewed.ca];
   const server = { port, ca, session: sessions(t, port, ca) };
   const newToken = (pair, seconds) => token(claims({ read: [`topic/${topic}`], exp: Math.floor(Date.now() / 1000) + seconds }), "EdDSA", pair);
 
@@ -91,6 +92,7 @@ test(`${4 * STREAMS} streams go on while the key, the certificate and the tokens
 
   const sent = [];
   let stopped = false;
+  t.after(() => (stopped = true));
   const publishing = (async () => {
     while (!stopped) {
       sent.push(`record ${sent.length}`);
@@ -102,13 +104,13 @@ test(`${4 * STREAMS} streams go on while the key, the certificate and the tokens
   trust(old, next);
   const shown = () =>
     new Promise((resolve) => {
-      const asked = https.get(`https://localhost:${port}/`, { ca: ca(), agent: false }, (response) => (response.resume(), resolve(true)));
+      const asked = https.get(`https://localhost:${port}/`, { ca: renewed.ca, agent: false }, (response) => (response.resume(), resolve(true)));
       asked.on("error", () => resolve(false));
     });
-  certificate = newCertificate(folder);
+  for (const file of ["cert", "key"]) copyFileSync(renewed[file], certificate[file]);
   await until("the next certificate is shown", shown);
   const accepted = async () => {
-    const options = { ca: ca(), agent: false, headers: bearer(newToken(next, 60)) };
+    const options = { ca, agent: false, headers: bearer(newToken(next, 60)) };
     const [response] = await once(https.get(`https://localhost:${port}/messages`, options), "response");
     response.resume();
     return response.statusCode === 200;
@@ -130,7 +132,7 @@ test(`${4 * STREAMS} streams go on while the key, the certificate and the tokens
   assert.ok(Date.now() >= expires - 1000, "and not before its time");
   trust(next);
   await until("the old key is unknown", async () => {
-    const [response] = await once(https.get(`https://localhost:${port}/messages`, { ca: ca(), agent: false, headers: bearer(newToken(old, 60)) }), "response");
+    const [response] = await once(https.get(`https://localhost:${port}/messages`, { ca, agent: false, headers: bearer(newToken(old, 60)) }), "response");
     response.resume();
     return response.statusCode === 401;
   });
