@@ -3,7 +3,7 @@
 # all when none is named) on minikube. Returns when their pages answer, and prints where they are. It can be run again at any time.
 # --local: in one process on this machine, with a broker inside it, as where no cluster is available. --fresh deletes its sessions first.
 # --kafka: with a Kafka that runs already; HOST:PORT is its address for a pod in the cluster.
-# --secure: on minikube, with TLS, and for those alone who have a token (docs/security.md).
+# --secure: on minikube, with TLS, and a token required from every client (docs/security.md).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 export PATH="${HERALD_BIN:-$HOME/.local/bin}:${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"

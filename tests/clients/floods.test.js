@@ -60,7 +60,7 @@ async function attack(t, ...options) {
   return said;
 }
 
-describe("slow clients", { skip: without("kafka", "slowhttptest"), concurrency: true }, () => {
+describe("slow clients", { skip: without("kafka", "slowhttptest") }, () => {
   test(`${CONNECTIONS} whose requests, bodies and reading take for ever leave the others alone`, async (t) => {
     const topic = await newTopic();
     await publish(topic, Array.from({ length: 500 }, (_, number) => `${number} ${"x".repeat(2000)}`));
@@ -83,8 +83,7 @@ describe("slow clients", { skip: without("kafka", "slowhttptest"), concurrency: 
       attack(t, "-X", "-w", 10, "-y", 20, "-n", 5, "-z", 32, "-k", 1, "-u", `${consumer.url}/messages?from=earliest&limit=500`),
     ];
     const all = Promise.all(attacks).finally(() => (ended = true));
-    await servesOthers([`${consumer.url}/config`, `${consumer.url}/messages?limit=10`, `${page}/`], () => ended);
-    await all;
+    await Promise.all([all, servesOthers([`${consumer.url}/config`, `${consumer.url}/messages?limit=10`, `${page}/`], () => ended)]);
     assert.ok((await consumer.metric("herald_connections_refused_total", 'reason="header"')) >= CONNECTIONS / 2, "slow requests are ended");
     await until("they hold nothing", async () => (await consumer.metric("herald_connections")) === 0, 30_000);
   });
@@ -111,7 +110,6 @@ test("5,000 connections from one address leave the others alone", { skip: withou
     await until(() => `each is answered; ${answered.size} are`, () => answered.size === COUNT, 60_000);
     await pause(1000);
   })().finally(() => (ended = true));
-  await servesOthers([`${consumer.url}/config`, `${consumer.url}/messages`], () => ended);
-  await flood;
+  await Promise.all([flood, servesOthers([`${consumer.url}/config`, `${consumer.url}/messages`], () => ended)]);
   assert.equal(await consumer.metric("herald_streams", 'transport="sse"'), LIMIT);
 });

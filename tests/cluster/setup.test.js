@@ -179,9 +179,9 @@ describe("./setup.sh", { skip }, () => {
     await live(prod);
   });
 
-  test("with --secure dev takes TLS and tokens alone, with which everything goes on, and without it is open again", async (t) => {
+  test("--secure turns on TLS and requires tokens in dev, everything works with them, and without it dev is open again", async (t) => {
     const { stdout } = run("./setup.sh", ["--secure", "dev"]);
-    const ca = readFileSync(/^dev +(\/.*\.crt)$/m.exec(stdout)[1]);
+    const ca = readFileSync(/^dev: .*trust (\/.*\.crt)/m.exec(stdout)[1]);
     const newToken = (...args) => run("cargo", ["xtask", "token", ...args]).stdout.trim();
     const secured = Object.fromEntries(["url", "gateway"].map((name) => [name, dev[name].replace("http:", "https:")]));
     const page = { ...dev, ...secured };

@@ -28,8 +28,8 @@ use pack::pack;
 
 /// Build the services' container images into target/images: on Linux without a container engine, elsewhere with docker.
 ///
-/// Each contains only one static program; beside each archive is a list of what that is made of (NAME.cdx.json, CycloneDX). The tag is a digest of the content: an unchanged image keeps its tag, even
-/// when it is built from another folder. Prints a line for each, `REFERENCE ARCHIVE`.
+/// Each contains only one static program; beside each archive is its SBOM (NAME.cdx.json, CycloneDX). The tag is a digest of the
+/// content: an unchanged image keeps its tag, even when it is built from another folder. Prints a line for each, `REFERENCE ARCHIVE`.
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these services; all of them when none is named.

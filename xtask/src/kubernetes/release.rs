@@ -49,7 +49,7 @@ pub struct Release<'a> {
     pub images: &'a [Image],
     /// The Kafka of `up --kafka`, instead of the one of k8s/kafka.
     pub kafka: Option<&'a Address>,
-    /// Whether it needs tokens, and serves TLS.
+    /// Whether it requires tokens and serves TLS.
     pub secure: bool,
 }
 

@@ -1,7 +1,7 @@
 //! What `up --secure` adds to an environment: keys for its tokens, and a certificate for its ports.
 
-use std::fs;
 use std::path::PathBuf;
+use std::{fmt, fs};
 
 use anyhow::Context;
 use jiff::civil::Date;
@@ -31,45 +31,71 @@ const COOKIE: &str = "__Host-herald";
 const VALID: i64 = 365;
 const RENEWED: i64 = 30;
 
-/// Gives an environment its Secrets. One that `up` did not create is used as it is.
-pub fn prepare(cluster: &Cluster, environment: &Environment) -> anyhow::Result<()> {
-    let namespace = &environment.namespace;
-    let find = |name| secrets::find(cluster, namespace, name);
-    let is_foreign = |found: &Option<Secret>| {
-        let found = found.as_ref();
-        found.is_some_and(|found| !is_ours(&found.metadata))
-    };
+/// What a client of an environment needs.
+pub struct Secured {
+    name: String,
+    /// The file of the certificate that it must trust.
+    certificate: PathBuf,
+    /// Whether its tokens are those of `cargo xtask token`.
+    own_keys: bool,
+}
 
-    let found = find(KEYS_SECRET)?;
-    if is_foreign(&found) {
-        let name = &environment.name;
-        println!("{name}: tokens must be signed with the keys of its Secret {KEYS_SECRET}");
-    } else {
-        let keys = token::keys()?;
-        let has = found.as_ref().and_then(|found| secrets::text(found, KEYS));
-        if has != Some(&keys) {
-            secrets::apply(cluster, namespace, KEYS_SECRET, OPAQUE, &[(KEYS, keys)])?;
+impl fmt::Display for Secured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name, certificate, ..
+        } = self;
+        write!(
+            f,
+            "{name}: clients trust {}, and need a token ",
+            certificate.display()
+        )?;
+        match self.own_keys {
+            true => write!(
+                f,
+                "(cargo xtask token; node examples/sign-in.mjs for browsers)"
+            ),
+            false => write!(f, "signed with the keys of its Secret {KEYS_SECRET}"),
+        }
+    }
+}
+
+/// Gives an environment its Secrets. One that `up` did not create is used as it is.
+pub fn prepare(cluster: &Cluster, environment: &Environment) -> anyhow::Result<Secured> {
+    let namespace = &environment.namespace;
+    let keys = secrets::find(cluster, namespace, KEYS_SECRET)?;
+    let own_keys = keys.as_ref().is_none_or(|found| is_ours(&found.metadata));
+    if own_keys {
+        let wanted = token::keys()?;
+        let has = keys.as_ref().and_then(|found| secrets::text(found, KEYS));
+        if has != Some(&wanted) {
+            secrets::apply(cluster, namespace, KEYS_SECRET, OPAQUE, &[(KEYS, wanted)])?;
         }
     }
 
-    let found = find(TLS_SECRET)?;
     let today = Zoned::now().date();
-    let certificate = match &found {
-        Some(found) if is_foreign(&Some(found.clone())) || is_valid(found, today) => {
-            secrets::text(found, CERTIFICATE).map(str::to_owned)
-        }
-        _ => {
+    let found = secrets::find(cluster, namespace, TLS_SECRET)?;
+    let usable = found.filter(|found| !is_ours(&found.metadata) || is_valid(found, today));
+    let certificate = match &usable {
+        Some(found) => secrets::text(found, CERTIFICATE)
+            .with_context(|| {
+                format!("Secret {TLS_SECRET} in namespace {namespace} has no {CERTIFICATE}")
+            })?
+            .to_owned(),
+        None => {
             let (certificate, data) = new_certificate(environment, today)?;
             secrets::apply(cluster, namespace, TLS_SECRET, TLS, &data)?;
-            Some(certificate)
+            certificate
         }
     };
-    if let Some(certificate) = certificate {
-        let file = file(environment);
-        fs::write(&file, certificate)
-            .with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    Ok(())
+    let name = environment.name.clone();
+    let file = crate::target().join(format!("{name}.crt"));
+    fs::write(&file, certificate).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(Secured {
+        name,
+        certificate: file,
+        own_keys,
+    })
 }
 
 /// The values of the chart.
@@ -79,21 +105,6 @@ pub fn values() -> [String; 3] {
         format!("--set=tokens.cookie={COOKIE}"),
         format!("--set=tls.secret={TLS_SECRET}"),
     ]
-}
-
-/// What a user does next.
-pub fn explain(environments: &[Environment]) {
-    println!("\nClients need a token, and trust these certificates:");
-    for environment in environments {
-        println!("{:<10}{}", environment.name, file(environment).display());
-    }
-    println!(
-        "`cargo xtask token` makes tokens, and `node examples/sign-in.mjs` signs a browser in."
-    );
-}
-
-fn file(environment: &Environment) -> PathBuf {
-    crate::target().join(format!("{}.crt", environment.name))
 }
 
 fn is_valid(secret: &Secret, today: Date) -> bool {

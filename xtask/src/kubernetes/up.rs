@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, value_name = "HOST:PORT")]
     kafka: Option<Address>,
 
-    /// Serve TLS, and those alone who have a token, with keys and certificates that are made the first time. Without it, the
+    /// Turn on TLS, and require a token from every client; keys and certificates are made the first time. Without it, the
     /// environments are open to everyone again.
     #[arg(long)]
     secure: bool,
@@ -55,11 +55,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     phases.time("load", || images::load(&images, &cluster))?;
     let kafka = args.kafka.as_ref();
     phases.time("servers", || start_servers(&cluster, kafka, &environments))?;
-    if args.secure {
-        for environment in &environments {
-            security::prepare(&cluster, environment)?;
-        }
-    }
+    let secured = if args.secure {
+        let secured = environments.iter();
+        let secured = secured.map(|environment| security::prepare(&cluster, environment));
+        secured.collect::<anyhow::Result<Vec<_>>>()?
+    } else {
+        Vec::new()
+    };
     let releases = environments.iter().map(|environment| Release {
         cluster: &cluster,
         environment,
@@ -71,8 +73,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     phases.time("releases", || install(&releases, &cluster))?;
     phases.time("pods", || wait_for(roll_out(&environments, &cluster)))?;
     println!("\n{phases}");
-    if args.secure {
-        security::explain(&environments);
+    for secured in secured {
+        println!("{secured}");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -80,8 +80,16 @@ function open(start) {
     list.append(gap);
     keepGap(gap);
   });
-  on("state", showState);
+  on("state", (next) => (next.name === "ended" ? resume(opened, next) : showState(next)));
   showState(opened.state);
+}
+
+/** A stream that ended because nobody is signed in any more continues once somebody is. */
+async function resume(ended, state) {
+  const answer = await fetch("config", { cache: "no-store" }).catch(() => null);
+  if (answer?.status !== 401) return showState(state);
+  await configuration();
+  if (stream === ended) open(ended.cursor ? { after: ended.cursor } : { last: FIRST });
 }
 
 async function fetchPage(query) {

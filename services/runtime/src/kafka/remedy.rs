@@ -5,7 +5,7 @@
 ///
 /// The texts are those of OpenSSL, of its names of TLS alerts, and of Kafka's answers to logins.
 pub fn remedy(reason: &str) -> Option<&'static str> {
-    const REMEDIES: [(&str, &str); 6] = [
+    const REMEDIES: [(&str, &str); 7] = [
         (
             "invalid credentials",
             "kafka rejects the user or the password; correct sasl.username and sasl.password, and restart",
@@ -20,12 +20,9 @@ pub fn remedy(reason: &str) -> Option<&'static str> {
         ),
         ("alert certificate unknown", UNTRUSTED),
         ("alert unknown ca", UNTRUSTED),
-        (
-            "alert bad certificate",
-            // librdkafka sends none that no CA of the broker's clients has signed.
-            "kafka demands a client certificate that a CA of its clients has signed; set ssl.certificate.location and ssl.key.location, \
-             and restart",
-        ),
+        ("alert bad certificate", MISSING),
+        // Of servers that are not written in Java.
+        ("alert certificate required", MISSING),
     ];
     let mut remedies = REMEDIES.into_iter();
     let known = remedies.find(|(text, _)| reason.contains(text));
@@ -35,6 +32,10 @@ pub fn remedy(reason: &str) -> Option<&'static str> {
 /// Java's TLS, and therefore Kafka, sends the same alert in both cases.
 const UNTRUSTED: &str = "kafka rejects our client certificate, because it has expired, or no CA of its clients has signed it; renew the one \
                          in ssl.certificate.location, and restart";
+
+/// librdkafka sends no certificate that no CA of the broker's clients has signed.
+const MISSING: &str = "kafka demands a client certificate that a CA of its clients has signed; set ssl.certificate.location and \
+                       ssl.key.location, and restart";
 
 #[cfg(test)]
 mod tests {
