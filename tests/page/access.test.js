@@ -157,7 +157,7 @@ test("the page continues once its visitor has signed in, again after a token has
   await until("it is shown", async () => (await texts(page)).some((text) => text.includes("for those who")));
 
   // Another page with a token for seconds.
-  const [head, payload] = [{ alg: "HS256" }, claims({ read: ["*"], exp: Math.floor(Date.now() / 1000) + 4 })].map((part) =>
+  const [head, payload] = [{ alg: "HS256" }, claims({ read: ["*"], exp: Math.floor(Date.now() / 1000) + 10 })].map((part) =>
     Buffer.from(JSON.stringify(part)).toString("base64url"),
   );
   const value = `${head}.${payload}.${createHmac("sha256", SECRET).update(`${head}.${payload}`).digest("base64url")}`;

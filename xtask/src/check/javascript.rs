@@ -33,11 +33,12 @@ pub fn page(env: &TestEnv) -> anyhow::Result<Tally> {
     node(env, &folder, &mut in_browser(&TEST)?)
 }
 
-/// Starts its own Kafka, with TLS and ACLs.
+/// Each file starts its own Kafka, with TLS and ACLs, and mostly waits for it.
 pub fn strimzi(env: &TestEnv) -> anyhow::Result<Tally> {
     let folder = folder("strimzi");
     npm_ci(&folder)?;
-    node(env, &folder, &mut command("node", TEST))
+    let mut tests = command("node", TEST);
+    node(env, &folder, tests.arg("--test-concurrency=2"))
 }
 
 /// `upstream`: the consumers behind the proxy, `host:port` with commas; without it, the suite starts its own.
@@ -73,13 +74,8 @@ fn in_browser(args: &[&str]) -> anyhow::Result<Command> {
     Ok(tests)
 }
 
-/// Two files at a time, since most tests wait. One that hangs is cancelled after ten minutes.
-const TEST: [&str; 4] = [
-    "--test",
-    "--test-reporter=spec",
-    "--test-concurrency=2",
-    "--test-timeout=600000",
-];
+/// A test that hangs is cancelled after ten minutes.
+const TEST: [&str; 3] = ["--test", "--test-reporter=spec", "--test-timeout=600000"];
 
 fn node(env: &TestEnv, folder: &Path, tests: &mut Command) -> anyhow::Result<Tally> {
     tests
