@@ -9,7 +9,7 @@ import { describe, test } from "node:test";
 
 import { startConsumer } from "./support/consumer.js";
 import { sqlite } from "./support/databases.js";
-import { kafkaAddress, without } from "./support/environment.js";
+import { kafkaAddress, withoutLong } from "./support/environment.js";
 import { newTopic, publish } from "./support/kafka.js";
 import { freePort } from "./support/ports.js";
 import { Service } from "./support/service.js";
@@ -60,7 +60,7 @@ async function attack(t, ...options) {
   return said;
 }
 
-describe("slow clients", { skip: without("kafka", "slowhttptest") }, () => {
+describe("slow clients", { skip: withoutLong("kafka", "slowhttptest") }, () => {
   test(`${CONNECTIONS} whose requests, bodies and reading take for ever leave the others alone`, async (t) => {
     const topic = await newTopic();
     await publish(topic, Array.from({ length: 500 }, (_, number) => `${number} ${"x".repeat(2000)}`));
@@ -89,7 +89,7 @@ describe("slow clients", { skip: without("kafka", "slowhttptest") }, () => {
   });
 });
 
-test("5,000 connections from one address leave the others alone", { skip: without("kafka") }, async (t) => {
+test("5,000 connections from one address leave the others alone", { skip: withoutLong("kafka") }, async (t) => {
   const [COUNT, LIMIT] = [5000, 100];
   const topic = await newTopic();
   const consumer = await startConsumer(t, topic, ["--max-connections-per-address", String(LIMIT)]);

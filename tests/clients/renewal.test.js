@@ -11,7 +11,7 @@ import { test } from "node:test";
 import { io } from "socket.io-client";
 
 import { startConsumer } from "./support/consumer.js";
-import { without } from "./support/environment.js";
+import { withoutLong } from "./support/environment.js";
 import { newTopic, publish } from "./support/kafka.js";
 import { claims, token } from "./support/tokens.js";
 import { folderOf, newCertificate, openEventsOver, openSession } from "./support/tls.js";
@@ -63,7 +63,7 @@ function sessions(t, port, ca) {
   };
 }
 
-test(`${4 * STREAMS} streams go on while the key, the certificate and the tokens are replaced`, { skip: without("kafka", "openssl") }, async (t) => {
+test(`${4 * STREAMS} streams go on while the key, the certificate and the tokens are replaced`, { skip: withoutLong("kafka", "openssl") }, async (t) => {
   const folder = folderOf(t);
   const [old, next] = [0, 1].map(() => ({ EdDSA: generateKeyPairSync("ed25519") }));
   const keys = path.join(folder, "keys");

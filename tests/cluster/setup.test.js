@@ -19,6 +19,7 @@ const skip = process.env.HERALD_DISPOSABLE_CLUSTER === "1" ? false : "HERALD_DIS
 const [byDefault, dev, prod] = environments;
 
 describe("./setup.sh", { skip }, () => {
+  const long = process.env.HERALD_TEST_LONG ? false : "it takes minutes (HERALD_TEST_LONG)";
   let browser;
   before(async () => (browser = await launch()));
   after(async () => {
@@ -179,7 +180,7 @@ describe("./setup.sh", { skip }, () => {
     await live(prod);
   });
 
-  test("--secure turns on TLS and requires tokens in dev, everything works with them, and without it dev is open again", async (t) => {
+  test("--secure turns on TLS and requires tokens in dev, everything works with them, and without it dev is open again", { skip: long }, async (t) => {
     const { stdout } = run("./setup.sh", ["--secure", "dev"]);
     const ca = readFileSync(/^dev: .*trust (\/.*\.crt)/m.exec(stdout)[1]);
     const newToken = (...args) => run("cargo", ["xtask", "token", ...args]).stdout.trim();
@@ -351,7 +352,6 @@ describe("./setup.sh", { skip }, () => {
     });
   });
 
-  const long = process.env.HERALD_TEST_LONG ? false : "it takes minutes (HERALD_TEST_LONG)";
   test("a stopped minikube is started, and the pages live again with what they had", { skip: long }, async () => {
     run("minikube", ["stop"]);
     const { stderr } = run("cargo", ["xtask", "down", "--cluster"], { fails: true });

@@ -55,6 +55,11 @@ export function without(...needs) {
   return why || false;
 }
 
+/** The `skip` option of tests that take long: a reason, or that of what they need and is missing. */
+export function withoutLong(...needs) {
+  return process.env.HERALD_TEST_LONG ? without(...needs) : "it takes long (HERALD_TEST_LONG)";
+}
+
 function debianPostgres() {
   const folder = "/usr/lib/postgresql";
   const versions = existsSync(folder) ? readdirSync(folder) : [];
