@@ -207,7 +207,7 @@ describe("./setup.sh", { skip }, () => {
     assert.equal(firsts[0].id, VIDEOS[0]);
     await live(page, "cluster-secure", all);
 
-    assert.match(run("cargo", ["xtask", "status"]).stdout, new RegExp(`^ok {5}page ${page.url}: answers$`, "m"));
+    assert.match(run("cargo", ["xtask", "status", "dev"]).stdout, new RegExp(`^ok {5}page ${page.url}: answers$`, "m"));
     assert.match(run("./setup.sh", ["--secure", "dev"]).stdout, /^dev: nothing to change$/m);
     assert.match(setup("dev").stdout, /^dev: the chart, its values or the images changed$/m);
     await live(dev);
