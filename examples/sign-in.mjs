@@ -5,8 +5,6 @@ import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 
 const PORT = Number(process.argv[2] ?? 8090);
-/** The address of this page for browsers. */
-const ORIGIN = process.env.ORIGIN ?? (PORT && `http://localhost:${PORT}`);
 const KEYS = process.env.TOKEN_KEYS ?? new URL("../target/token-keys.json", import.meta.url);
 
 // Who may do what. Replace this by your own: OpenID Connect, a directory, a table of salted hashes (scrypt), with a limit of attempts.
@@ -54,8 +52,8 @@ const page = (said) => `<!doctype html><html lang="en"><meta charset="utf-8"><me
 async function handle(request, response) {
   const answer = (status, said, headers = {}) => response.writeHead(status, { ...HEADERS, ...headers }).end(page(said));
   if (request.method !== "POST") return answer(200, "");
-  // Only from this page.
-  if (request.headers.origin !== (ORIGIN || `http://localhost:${server.address().port}`)) return answer(403, "That came from another page.");
+  // Only from this page; ORIGIN is its address for browsers, where that is another one.
+  if (request.headers.origin !== (process.env.ORIGIN ?? `http://localhost:${server.address().port}`)) return answer(403, "That came from another page.");
   let body = "";
   for await (const chunk of request) if ((body += chunk).length > 1000) return response.destroy();
   const form = new URLSearchParams(body);

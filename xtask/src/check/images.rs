@@ -2,6 +2,7 @@
 
 mod content;
 mod elsewhere;
+mod sbom;
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use super::tally::Tally;
 use super::{TestEnv, python};
 use crate::command::{command, output, run};
 use crate::kubernetes::cluster::Cluster;
-use crate::kubernetes::images::{self, Image, Wanted, docker, megabytes};
+use crate::kubernetes::images::{self, Image, Wanted, Workspace, docker, megabytes};
 use crate::kubernetes::minikube;
 use crate::tools;
 use content::Content;
@@ -70,6 +71,8 @@ pub fn images(env: &TestEnv) -> anyhow::Result<Tally> {
             inspect(&mut cases, image)?;
         }
     }
+    images::write_sboms(&images, &Workspace::here())?;
+    sboms(&mut cases, &images);
     let cluster = Cluster::minikube();
     let name = "the cluster loads them";
     if minikube::is_known(&cluster) {
@@ -97,6 +100,22 @@ pub fn images(env: &TestEnv) -> anyhow::Result<Tally> {
         }
     }
     Ok(cases.0)
+}
+
+fn sboms(cases: &mut Cases, images: &[Image]) {
+    for image in images {
+        let name = format!(
+            "{}: the SBOM lists what is in it, and nothing else",
+            image.service
+        );
+        cases.run(&name, || sbom::lists(image));
+    }
+    cases.run("the SBOMs are the same again", || sbom::same(images));
+    if tools::PYTHON.find().is_some() {
+        cases.run("the SBOMs have the schema of CycloneDX", || {
+            sbom::valid(images)
+        });
+    }
 }
 
 fn inspect(cases: &mut Cases, image: &Image) -> anyhow::Result<()> {

@@ -20,6 +20,7 @@ use oci_spec::image::{
 pub use cluster::load;
 pub use compile::{Profile, Workspace};
 pub use pack::{USER, sha256};
+pub use sbom::write as write_sboms;
 
 use crate::kubernetes::cluster::Cluster;
 use crate::services::{self, Service};
@@ -77,7 +78,7 @@ pub struct Image {
 impl Image {
     /// The list of what it contains, in CycloneDX.
     pub fn sbom(&self) -> PathBuf {
-        sbom::file(self.archive.parent().unwrap_or(Path::new("")), self.service)
+        self.archive.with_extension("cdx.json")
     }
 
     /// As in a pod's manifest: `herald/consumer:0123456789abcdef`.
@@ -112,6 +113,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         wanted.profile = Profile::Debug;
     }
     let images = build_wanted(&wanted)?;
+    write_sboms(&images, &Workspace::here())?;
     if args.load {
         load(&images, &Cluster::minikube())?;
     }
@@ -130,11 +132,10 @@ fn build_wanted(wanted: &Wanted) -> anyhow::Result<Vec<Image>> {
     let folder = crate::target().join("images");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     if cfg!(target_os = "linux") {
-        return from_programs(wanted, &Workspace::here(), &folder);
+        from_programs(wanted, &Workspace::here(), &folder)
+    } else {
+        docker::build(wanted, &folder)
     }
-    let images = docker::build(wanted, &folder)?;
-    write_sboms(wanted, &Workspace::here(), &folder)?;
-    Ok(images)
 }
 
 /// Compiles the workspace and packs its programs into `folder`.
@@ -165,19 +166,7 @@ pub fn from_programs(
             archive,
         });
     }
-    write_sboms(wanted, workspace, folder)?;
     Ok(images)
-}
-
-/// Writes the lists of what the images contain, beside their archives.
-pub fn write_sboms(wanted: &Wanted, workspace: &Workspace, folder: &Path) -> anyhow::Result<()> {
-    let names: Vec<&str> = wanted
-        .services
-        .iter()
-        .map(|service| service.name.as_str())
-        .collect();
-    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    sbom::write(&names, workspace, &target, folder).context("cannot list what the images contain")
 }
 
 /// The name does not change, since minikube keeps a copy of each file that it loads.

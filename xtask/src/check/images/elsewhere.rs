@@ -19,6 +19,7 @@ pub fn same(images: &[Image]) -> anyhow::Result<()> {
     };
     copy_folder(&crate::root(), &copy.root)?;
     let others = images::from_programs(&Wanted::all(), &copy, &folder)?;
+    images::write_sboms(&others, &copy)?;
     for (image, other) in images.iter().zip(&others) {
         let (here, there) = (image.reference(), other.reference());
         ensure!(here == there, "{here} is {there} in another folder");

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::check::python;
 use crate::command::{command, run};
-use crate::kubernetes::images::{self, Image, Wanted, Workspace};
+use crate::kubernetes::images::{self, Image, Workspace};
 
 /// Whether one describes this image, and has the libraries of its program but not those of others.
 pub fn lists(image: &Image) -> anyhow::Result<()> {
@@ -70,13 +70,14 @@ pub fn valid(images: &[Image]) -> anyhow::Result<()> {
 pub fn same(images: &[Image]) -> anyhow::Result<()> {
     let folder = crate::target().join("images/sbom");
     fs::create_dir_all(&folder)?;
-    images::write_sboms(&Wanted::all(), &Workspace::here(), &folder)?;
-    for image in images {
-        let again = Image {
-            archive: folder.join(format!("{}.tar", image.service)),
-            ..image.clone()
-        };
-        ensure!(read(image)? == read(&again)?, "{} differs", image.service);
+    let elsewhere = |image: &Image| Image {
+        archive: folder.join(format!("{}.tar", image.service)),
+        ..image.clone()
+    };
+    let again: Vec<Image> = images.iter().map(elsewhere).collect();
+    images::write_sboms(&again, &Workspace::here())?;
+    for (image, again) in images.iter().zip(&again) {
+        ensure!(read(image)? == read(again)?, "{} differs", image.service);
     }
     fs::remove_dir_all(&folder)?;
     Ok(())

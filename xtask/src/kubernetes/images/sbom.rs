@@ -3,13 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::Workspace;
 use super::compile::metadata;
+use super::{Image, Workspace};
 use crate::command::{command, output};
 use crate::services;
 
@@ -135,25 +135,17 @@ impl Tree {
     }
 }
 
-/// Writes it for each service, beside the archive: `consumer.cdx.json`.
-pub fn write(
-    names: &[&str],
-    workspace: &Workspace,
-    target: &str,
-    folder: &Path,
-) -> anyhow::Result<()> {
-    let tree = Tree::query(workspace, target)?;
-    let libraries = libraries(workspace, target)?;
-    for name in names {
-        let file = file(folder, name);
-        let content = sbom(name, &tree, &libraries)?;
+/// Writes it for each image, beside the archive: `consumer.cdx.json`.
+pub fn write(images: &[Image], workspace: &Workspace) -> anyhow::Result<()> {
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let tree = Tree::query(workspace, &target)?;
+    let libraries = libraries(workspace, &target)?;
+    for image in images {
+        let file = image.sbom();
+        let content = sbom(image.service, &tree, &libraries)?;
         fs::write(&file, content).with_context(|| format!("cannot write {}", file.display()))?;
     }
     Ok(())
-}
-
-pub fn file(folder: &Path, service: &str) -> PathBuf {
-    folder.join(format!("{service}.cdx.json"))
 }
 
 /// A C library that a crate compiles in; `None` if it is in every program.
