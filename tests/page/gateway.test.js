@@ -94,7 +94,7 @@ class FakeGateway {
       return response.writeHead(200, { "content-type": "application/json" }).end(`{"new video": "${pathname.split("/")[2]}"}`);
     }
     if (pathname === "/videos/metadata") {
-      if (this.noLikes?.status === 404) return response.writeHead(404).end(this.noLikes.body);
+      if ([401, 404].includes(this.noLikes?.status)) return response.writeHead(this.noLikes.status).end(this.noLikes.body);
       const titles = ["First video", "Second <b>video</b>"];
       return response.writeHead(200).end(JSON.stringify(VIDEOS.map((id, index) => ({ unique_identifier: id, title: titles[index] }))));
     }
@@ -297,6 +297,20 @@ describe("the page of counts", { skip }, () => {
     await shows(page, "#state", "Live");
   });
 
+  test("a stream whose token has expired continues once somebody has signed in", async (context) => {
+    const { fake, page } = await open(context);
+    await shows(page, "#state", "Live");
+    fake.noStream = { status: 401, body: '{"error":"a token is required"}' };
+    fake.emit(STREAM, "bye", { reason: "expired" });
+    fake.streams.get(STREAM).end();
+    await shows(page, "#notice", "Not signed in: a token is required.");
+    await shows(page, "#state", "Not signed in");
+    fake.noStream = null;
+    fake.begins[STREAM] = [["snapshot", [{ count: 7, food: "soup" }]]];
+    await shows(page, "#state", "Live");
+    assert.deepEqual(await rows(page), ["soup7"]);
+  });
+
   test("without a database the page says so in a sentence", async (context) => {
     const { page } = await open(context, { prepare: (fake) => (fake.noStream = { status: 501, body: '{"error":"this gateway has no database"}' }) });
     await shows(page, "#notice", "this gateway has no database.");
@@ -345,6 +359,18 @@ describe("the page of likes", { skip }, () => {
     fake.emit(STREAM, "change", [result(0, "1min", 4, 0)]);
     await until("the window is closed", async () => (await counts(page, 0))[0] === "0");
     assert.deepEqual(await lines(page, 0, 0), ["4", "10", "20", "30", "40", "50"]);
+  });
+
+  test("the videos appear once somebody has signed in", async (context) => {
+    const prepare = (fake) => {
+      fake.begins[STREAM] = [start, snapshot];
+      fake.noLikes = { status: 401, body: '{"error":"a token is required"}' };
+    };
+    const { fake, page } = await open(context, { prepare });
+    await shows(page, "#state", "Not signed in");
+    fake.noLikes = null;
+    await shows(page, "#state", "Live");
+    assert.deepEqual(await counts(page, 0), ["2", "1,234", "0"]);
   });
 
   test("without interim counts the open windows are unknown, not 0", async (context) => {

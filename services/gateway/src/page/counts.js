@@ -1,5 +1,5 @@
 /** The counts of foods as a bar chart that follows their stream. */
-import { follow } from "./stream.js";
+import { follow, stateInWords } from "./stream.js";
 
 /** How long a row that changed is highlighted. */
 const NEW = 2_000;
@@ -32,8 +32,8 @@ follow("aggregated/stream", {
     draw();
   },
   state(state, sentence) {
-    document.documentElement.dataset.state = state === "off" ? "ended" : state;
-    $("state").textContent = { live: "Live", waiting: "Waiting", off: "Off" }[state];
+    document.documentElement.dataset.state = { off: "ended", "signed-out": "waiting" }[state] ?? state;
+    $("state").textContent = stateInWords[state];
     $("spoken").textContent = sentence;
     $("notice").textContent = sentence;
     $("notice").hidden = state === "live";

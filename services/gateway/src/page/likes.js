@@ -1,6 +1,6 @@
 /** The example videos with their counts in each window, and a button to like them. */
 import { sentenceOf } from "./sentence.js";
-import { follow } from "./stream.js";
+import { follow, stateInWords } from "./stream.js";
 
 /** Final results that are shown of each window. */
 const HISTORY = 6;
@@ -21,6 +21,10 @@ async function start() {
   try {
     const answer = await fetch("videos/metadata", { cache: "no-store" });
     const text = await answer.text();
+    if (answer.status === 401) {
+      state("signed-out", `Not signed in: ${sentenceOf(text)}.`);
+      return setTimeout(start, 5_000);
+    }
     if (answer.status === 404) return state("off", `${sentenceOf(text)}.`);
     if (!answer.ok) throw new Error(sentenceOf(text));
     list = JSON.parse(text);
@@ -51,8 +55,8 @@ async function start() {
 }
 
 function state(state, sentence) {
-  document.documentElement.dataset.state = state === "off" ? "ended" : state;
-  $("state").textContent = { live: "Live", waiting: "Waiting", off: "Off" }[state];
+  document.documentElement.dataset.state = { off: "ended", "signed-out": "waiting" }[state] ?? state;
+  $("state").textContent = stateInWords[state];
   $("spoken").textContent = sentence;
   $("notice").textContent = sentence;
   $("notice").hidden = state === "live";

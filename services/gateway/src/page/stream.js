@@ -3,10 +3,12 @@ import { sentenceOf } from "./sentence.js";
 
 const PAUSE = 5_000;
 
+export const stateInWords = { live: "Live", waiting: "Waiting", "signed-out": "Not signed in", off: "Off" };
+
 /**
  * Follows the stream at `address`. Calls `on.start` with what it contains, if it says so; `on.snapshot` and `on.change` with rows;
- * `on.state` with `live`, `waiting` or `off`, and a sentence, when they are others than before. `off` means that this gateway does
- * not have it, which does not change.
+ * `on.state` with `live`, `waiting`, `signed-out` or `off`, and a sentence, when they are others than before. `off` means that this
+ * gateway does not have it, which does not change.
  */
 export function follow(address, on) {
   let reported = "";
@@ -48,6 +50,11 @@ function open(address, on, report) {
     if (source.readyState !== EventSource.CLOSED) return report("waiting", "Disconnected; connecting again…");
     // Browsers hide the response that ends a stream for good; a request without one has the same response.
     const { status, sentence } = await rejection(address);
+    if (status === 401) {
+      // It continues by itself once somebody has signed in.
+      report("signed-out", `Not signed in: ${sentence}.`);
+      return setTimeout(() => open(address, on, report), PAUSE);
+    }
     if (status >= 400 && status < 600 && status !== 429 && status !== 503) return report("off", `${sentence}.`);
     report("waiting", `Disconnected: ${sentence}. Trying again…`);
     setTimeout(() => open(address, on, report), PAUSE);
