@@ -16,6 +16,13 @@ pub fn command<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = A>
     let mut command = Command::new(program);
     command.args(args).current_dir(crate::root());
     command.env("PATH", tools::path());
+    // `cargo xtask` describes xtask's own package to us; build scripts that read this would be run again for every other caller.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&*name);
+        }
+    }
     command
 }
 

@@ -147,26 +147,47 @@ pub fn from_programs(
     let programs = compile(wanted.profile, workspace)?;
     let mut images = Vec::new();
     for service in &wanted.services {
-        let file = programs.join(&service.name);
-        let program = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let packed = pack(service, &program)?;
+        let program = programs.join(&service.name);
         let archive = archive(folder, service);
-        fs::write(&archive, &packed.archive)
-            .with_context(|| format!("cannot write {}", archive.display()))?;
+        let tag = match pack::tag_of(&archive) {
+            Some(tag) if is_newer(&archive, &program) => tag,
+            _ => write(service, &program, &archive)?,
+        };
         println!(
             "{}: program {}, image {}",
             service.name,
-            megabytes(program.len() as u64),
-            megabytes(packed.archive.len() as u64)
+            megabytes(fs::metadata(&program)?.len()),
+            megabytes(fs::metadata(&archive)?.len())
         );
         images.push(Image {
             service: &service.name,
             repository: repository(service),
-            tag: packed.tag,
+            tag,
             archive,
         });
     }
     Ok(images)
+}
+
+/// Packs a program; returns the image's tag. An interruption leaves no incomplete archive.
+fn write(service: &Service, program: &Path, archive: &Path) -> anyhow::Result<String> {
+    let program =
+        fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    let packed = pack(service, &program)?;
+    let incomplete = archive.with_extension("incomplete");
+    fs::write(&incomplete, &packed.archive)
+        .and_then(|()| fs::rename(&incomplete, archive))
+        .with_context(|| format!("cannot write {}", archive.display()))?;
+    Ok(packed.tag)
+}
+
+/// Whether an archive was packed after its program and this one, which packs it, were built. If in doubt, it was not.
+fn is_newer(archive: &Path, program: &Path) -> bool {
+    let built = |file: &Path| fs::metadata(file).and_then(|file| file.modified()).ok();
+    let packed = built(archive);
+    let this = std::env::current_exe().ok();
+    let newest = built(program).max(this.as_deref().and_then(built));
+    newest.is_some() && this.is_some_and(|this| this.exists()) && packed > newest
 }
 
 /// The name does not change, since minikube keeps a copy of each file that it loads.

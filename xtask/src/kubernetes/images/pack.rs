@@ -2,7 +2,9 @@
 //! archive that OCI tools (containerd, skopeo) and `docker load` can read. The same program gives the same bytes.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::Context;
 use flate2::{Compression, GzBuilder};
@@ -24,6 +26,9 @@ pub const USER: &str = "65532:65532";
 
 /// The name that containerd gives the image on import.
 const ANNOTATION_CONTAINERD_NAME: &str = "io.containerd.image.name";
+
+/// What `docker load` reads, as `docker save` writes it.
+const DOCKER: &str = "manifest.json";
 
 pub struct Packed {
     /// The first 16 hex digits of the image id: the digest of its configuration, which contains the layer's digest.
@@ -62,7 +67,6 @@ pub fn pack(service: &Service, program: &[u8]) -> anyhow::Result<Packed> {
     let layout = OciLayoutBuilder::default()
         .image_layout_version("1.0.0")
         .build()?;
-    // As `docker save` writes it.
     let docker = json!([{
         "Config": config.path(),
         "RepoTags": [reference],
@@ -71,12 +75,26 @@ pub fn pack(service: &Service, program: &[u8]) -> anyhow::Result<Packed> {
     let archive = tar(&[
         ("oci-layout", 0o644, &canonical(&layout)?),
         ("index.json", 0o644, &canonical(&index)?),
-        ("manifest.json", 0o644, &canonical(&docker)?),
+        (DOCKER, 0o644, &canonical(&docker)?),
         (&config.path(), 0o644, &config.content),
         (&manifest.path(), 0o644, &manifest.content),
         (&layer.path(), 0o644, &layer.content),
     ])?;
     Ok(Packed { tag, archive })
+}
+
+/// The tag of the image in an archive; `None` if there is none that can be read.
+pub fn tag_of(archive: &Path) -> Option<String> {
+    let mut archive = tar::Archive::new(File::open(archive).ok()?);
+    for entry in archive.entries().ok()? {
+        let entry = entry.ok()?;
+        if entry.path().is_ok_and(|path| path == Path::new(DOCKER)) {
+            let images: Value = serde_json::from_reader(entry).ok()?;
+            let (_, tag) = images[0]["RepoTags"][0].as_str()?.split_once(':')?;
+            return Some(tag.to_owned());
+        }
+    }
+    None
 }
 
 /// Contains only the program. It includes its C library; the time zone is UTC unless TZ spells out its rules
@@ -222,6 +240,18 @@ mod tests {
         for _ in 0..20 {
             assert!(first.archive == pack(consumer(), b"program").unwrap().archive);
         }
+    }
+
+    #[test]
+    fn an_archive_names_its_tag() {
+        let file = std::env::temp_dir().join(format!("herald-{}.tar", std::process::id()));
+        assert_eq!(tag_of(&file), None);
+        let Packed { tag, archive } = pack(consumer(), b"program").unwrap();
+        std::fs::write(&file, &archive).unwrap();
+        assert_eq!(tag_of(&file), Some(tag));
+        std::fs::write(&file, &archive[..1000]).unwrap();
+        assert_eq!(tag_of(&file), None);
+        std::fs::remove_file(&file).unwrap();
     }
 
     #[test]
