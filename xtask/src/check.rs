@@ -1,8 +1,10 @@
 //! The whole check: what CI runs, and what a contributor runs before a pull request.
 
+mod ahead;
 mod charts;
 #[cfg(feature = "cluster")]
 mod cluster;
+mod fuzz;
 #[cfg(feature = "cluster")]
 mod images;
 mod javascript;
@@ -18,6 +20,7 @@ use clap::builder::PossibleValuesParser;
 
 use crate::kafka::{self, Kafka};
 use crate::tools::{self, Tool};
+use ahead::Ahead;
 use tally::Tally;
 
 /// Format, lints, licences, scripts and all tests; starts an Apache Kafka when HERALD_TEST_KAFKA does not name one.
@@ -226,12 +229,20 @@ const CHECKS: &[Check] = &[
         kafka: true,
         ..PLAIN
     },
+    Check {
+        name: "fuzz",
+        about: "fuzz: what reads from clients, Kafka and files holds for made-up input; a minute per target, with --long ten",
+        needs: &[tools::CXX],
+        run: fuzz::fuzz,
+        ..PLAIN
+    },
 ];
 
 /// The options and the Kafka that the checks share.
 struct TestEnv {
     long: bool,
     kafka: Option<Kafka>,
+    ahead: Ahead,
 }
 
 impl TestEnv {
@@ -256,6 +267,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut env = TestEnv {
         long: args.long,
         kafka: None,
+        ahead: Ahead::new(chosen.iter().map(|check| check.name), args.long),
     };
     if chosen.iter().any(|check| check.kafka) {
         match kafka::given_or_started() {
@@ -267,21 +279,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             report.left_out("tests that break Kafka", why);
         }
     }
-    #[cfg(feature = "cluster")]
-    let mut images = chosen
-        .iter()
-        .any(|check| check.name == "images")
-        .then(images::Ahead::default);
+    let mut tests_wait = false;
     for check in chosen {
-        #[cfg(feature = "cluster")]
-        if let Some(images) = &mut images {
-            // From here on, most tests wait for Kafka.
-            if check.kafka && !report.build_failed {
-                images.start();
-            }
-            if check.name == "images" {
-                images.wait();
-            }
+        // From here on, most tests wait for Kafka.
+        tests_wait |= check.kafka && !report.build_failed;
+        if tests_wait {
+            env.ahead.start();
         }
         if check.after_build && report.build_failed {
             println!("\n{}: not run, since the build failed", check.name);

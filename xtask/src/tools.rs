@@ -14,6 +14,7 @@ pub struct Tool {
 pub const CARGO_DENY: Tool = tool(&["cargo-deny"], "cargo install cargo-deny --locked");
 pub const SHELLCHECK: Tool = tool(&["shellcheck"], "package shellcheck");
 pub const SHFMT: Tool = tool(&["shfmt"], "package shfmt");
+pub const CXX: Tool = tool(&["c++"], "a C++ compiler: package g++");
 pub const NODE: Tool = tool(&["node"], "Node.js 20 or newer, https://nodejs.org");
 pub const NPM: Tool = tool(&["npm"], "it comes with Node.js");
 pub const PYTHON: Tool = tool(&["python3"], "packages python3 and python3-venv");

@@ -4,9 +4,7 @@ mod content;
 mod elsewhere;
 mod sbom;
 
-use std::fs::{self, File};
-use std::path::PathBuf;
-use std::process::Child;
+use std::fs;
 
 use anyhow::ensure;
 
@@ -22,44 +20,8 @@ use content::Content;
 /// The maximum size of an image on disk or in a registry.
 const LIMIT: u64 = 12_000_000;
 
-/// A build of the images in the time that other checks leave of the processor: they wait more than they compute.
-#[derive(Default)]
-pub struct Ahead(Option<Child>);
-
-impl Ahead {
-    /// Does nothing if it was started before.
-    pub fn start(&mut self) {
-        if self.0.is_none() {
-            self.0 = build_ahead().ok();
-        }
-    }
-
-    /// A failure is shown by the check that builds the images.
-    pub fn wait(&mut self) {
-        if let Some(child) = &mut self.0 {
-            _ = child.wait();
-        }
-    }
-}
-
-fn build_ahead() -> anyhow::Result<Child> {
-    // The check has built this program again, so the file that it was started from may be gone.
-    let program = match cfg!(target_os = "linux") {
-        true => PathBuf::from(format!("/proc/{}/exe", std::process::id())),
-        false => std::env::current_exe()?,
-    };
-    let program = program.to_string_lossy();
-    // A process that is idle to the scheduler stops as soon as a test has something to do; one that is only nice ends its slice.
-    let mut build = match tools::find("chrt") {
-        Some(chrt) => command(&chrt.to_string_lossy(), ["--idle", "0", &program, "images"]),
-        None => command("nice", ["-n", "19", &program, "images"]),
-    };
-    let log = File::create(crate::target().join("images.log"))?;
-    build.stdout(log.try_clone()?).stderr(log);
-    Ok(build.spawn()?)
-}
-
 pub fn images(env: &TestEnv) -> anyhow::Result<Tally> {
+    env.ahead.wait("images");
     let mut cases = Cases::default();
     if tools::find("hadolint").is_some() || tools::PYTHON.find().is_some() {
         cases.run("Dockerfile: hadolint finds nothing", hadolint);

@@ -59,12 +59,13 @@ pub fn test(env: &TestEnv) -> anyhow::Result<Tally> {
     } else {
         &[]
     };
+    let variables = env.variables();
     let mut tally = programs::run(&programs::build()?, |tests| {
-        tests.args(long).envs(env.variables());
+        tests.args(long).envs(variables.clone());
     });
     let args = ["test", "--workspace", "--doc", "--locked", "--no-fail-fast"];
     let mut examples = command("cargo", args);
-    examples.arg("--").args(long).envs(env.variables());
+    examples.arg("--").args(long).envs(variables);
     tally += count(&mut examples)?;
     Ok(tally)
 }

@@ -65,6 +65,12 @@ impl Tally {
         }
     }
 
+    /// Reads a line of a check's own cases: `ok      name`.
+    pub fn read_case(&mut self, line: &str) {
+        self.passed += u32::from(line.starts_with("ok      "));
+        self.failed += u32::from(line.starts_with("FAILED  "));
+    }
+
     /// Reads a line of `node --test --test-reporter=spec`: `ℹ pass 7`.
     pub fn read_node(&mut self, line: &str) {
         let Some((what, count)) = line
@@ -132,6 +138,17 @@ mod tests {
         tally.read_cargo(result);
         tally.read_cargo("left out: topics::a: HERALD_TEST_KAFKA is not set");
         assert_eq!((tally.passed, tally.left_out), (2, 1));
+    }
+
+    #[test]
+    fn the_cases_of_a_check_are_counted() {
+        let lines = [
+            "$ cargo build",
+            "ok      a: 7 runs",
+            "FAILED  b: ended",
+            "ok",
+        ];
+        assert_eq!(read(&lines, Tally::read_case), (1, 1, 0));
     }
 
     #[test]
