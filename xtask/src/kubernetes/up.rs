@@ -120,38 +120,25 @@ fn start_servers(
         }
         None => vec![&KAFKA, &POSTGRES],
     };
-    for server in &servers {
-        server.check_foreign(cluster)?;
-    }
+    in_parallel(&servers, |server| server.check_foreign(cluster))?;
     database::create_superuser(cluster)?;
     for server in &servers {
         server.apply(cluster)?;
     }
     servers::wait(cluster, &servers)?;
-    for environment in environments {
-        database::prepare(cluster, environment)?;
-    }
+    in_parallel(environments, |environment| {
+        database::prepare(cluster, environment)
+    })?;
     Ok(())
 }
 
 /// Installs missing releases and upgrades those that differ.
 fn install(releases: &[Release], cluster: &Cluster) -> anyhow::Result<()> {
     let installed = release::installed(cluster)?;
-    // In parallel, since each comparison takes a second or two.
-    let differences: Vec<_> = thread::scope(|scope| {
-        let installed = &installed;
-        let threads = releases
-            .iter()
-            .map(|release| scope.spawn(move || release.difference(installed)));
-        let threads: Vec<_> = threads.collect();
-        let results = threads.into_iter().map(|thread| thread.join());
-        results
-            .map(|result| result.expect("a comparison does not panic"))
-            .collect()
-    });
+    let differences = in_parallel(releases, |release| release.difference(&installed))?;
     for (release, difference) in releases.iter().zip(differences) {
         let name = &release.environment.name;
-        match difference? {
+        match difference {
             None => println!("{name}: nothing to change"),
             Some(difference) => {
                 println!("{name}: {difference}");
@@ -160,6 +147,23 @@ fn install(releases: &[Release], cluster: &Cluster) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Runs commands that each take a second or two; fails with the error of the first item that has one.
+fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    run: impl Fn(&T) -> anyhow::Result<R> + Sync,
+) -> anyhow::Result<Vec<R>> {
+    let results: Vec<_> = thread::scope(|scope| {
+        let run = &run;
+        let threads = items.iter().map(|item| scope.spawn(move || run(item)));
+        let threads: Vec<_> = threads.collect();
+        let results = threads.into_iter().map(|thread| thread.join());
+        results
+            .map(|result| result.expect("a command does not panic"))
+            .collect()
+    });
+    results.into_iter().collect()
 }
 
 async fn roll_out(environments: &[Environment], cluster: &Cluster) -> anyhow::Result<()> {
