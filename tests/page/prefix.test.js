@@ -160,7 +160,7 @@ for (const { name, changes, passes } of PROXIES) {
 
     for (const transports of [["polling"], ["websocket"], ["polling", "websocket"]]) {
       test(`Socket.IO by ${transports.join(" and then ")}`, async (context) => {
-        const socket = io(proxy.url, { path: `${PAGE}/socket.io`, transports, forceNew: true, auth: { last: 1 } });
+        const socket = io(proxy.url, { path: `${PAGE}/socket.io`, transports, forceNew: true, ca: proxy.ca, auth: { last: 1 } });
         context.after(() => socket.close());
         const upgraded = transports.length === 1 || new Promise((resolve) => socket.io.engine.on("upgrade", resolve));
         const message = await new Promise((resolve, reject) => {
