@@ -204,7 +204,8 @@ for (const { name, changes, passes } of PROXIES) {
       }
     });
 
-    test("the service answers what is outside of its path with one sentence", { skip: !passes }, async () => {
+    if (!passes) return;
+    test("the service answers what is outside of its path with one sentence", async () => {
       for (const [url, path] of [
         [services.page, PAGE],
         [services.gateway, EVENTS],
