@@ -223,6 +223,12 @@ for (const { name, changes, passes } of PROXIES) {
   });
 }
 
+test("without any replica, an EventSource is instructed to reconnect", { skip }, async (context) => {
+  const proxy = await startNginx(context, ["127.0.0.1:1"], { "server 10.96.0.81:80;": "server 127.0.0.1:1;" }, "prefix.conf");
+  const answer = await fetch(`${proxy.url}${PAGE}/events`);
+  assert.deepEqual([answer.status, answer.headers.get("content-type"), await answer.text()], [200, "text/event-stream", "retry: 3000\n\n"]);
+});
+
 /** The response without following a redirect, as it came. */
 function get(url) {
   return new Promise((resolve, reject) => {
