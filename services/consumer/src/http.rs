@@ -52,8 +52,8 @@ const FILES: &[(&str, &str, &str)] = &[
 
 /// Scripts, styles and connections of our own origin and nothing else, so that a message can never become code; and the script in
 /// index.html, by its hash.
-const POLICY: &str = "default-src 'none'; script-src 'self' 'sha256-aeYx85mVCNrXH5e4wvlGrh2WclmPOJlfFHEvtnE/2ls='; style-src 'self'; connect-src 'self'; \
-                      img-src 'self' data:; worker-src 'self'; base-uri 'none'; form-action 'none'";
+const POLICY: &str = "default-src 'none'; script-src 'self' 'sha256-aeYx85mVCNrXH5e4wvlGrh2WclmPOJlfFHEvtnE/2ls='; \
+                      style-src 'self'; connect-src 'self'; img-src 'self' data:; worker-src 'self'; base-uri 'none'; form-action 'none'";
 
 /// The routes, without `/socket.io/`, which the layer around them serves.
 fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {

@@ -70,8 +70,8 @@ const OF_LIKES: &[&str] = &[
 
 /// Scripts, styles and connections of our own origin and nothing else, so that an event can never become code; and the script in
 /// index.html, by its hash.
-const POLICY: &str = "default-src 'none'; script-src 'self' 'sha256-aeYx85mVCNrXH5e4wvlGrh2WclmPOJlfFHEvtnE/2ls='; style-src 'self'; connect-src 'self'; \
-                      img-src 'self' data:; base-uri 'none'; form-action 'none'";
+const POLICY: &str = "default-src 'none'; script-src 'self' 'sha256-aeYx85mVCNrXH5e4wvlGrh2WclmPOJlfFHEvtnE/2ls='; \
+                      style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'";
 
 /// Whether a file is at this path.
 pub fn exists(path: &str) -> bool {
