@@ -6,7 +6,8 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { until } from "./browser.js";
 
-const folder = process.env.HERALD_BIN_DIR ?? fileURLToPath(new URL("../../target/debug", import.meta.url));
+/** The folder of the programs. */
+export const folder = process.env.HERALD_BIN_DIR ?? fileURLToPath(new URL("../../target/debug", import.meta.url));
 
 /** Why there are no programs to be tested, or undefined. */
 export const absent = ["consumer", "producer"].every((name) => existsSync(join(folder, name)))
@@ -80,15 +81,15 @@ export async function freePort() {
 }
 
 /** Nothing of our own environment may configure it. */
-function run(name, args) {
-  const child = spawn(join(folder, name), args, { env: { PATH: process.env.PATH }, stdio: ["ignore", "pipe", "pipe"] });
+export function run(name, args, environment = {}) {
+  const child = spawn(join(folder, name), args, { env: { PATH: process.env.PATH, ...environment }, stdio: ["ignore", "pipe", "pipe"] });
   process.once("exit", () => child.kill("SIGKILL")); // when the test did not come to its end
   child.log = "";
   for (const pipe of [child.stdout, child.stderr]) pipe.on("data", (data) => (child.log = (child.log + data).slice(-10_000)));
   return child;
 }
 
-function kill(child) {
+export function kill(child) {
   if (child.exitCode !== null || child.signalCode !== null) return;
   const ended = new Promise((resolve) => child.once("exit", resolve));
   child.kill("SIGKILL");

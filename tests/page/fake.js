@@ -10,7 +10,7 @@ import { WebSocketServer } from "ws";
 const FILES = new URL("../../services/consumer/src/page/", import.meta.url);
 const KINDS = { html: "text/html", css: "text/css", js: "text/javascript" };
 const POLICY =
-  "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; " +
+  "default-src 'none'; script-src 'self' 'sha256-aeYx85mVCNrXH5e4wvlGrh2WclmPOJlfFHEvtnE/2ls='; style-src 'self'; connect-src 'self'; img-src 'self' data:; " +
   "worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 export async function startFake(options = {}) {

@@ -155,6 +155,7 @@ const CHECKS: &[Check] = &[
         name: "page",
         about: "tests/page: the page in headless Chromium; screenshots in target/screenshots",
         needs: &[tools::NODE, tools::NPM, tools::CHROMIUM],
+        wants: &[tools::NGINX],
         run: javascript::page,
         after_build: true,
         kafka: true,

@@ -121,6 +121,8 @@ fn local(environments: &[Environment], fresh: bool) -> Command {
     let names = environments.iter().map(|environment| &environment.name);
     let mut local = command(&program().to_string_lossy(), names);
     local.args(fresh.then_some("--fresh"));
+    // Its pages are opened without a proxy.
+    local.env_remove("PATH_PREFIX");
     local
 }
 

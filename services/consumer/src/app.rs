@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use herald_runtime::http::server::ServerMetrics;
 use herald_runtime::http::{
-    Access, Action, Caller, Drain, FrameAncestors, Hosts, Origins, Permit, Principal, Proxies,
-    Refusal, Resource, failure, unavailable,
+    Access, Action, Caller, Drain, FrameAncestors, Hosts, Origins, PathPrefix, Permit, Principal,
+    Proxies, Refusal, Resource, failure, unavailable,
 };
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
@@ -23,6 +23,7 @@ pub struct App {
     /// The first is the default. None at an address that has nothing but rooms.
     pub topics: Vec<Arc<Topic>>,
     pub custom_header: String,
+    pub path_prefix: PathPrefix,
     pub origins: Origins,
     pub hosts: Hosts,
     pub frame_ancestors: FrameAncestors,
@@ -75,6 +76,8 @@ impl App {
         Self {
             topics: Vec::new(),
             custom_header: String::new(),
+            // The system that Herald replaces has rooms at the root.
+            path_prefix: PathPrefix::default(),
             origins: access.origins(origins),
             access,
             hosts: self.hosts.clone(),

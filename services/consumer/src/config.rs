@@ -9,7 +9,9 @@ use std::time::Duration;
 use clap::Parser;
 use herald_runtime::CommonArgs;
 use herald_runtime::config::{duration, invalid};
-use herald_runtime::http::{AccessArgs, FrameAncestors, Hosts, Origins, Proxies, TlsArgs};
+use herald_runtime::http::{
+    AccessArgs, FrameAncestors, Hosts, Origins, PathPrefix, Proxies, TlsArgs,
+};
 use herald_runtime::kafka::KafkaArgs;
 use rdkafka::ClientConfig;
 
@@ -37,6 +39,11 @@ pub struct Config {
     /// Text that the page shows above the messages.
     #[arg(long, env, default_value = "default")]
     pub custom_header: String,
+
+    /// Path below which a proxy publishes this server, if it passes the path on: `/tools/herald`. Any other path is answered with 404.
+    /// If the proxy removes the path, leave this empty. The address of rooms alone has no such path.
+    #[arg(long, env, default_value = "", hide_default_value = true)]
+    pub path_prefix: PathPrefix,
 
     /// Origins of pages that may read, besides the page's own: `https://a.example,https://b.example`, or `*`.
     #[arg(long, env, default_value = "", hide_default_value = true, value_parser = Origins::parse)]

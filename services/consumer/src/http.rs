@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use herald_runtime::http::{Caller, Connection, RequestId, TICKETS, cors, failure};
+use herald_runtime::http::{Caller, Connection, PathPrefix, RequestId, TICKETS, cors, failure};
 use http_body_util::Either;
 use hyper::body::{Body, Incoming};
 use hyper::header::{
@@ -50,12 +50,14 @@ const FILES: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Scripts, styles and connections of our own origin and nothing else, so that a message can never become code.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
-                      worker-src 'self'; base-uri 'none'; form-action 'none'";
+/// Scripts, styles and connections of our own origin and nothing else, so that a message can never become code; and the script in
+/// index.html, by its hash.
+const POLICY: &str = "default-src 'none'; script-src 'self' 'sha256-aeYx85mVCNrXH5e4wvlGrh2WclmPOJlfFHEvtnE/2ls='; \
+                      style-src 'self'; connect-src 'self'; img-src 'self' data:; worker-src 'self'; base-uri 'none'; form-action 'none'";
 
 /// The routes, without `/socket.io/`, which the layer around them serves.
 fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
+    let prefix = app.path_prefix.clone();
     let app = warp::any().map(move || app.clone());
     // A HEAD is answered like a GET; hyper omits the body.
     let read = || warp::get().or(warp::head()).unify();
@@ -145,7 +147,7 @@ fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallibl
         .unify()
         .or(files)
         .unify()
-        .recover(explain)
+        .recover(move |rejection| explain(rejection, prefix.clone()))
         .unify()
 }
 
@@ -183,12 +185,11 @@ fn file(app: &App, path: &str) -> Result<Response, Rejection> {
 }
 
 /// The error response of a request that no route answers.
-async fn explain(rejection: Rejection) -> Result<Response, Infallible> {
+async fn explain(rejection: Rejection, prefix: PathPrefix) -> Result<Response, Infallible> {
     Ok(if rejection.is_not_found() {
-        failure(
-            StatusCode::NOT_FOUND,
-            "there is nothing at this address; /openapi.json lists the endpoints",
-        )
+        let sentence =
+            format!("there is nothing at this address; {prefix}/openapi.json lists the endpoints");
+        failure(StatusCode::NOT_FOUND, &sentence)
     } else if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
         let sentence = "this endpoint only supports GET";
         let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, sentence);
@@ -253,10 +254,11 @@ where
     let extensions = request.extensions_mut();
     extensions.insert(id.clone());
     extensions.insert(caller.clone());
+    let rejected = reject(&app, &caller, &mut request);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let is_socketio = socketio::is_path(&path);
     let in_session = is_socketio && socketio::session(&request).is_some();
-    let mut response = match reject(&app, &caller, &mut request) {
+    let mut response = match rejected {
         Some(response) => response.map(Either::Right),
         None if path == TICKETS => app.access.ticket(&caller, &request).map(Either::Right),
         None if is_socketio => match socketio::answer(&app, service, request).await? {
@@ -284,6 +286,9 @@ where
 /// transport.
 fn reject(app: &App, caller: &Caller, request: &mut Request<Incoming>) -> Option<Response> {
     if let Some(response) = cors::reject(&app.hosts, &app.origins, caller, request) {
+        return Some(response);
+    }
+    if let Some(response) = app.path_prefix.strip(request) {
         return Some(response);
     }
     app.access.redeem(request);

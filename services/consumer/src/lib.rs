@@ -126,6 +126,7 @@ impl Consumer {
         let app = Arc::new(App {
             topics,
             custom_header: config.custom_header.clone(),
+            path_prefix: config.path_prefix.clone(),
             origins: access.origins(config.allowed_origins.clone()),
             hosts: config.allowed_hosts.clone(),
             frame_ancestors: config.frame_ancestors.clone(),

@@ -3,30 +3,31 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use herald_runtime::http::PathPrefix;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 /// The producer's longest pause is 10 seconds; replacing a pod also takes time.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Parses `http://host:port`, or a host alone, into `host:port`.
+/// Parses `http://host:port/path`, or a host alone, into `host:port/path`. The path is that of `--path-prefix`.
 pub fn server(url: &str) -> Result<String, String> {
-    let host = url.strip_prefix("http://").unwrap_or(url);
-    let host = host.strip_suffix('/').unwrap_or(host);
-    if host.is_empty() || host.contains(['/', '?', '#', '@']) || host.contains(char::is_whitespace)
-    {
+    let url = url.strip_prefix("http://").unwrap_or(url);
+    let (host, path) = url.split_at(url.find('/').unwrap_or(url.len()));
+    let path: PathPrefix = path.parse()?;
+    if host.is_empty() || host.contains(['?', '#', '@']) || host.contains(char::is_whitespace) {
         return Err("give http://host or http://host:port".to_owned());
     }
     // The last colon of [::1] belongs to the address.
     let with_port = !host.ends_with(']') && host.contains(':');
     Ok(if with_port {
-        host.to_owned()
+        format!("{host}{path}")
     } else {
-        format!("{host}:80")
+        format!("{host}:80{path}")
     })
 }
 
-/// The next live message of the consumer at `server` (`host:port`). No message within a minute is an error.
+/// The next live message of the consumer at `server` (`host:port/path`). No message within a minute is an error.
 pub async fn read_one(server: &str) -> anyhow::Result<String> {
     let message = tokio::time::timeout(TIMEOUT, read(server)).await;
     match message {
@@ -36,11 +37,12 @@ pub async fn read_one(server: &str) -> anyhow::Result<String> {
 }
 
 async fn read(server: &str) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect(server)
+    let (address, path) = server.split_at(server.find('/').unwrap_or(server.len()));
+    let mut stream = TcpStream::connect(address)
         .await
-        .with_context(|| format!("cannot connect to {server}"))?;
+        .with_context(|| format!("cannot connect to {address}"))?;
     // HTTP/1.0: a response without chunks.
-    let request = format!("GET /events HTTP/1.0\r\nHost: {server}\r\n\r\n");
+    let request = format!("GET {path}/events HTTP/1.0\r\nHost: {address}\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut lines = BufReader::new(stream).lines();
     let status = lines.next_line().await?.unwrap_or_default();
@@ -70,14 +72,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_a_host_with_an_optional_port() {
+    fn an_address_is_a_host_with_an_optional_port_and_path() {
         assert_eq!(
             server("http://consumer-service").unwrap(),
             "consumer-service:80"
         );
         assert_eq!(server("http://localhost:8001/").unwrap(), "localhost:8001");
         assert_eq!(server("[::1]").unwrap(), "[::1]:80");
-        for bad in ["", "http://", "https://a", "http://a/events", "a b"] {
+        assert_eq!(
+            server("http://a:1/tools/herald/").unwrap(),
+            "a:1/tools/herald"
+        );
+        for bad in ["", "http://", "https://a", "http://a/events?b", "a b"] {
             assert!(server(bad).is_err(), "{bad}");
         }
     }

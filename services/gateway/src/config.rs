@@ -7,7 +7,7 @@ use clap::Parser;
 use herald_events::{KeyFormat, Windows};
 use herald_runtime::CommonArgs;
 use herald_runtime::config::{duration, invalid, secret};
-use herald_runtime::http::{AccessArgs, FrameAncestors, Hosts, Origins, TlsArgs};
+use herald_runtime::http::{AccessArgs, FrameAncestors, Hosts, Origins, PathPrefix, TlsArgs};
 use herald_runtime::kafka::KafkaArgs;
 use store::{DatabaseUrl, Name};
 
@@ -47,6 +47,11 @@ pub struct Config {
     /// Format of the session id in the record's key: `json` is a JSON string with its quotes, `raw` is the id itself.
     #[arg(long, env, default_value_t = KeyFormat::Json)]
     pub session_key: KeyFormat,
+
+    /// Path below which a proxy publishes this server, if it passes the path on: `/tools/herald`. Any other path is answered with 404.
+    /// If the proxy removes the path, leave this empty. The addresses of likes or counts alone have no such path.
+    #[arg(long, env, default_value = "", hide_default_value = true)]
+    pub path_prefix: PathPrefix,
 
     /// Origins of pages that may connect, besides the gateway's own: `https://a.example,https://b.example`, or `*`.
     #[arg(long, env, default_value = "", hide_default_value = true, value_parser = Origins::parse)]

@@ -157,6 +157,11 @@ async fn respond(
     query: Result<Query, Utf8Error>,
     id: RequestId,
 ) -> Response {
+    let outside = match scope {
+        Scope::All => app.config.path_prefix.strip(&mut request),
+        // The systems that Herald replaces are at the root.
+        Scope::Likes | Scope::Counts => None,
+    };
     let path = request.uri().path().to_owned();
     let endpoint = Endpoint::of(&path);
     let endpoint = if scope.serves(&endpoint) {
@@ -180,6 +185,7 @@ async fn respond(
         _ => Kind::Requests,
     };
     let rejected = cors::reject(hosts, origins, &caller, &request)
+        .or(outside)
         .or_else(|| full(&app, &request, &endpoint))
         .or_else(|| app.rates.reject(&client, kind, 1));
     if rejected.is_none() {
@@ -258,10 +264,13 @@ async fn route(
             messages::answer(app, segments, method, &client, principal).await
         }
         Endpoint::File(path) => page::file(method, path, &app.config.frame_ancestors),
-        Endpoint::Tickets | Endpoint::Other => failure(
-            StatusCode::NOT_FOUND,
-            "there is nothing at this address; /openapi.json at the main address lists the endpoints",
-        ),
+        Endpoint::Tickets | Endpoint::Other => {
+            let prefix = &app.config.path_prefix;
+            let sentence = format!(
+                "there is nothing at this address; {prefix}/openapi.json at the main address lists the endpoints"
+            );
+            failure(StatusCode::NOT_FOUND, &sentence)
+        }
     }
 }
 

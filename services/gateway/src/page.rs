@@ -68,9 +68,10 @@ const OF_LIKES: &[&str] = &[
     "/sentence.js",
 ];
 
-/// Scripts, styles and connections of our own origin and nothing else, so that an event can never become code.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
-                      base-uri 'none'; form-action 'none'";
+/// Scripts, styles and connections of our own origin and nothing else, so that an event can never become code; and the script in
+/// index.html, by its hash.
+const POLICY: &str = "default-src 'none'; script-src 'self' 'sha256-aeYx85mVCNrXH5e4wvlGrh2WclmPOJlfFHEvtnE/2ls='; \
+                      style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'";
 
 /// Whether a file is at this path.
 pub fn exists(path: &str) -> bool {
@@ -101,6 +102,10 @@ pub fn file(method: &Method, path: &str, ancestors: &FrameAncestors) -> Response
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use sha2::{Digest as _, Sha256};
+
     use super::*;
 
     /// The first two rules of a style sheet: the fonts and colours, light and dark.
@@ -144,12 +149,28 @@ mod tests {
             for inline in ["<style", "style=", "onclick", "https://"] {
                 assert!(!html.contains(inline), "{name}: {inline}");
             }
-            assert_eq!(
-                html.matches("<script").count(),
-                html.matches("<script type=\"module\" src=").count(),
-                "{name}"
-            );
+            let modules = html.matches("<script type=\"module\" src=").count();
+            let others = usize::from(*name == "/");
+            assert_eq!(html.matches("<script").count(), modules + others, "{name}");
         }
+    }
+
+    #[test]
+    fn the_policy_allows_the_script_of_the_page_which_is_that_of_the_broadcast_page() {
+        let script = |html: &'static str| {
+            let (_, rest) = html.split_once("<script>").unwrap();
+            rest.split_once("</script>").unwrap().0
+        };
+        let ours = script(include_str!("page/index.html"));
+        assert_eq!(
+            ours,
+            script(include_str!("../../consumer/src/page/index.html"))
+        );
+        let hash = STANDARD.encode(Sha256::digest(ours));
+        assert!(
+            POLICY.contains(&format!("script-src 'self' 'sha256-{hash}'; ")),
+            "{hash}"
+        );
     }
 
     #[test]

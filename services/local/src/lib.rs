@@ -93,14 +93,16 @@ pub async fn run(
         urls.push(Urls {
             environment: environment.name.clone(),
             page: format!(
-                "{}://{}/",
+                "{}://{}{}/",
                 configs.consumer.tls.scheme(),
-                page.local_addr()?
+                page.local_addr()?,
+                configs.consumer.path_prefix
             ),
             gateway: format!(
-                "{}://{}/",
+                "{}://{}{}/",
                 configs.gateway.tls.scheme(),
-                gateway.local_addr()?
+                gateway.local_addr()?,
+                configs.gateway.path_prefix
             ),
             printed: false,
         });

@@ -1,4 +1,4 @@
-// nginx with k8s/ingress/nginx.conf, as an instance of our own.
+// nginx with a file of k8s/ingress, as an instance of our own.
 
 import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
@@ -11,10 +11,11 @@ import { fileURLToPath } from "node:url";
 import { freePort } from "../../clients/support/ports.js";
 import { until } from "../../clients/support/wait.js";
 
-const documented = readFileSync(path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../../../k8s/ingress/nginx.conf"), "utf8");
+const settingsFolder = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../../../k8s/ingress");
+const documented = (name) => readFileSync(path.join(settingsFolder, name), "utf8");
 
 /** Seconds of silence after which the documented settings end a stream. */
-export const idleTimeout = Number(/proxy_read_timeout (\d+)s;/.exec(documented)[1]);
+export const idleTimeout = Number(/proxy_read_timeout (\d+)s;/.exec(documented("nginx.conf"))[1]);
 
 const program = ["nginx", "/usr/sbin/nginx"].find((name) => spawnSync(name, ["-v"], { stdio: "ignore" }).status === 0);
 
@@ -28,10 +29,10 @@ export function withoutNginx() {
 }
 
 /**
- * Starts nginx in front of these addresses with the documented settings, of which `changes` replaces some (the text to replace,
- * and with what). It ends with the test.
+ * Starts nginx in front of these addresses with the documented settings in `name`, of which `changes` replaces some (the text to
+ * replace, and with what). It ends with the test.
  */
-export async function startNginx(t, upstreams, changes = {}) {
+export async function startNginx(t, upstreams, changes = {}, name = "nginx.conf") {
   const folder = mkdtempSync(path.join(os.tmpdir(), "herald-nginx-"));
   chmodSync(folder, 0o755); // its workers have another user when we are root
   const [certificate, key, log] = ["tls.crt", "tls.key", "access.log"].map((name) => path.join(folder, name));
@@ -46,7 +47,7 @@ export async function startNginx(t, upstreams, changes = {}) {
     "/etc/nginx/herald/tls.key": key,
     "server 10.96.0.80:80;": upstreams.map((address) => `server ${address};`).join(" "),
     ...changes,
-  }).reduce(replace, documented);
+  }).reduce((text, change) => replace(name, text, change), documented(name));
   const file = path.join(folder, "nginx.conf");
   writeFileSync(
     file,
@@ -86,9 +87,9 @@ http {
   };
 }
 
-function replace(text, [from, to]) {
+function replace(name, text, [from, to]) {
   if (!text.includes(from)) {
-    throw new Error(`k8s/ingress/nginx.conf has no "${from}"`);
+    throw new Error(`k8s/ingress/${name} has no "${from}"`);
   }
   return text.replace(from, to);
 }

@@ -111,8 +111,10 @@ pub fn is_path(path: &str) -> bool {
 /// The response to a request that must not reach the library.
 pub fn reject(app: &App, request: &mut Request<Incoming>, end: Option<End>) -> Option<Response> {
     if request.uri().path().len() > PATH.len() + 1 {
-        let sentence = "there is nothing at this address; Socket.IO is at /socket.io/";
-        return Some(failure(StatusCode::NOT_FOUND, sentence));
+        let prefix = &app.path_prefix;
+        let sentence =
+            format!("there is nothing at this address; Socket.IO is at {prefix}/socket.io/");
+        return Some(failure(StatusCode::NOT_FOUND, &sentence));
     }
     let Some(sid) = session(request) else {
         if let Some(end) = end {

@@ -7,7 +7,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::client::{Client, TRANSPORTS, Transport};
 use crate::http::{Http, header, once};
-use crate::replica::with_topic;
+use crate::replica::{Replica, with_topic};
 
 const ADDRESSES: [&str; 8] = [
     "/",
@@ -58,6 +58,40 @@ async fn a_request_to_another_host_is_rejected_on_every_address() {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn below_a_path_each_address_begins_with_it() {
+    let options = ["--path-prefix", "/tools/herald/"];
+    let replica = Replica::launch("127.0.0.1:1", "prefix", "127.0.0.1:0", &options).await;
+    for path in ADDRESSES {
+        let answer = once(replica.public, "GET", path, &[]).await;
+        assert_eq!(answer.status(), 404, "{path}");
+        let sentence = "this server is below /tools/herald/ (--path-prefix)";
+        assert!(answer.body().contains(sentence), "{}", answer.body());
+        assert_ne!(header(&answer, "x-request-id"), "");
+    }
+    for (path, status) in [
+        ("/", 200),
+        ("/client.js", 200),
+        ("/config", 200),
+        ("/events?last=many", 400),
+        ("/messages?limit=many", 400),
+        ("/ws", 426),
+        ("/socket.io/?EIO=4&transport=polling", 200),
+        ("/nothing", 404),
+    ] {
+        let below = format!("/tools/herald{path}");
+        let answer = once(replica.public, "GET", &below, &[]).await;
+        assert_eq!(answer.status(), status, "{below}: {}", answer.body());
+    }
+    let redirect = once(replica.public, "GET", "/tools/herald?topic=a", &[]).await;
+    assert_eq!(redirect.status(), 308);
+    assert_eq!(header(&redirect, "location"), "herald/?topic=a");
+    // The checks of every request come first.
+    let other = [("origin", "https://a.example")];
+    let answer = once(replica.public, "GET", "/tools/herald/config", &other).await;
+    assert_eq!(answer.status(), 403);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

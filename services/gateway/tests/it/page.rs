@@ -64,3 +64,34 @@ async fn each_endpoint_is_described_and_each_description_is_an_endpoint() {
         assert_eq!(answer.status, 405, "{other} {path}: {}", answer.body);
     }
 }
+
+#[tokio::test]
+async fn below_a_path_each_address_begins_with_it_except_those_of_likes_and_counts_alone() {
+    let options = ["--path-prefix", "/tools/herald", "--publish-topics", "a"];
+    let gateway = start("127.0.0.1:1", "prefix", &options).await;
+    for path in ["/", "/counts", "/openapi.json", "/videos/metadata"] {
+        let below = format!("/tools/herald{path}");
+        let answer = send(&gateway.address, "GET", &below, &[], "").await;
+        assert_eq!(answer.status, 200, "{below}");
+        let answer = send(&gateway.address, "GET", path, &[], "").await;
+        assert_eq!(answer.status, 404, "{path}");
+        assert_eq!(
+            answer.json()["error"],
+            "there is nothing at this address; this server is below /tools/herald/ (--path-prefix)"
+        );
+        assert!(answer.header("x-request-id").is_some());
+    }
+    let nothing = send(&gateway.address, "GET", "/tools/herald/nothing", &[], "").await;
+    assert!(nothing.body.contains("/tools/herald/openapi.json"));
+    let session = "/tools/herald/websocket?session_id=a";
+    let answer = send(&gateway.address, "GET", session, &[], "").await;
+    assert_eq!(answer.status, 426);
+    let redirect = send(&gateway.address, "GET", "/tools/herald?a=b", &[], "").await;
+    assert_eq!(redirect.status, 308);
+    assert_eq!(redirect.header("location"), Some("herald/?a=b"));
+    let likes = send(&gateway.likes, "GET", "/videos/metadata", &[], "").await;
+    assert_eq!(likes.status, 200);
+    let counts = send(&gateway.counts, "GET", "/aggregated", &[], "").await;
+    // It has no database.
+    assert_eq!(counts.status, 501);
+}
