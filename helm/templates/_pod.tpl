@@ -187,7 +187,7 @@ Secret is mounted. */}}
 {{- with (index .root.Values $service).topologySpreadConstraints -}}
 {{- $own := dict "labelSelector" (dict "matchLabels" (fromYaml $selector)) -}}
 {{- range . }}
-- {{ ternary . (merge (dict) . $own) (hasKey . "labelSelector") | toYaml | nindent 2 | trim }}
+- {{ ternary . (merge (deepCopy .) $own) (hasKey . "labelSelector") | toYaml | nindent 2 | trim }}
 {{- end }}
 {{- else -}}
 {{- if ne $service "producer" -}}
