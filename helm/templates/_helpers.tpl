@@ -64,7 +64,7 @@ producer{{ if .Values.counts.feed.enabled }} foods{{ end }}{{ if .Values.gateway
 {{- end -}}
 {{- end }}
 
-{{/* The name of a Service, of a component, "rooms" or "metrics": that of the values, or else one of the release's own. */}}
+{{/* The name of a Service, of a component, or of another use such as "rooms": that of the values, or else one of the release's own. */}}
 {{- define "herald.serviceName" -}}
 {{- $own := include "herald.name" . | replace "." "-" -}}
 {{- /* A Service's name begins with a letter. */}}

@@ -20,7 +20,7 @@ pub struct ReadOne {
     /// Instead of serving, print the next live message of the consumer at this address, such as `http://consumer-service`, and
     /// exit; with exit code 1 if none arrives within a minute.
     #[arg(long, value_name = "URL")]
-    pub read_one: Option<Server>,
+    pub read_one: Option<ServerUrl>,
 
     /// File with the certificates that `--read-one` trusts at an `https://` address, in PEM: those of CAs, or the consumer's own.
     #[arg(long, value_name = "FILE", requires = "read_one")]
@@ -33,13 +33,13 @@ pub struct ReadOne {
 
 /// The address of a consumer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Server {
+pub struct ServerUrl {
     /// `host:port`.
     address: String,
     tls: bool,
 }
 
-impl FromStr for Server {
+impl FromStr for ServerUrl {
     type Err = String;
 
     /// Parses `http://host:port`, `https://host:port`, or a host alone.
@@ -71,7 +71,7 @@ impl FromStr for Server {
 /// # Errors
 ///
 /// If it does not serve this client, or no message arrives within a minute.
-pub async fn read_one(server: &Server, options: &ReadOne) -> anyhow::Result<String> {
+pub async fn read_one(server: &ServerUrl, options: &ReadOne) -> anyhow::Result<String> {
     let message = tokio::time::timeout(TIMEOUT, connect(server, options)).await;
     match message {
         Ok(message) => message,
@@ -79,7 +79,7 @@ pub async fn read_one(server: &Server, options: &ReadOne) -> anyhow::Result<Stri
     }
 }
 
-async fn connect(Server { address, tls }: &Server, options: &ReadOne) -> anyhow::Result<String> {
+async fn connect(ServerUrl { address, tls }: &ServerUrl, options: &ReadOne) -> anyhow::Result<String> {
     let token = options.read_one_token.as_deref().map(token).transpose()?;
     let socket = TcpStream::connect(address)
         .await

@@ -9,7 +9,7 @@ use super::*;
 
 #[test]
 fn an_address_is_a_host_with_an_optional_port() {
-    let server = |url: &str| url.parse().map(|Server { address, tls }| (address, tls));
+    let server = |url: &str| url.parse().map(|ServerUrl { address, tls }| (address, tls));
     let plain = |address: &str| Ok((address.to_owned(), false));
     assert_eq!(
         server("http://consumer-service"),
