@@ -79,7 +79,10 @@ pub async fn read_one(server: &ServerUrl, options: &ReadOne) -> anyhow::Result<S
     }
 }
 
-async fn connect(ServerUrl { address, tls }: &ServerUrl, options: &ReadOne) -> anyhow::Result<String> {
+async fn connect(
+    ServerUrl { address, tls }: &ServerUrl,
+    options: &ReadOne,
+) -> anyhow::Result<String> {
     let token = options.read_one_token.as_deref().map(token).transpose()?;
     let socket = TcpStream::connect(address)
         .await
@@ -96,7 +99,9 @@ async fn connect(ServerUrl { address, tls }: &ServerUrl, options: &ReadOne) -> a
             let stream = tls::connect(address, ca, socket).await?;
             read(address, stream, &request).await
         }
-        (true, None) => bail!("--read-one with https:// needs --read-one-ca, a file with the certificates to trust"),
+        (true, None) => bail!(
+            "--read-one with https:// needs --read-one-ca, a file with the certificates to trust"
+        ),
     }
 }
 
