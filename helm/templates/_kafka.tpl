@@ -95,17 +95,18 @@ KAFKA_PROPERTIES_FILE: /etc/kafka/properties/properties
 {{- join "\n" $lines }}
 {{- end }}
 
-{{/* The Secrets, by the name of their volume, with the folder that each is mounted at. */}}
+{{/* The Secrets, as in herald.secrets; the services read them only at start. */}}
 {{- define "herald.kafkaSecrets" -}}
-{{- $component := include "herald.service" . }}
+{{- $user := ternary "producer" .component (eq .component "foods") }}
 {{- with .root.Values.kafka -}}
-{{- $ca := list "/etc/kafka/ca" .caSecret }}
-{{- $user := list "/etc/kafka/user" .userSecret }}
-{{- $properties := list "/etc/kafka/properties" .propertiesSecret }}
-{{- if .propertiesPerService }}
+{{- $keys := .secretKeys | default dict }}
+{{- $properties := $keys.properties | default "properties" }}
 {{- /* A pod that is taken over has the login of its own service, and no other. */}}
-{{- $properties = append $properties (dict (printf "%s-properties" $component) "properties") }}
-{{- end }}
-{{- dict "ca" $ca "user" $user "properties" $properties | toJson }}
+{{- if .propertiesPerService }}{{ $properties = printf "%s-%s" $user $properties }}{{ end }}
+{{- dict
+  "ca" (dict "folder" "/etc/kafka/ca" "secret" .caSecret "files" (dict "ca.crt" $keys.ca))
+  "user" (dict "folder" "/etc/kafka/user" "secret" .userSecret "files" (dict "user.crt" $keys.cert "user.key" $keys.key))
+  "properties" (dict "folder" "/etc/kafka/properties" "secret" .propertiesSecret "files" (dict "properties" $properties))
+  | toJson }}
 {{- end }}
 {{- end }}

@@ -1,3 +1,56 @@
+{{/* What the pods of a component may reach, and who may reach them. */}}
+{{- define "herald.networkPolicy" -}}
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: {{ include "herald.name" . }}
+  labels:
+    {{- include "herald.labels" . | nindent 4 }}
+spec:
+  podSelector:
+    matchLabels:
+      {{- include "herald.selector" . | nindent 6 }}
+  policyTypes: [Ingress, Egress]
+  {{- if has .component (include "herald.components" .root | splitList " ") }}
+  ingress:
+    {{- if has .component (list "consumer" "gateway") }}
+    # Clients connect from any address, through any proxy.
+    - ports:
+        - port: http
+        {{- if and .root.Values.rooms.enabled (eq .component "consumer") }}
+        - port: rooms
+        {{- end }}
+    {{- end }}
+    {{- include "herald.ingressToAdmin" .root | nindent 4 }}
+    {{- with .root.Values.networkPolicy.extraIngress }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- end }}
+  egress:
+    {{- if eq .component "test" }}
+    {{- include "herald.egressToNames" .root | nindent 4 }}
+    - to:
+        - podSelector:
+            matchLabels:
+              {{- include "herald.selector" (dict "root" .root "component" "consumer") | nindent 14 }}
+      ports:
+        - port: http
+    {{- else }}
+    {{- include "herald.egressToKafka" .root | nindent 4 }}
+    {{- end }}
+    {{- if has .component (list "consumer" "gateway") }}
+    {{- with include "herald.egressToIssuer" .root | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- end }}
+    {{- if and (has .component (list "gateway" "projector")) (include "herald.hasDatabase" .root) }}
+    {{- include "herald.egressToDatabase" .root | nindent 4 }}
+    {{- end }}
+    {{- with .root.Values.networkPolicy.extraEgress }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end }}
+
 {{/* Egress of a pod that uses Kafka: DNS and the brokers. */}}
 {{- define "herald.egressToKafka" -}}
 {{ include "herald.egressToNames" . }}

@@ -40,6 +40,11 @@ PROJECTIONS GROUP_PREFIX EVENTS_TOPIC COUNTS_TOPIC LIKES_TOPIC PARTITIONED_LIKES
 KAFKA_BOOTSTRAP_SERVERS KAFKA_PROPERTIES KAFKA_PROPERTIES_FILE LOG_FORMAT LOG_LEVEL SHUTDOWN_GRACE
 {{- end }}
 
+{{/* Options that the chart sets itself, or whose values it computes with: a variable of extraEnv must not replace them. */}}
+{{- define "herald.optionsOfChart" -}}
+LISTEN ADMIN_LISTEN ROOMS_LISTEN FEED CREATE_TOPIC CREATE_DEAD_LETTER_TOPIC DATABASE_URL TLS_CERT TLS_KEY JWT_KEYS JWT_KEYS_CA JWT_AUDIENCE JWT_ISSUER JWT_REVOKED JWT_COOKIE MAX_STREAMS_PER_PRINCIPAL TOPIC_PARTITIONS TOPIC_REPLICATION_FACTOR TOPIC_CONFIG KAFKA_BOOTSTRAP_SERVERS KAFKA_TOPIC KAFKA_PROPERTIES KAFKA_PROPERTIES_FILE EVENTS_TOPIC PROJECTIONS GROUP_PREFIX DATABASE_SCHEMA DATABASE_READER_ROLE COUNTS_TOPIC COUNTS_DATABASE LIKES_TOPIC PARTITIONED_LIKES_TOPIC WINDOWS WINDOW_GRACE INTERIM_INTERVAL ROOMS LIKES_1_MIN_AGGREGATION_TOPIC_NAME LIKES_5_MIN_AGGREGATION_TOPIC_NAME LIKES_10_MIN_AGGREGATION_TOPIC_NAME
+{{- end }}
+
 {{/* Changes when an option that the component reads changes. */}}
 {{- define "herald.optionsChecksum" -}}
 {{- $options := include "herald.options" .root | fromYaml -}}
@@ -90,9 +95,9 @@ LATEST_BYTES: "4194304"
 {{ div (add (include "herald.milliseconds" . | int64) 999) 1000 }}
 {{- end }}
 
-{{/* The maximum memory of a connection to a consumer or a gateway: 20 KiB, and a full send buffer in the kernel. */}}
-{{- define "herald.bytesPerConnection" -}}
-{{ mul 84 1024 }}
+{{/* The maximum memory of a connection to a consumer or a gateway, in KiB: 20, a full send buffer in the kernel, and 40 for TLS. */}}
+{{- define "herald.kibPerConnection" -}}
+{{ ternary 124 84 (ne .Values.tls.secret "") }}
 {{- end }}
 
 {{/* An amount of memory in bytes; the schema allows only forms like 512Ki, 256Mi or 1Gi. */}}

@@ -82,13 +82,13 @@ LIKES_10_MIN_AGGREGATION_TOPIC_NAME: {{ $topics.ten | quote }}
   valueFrom:
     secretKeyRef:
       name: {{ .root.Values.database.secret | quote }}
-      key: {{ .component }}-url
+      key: {{ get (.root.Values.database.secretKeys | default dict) (printf "%sUrl" .component) | default (printf "%s-url" .component) | quote }}
 {{- end }}
 {{- end }}
 
-{{/* Its Secret, by the name of the volume, with the folder that it is mounted at. Of the Secret of a CA, which may have the CA's key
-too, only the certificate. */}}
+{{/* The Secret of its CA, as in herald.secrets. */}}
 {{- define "herald.databaseSecrets" -}}
 {{- $ca := ternary .Values.database.caSecret "" (include "herald.hasDatabase" . | not | not) }}
-{{- dict "database-ca" (list "/etc/herald/database-ca" $ca (dict "ca.crt" "ca.crt")) | toJson }}
+{{- $files := dict "ca.crt" (.Values.database.secretKeys).ca }}
+{{- dict "database-ca" (dict "folder" "/etc/herald/database-ca" "secret" $ca "files" $files) | toJson }}
 {{- end }}

@@ -8,9 +8,11 @@
 {{- end }}
 {{- end }}
 
-{{/* The Secret, by the name of its volume, with the folder that it is mounted at. */}}
+{{/* The Secret, as in herald.secrets. */}}
 {{- define "herald.tlsSecrets" -}}
-{{- dict "tls" (list "/etc/herald/tls" .Values.tls.secret) | toJson }}
+{{- $keys := .Values.tls.secretKeys | default dict }}
+{{- $files := dict "tls.crt" $keys.cert "tls.key" $keys.key }}
+{{- dict "tls" (dict "folder" "/etc/herald/tls" "secret" .Values.tls.secret "files" $files) | toJson }}
 {{- end }}
 
 {{/* The name of a Service's port, and its protocol. */}}

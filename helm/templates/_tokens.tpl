@@ -35,12 +35,29 @@
 {{- end }}
 {{- end }}
 
-{{/* The Secrets, by the name of their volume, with the folder that each is mounted at. */}}
+{{/* The Secrets, as in herald.secrets. */}}
 {{- define "herald.tokenSecrets" -}}
 {{- with .Values.tokens -}}
-{{- $keys := list "/etc/herald/keys" .keysSecret }}
-{{- $ca := list "/etc/herald/keys-ca" .keysCaSecret }}
-{{- $revoked := list "/etc/herald/revoked" .revokedSecret }}
-{{- dict "token-keys" $keys "token-keys-ca" $ca "token-revoked" $revoked | toJson }}
+{{- $keys := .secretKeys | default dict }}
+{{- dict
+  "token-keys" (dict "folder" "/etc/herald/keys" "secret" .keysSecret "files" (dict "keys" $keys.keys))
+  "token-keys-ca" (dict "folder" "/etc/herald/keys-ca" "secret" .keysCaSecret "files" (dict "ca.crt" $keys.ca))
+  "token-revoked" (dict "folder" "/etc/herald/revoked" "secret" .revokedSecret "files" (dict "revoked" $keys.revoked))
+  | toJson }}
 {{- end }}
+{{- end }}
+
+{{/* What `helm test` needs: a token, and the certificate of the consumer, without its key. */}}
+{{- define "herald.testSecrets" -}}
+{{- $token := dict "token" (.Values.tokens.secretKeys).token }}
+{{- $certificate := dict "tls.crt" (.Values.tls.secretKeys).cert }}
+{{- dict
+  "token" (dict "folder" "/etc/herald/token" "secret" .Values.tokens.testSecret "files" $token)
+  "tls" (dict "folder" "/etc/herald/tls" "secret" .Values.tls.secret "files" $certificate)
+  | toJson }}
+{{- end }}
+
+{{/* Not empty if `helm test` can read a message. */}}
+{{- define "herald.hasTest" -}}
+{{- if or .Values.tokens.testSecret (not (include "herald.hasTokens" .)) }}true{{ end -}}
 {{- end }}

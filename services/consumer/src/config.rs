@@ -14,7 +14,7 @@ use herald_runtime::kafka::KafkaArgs;
 use rdkafka::ClientConfig;
 
 pub use self::rooms::RoomsArgs;
-use crate::read_one;
+use crate::read_one::ReadOne;
 
 /// Relays every message of Kafka topics to browsers, over server-sent events, WebSocket and Socket.IO.
 #[derive(Clone, Debug, Parser)]
@@ -119,10 +119,8 @@ pub struct Config {
     #[command(flatten)]
     pub rooms: RoomsArgs,
 
-    /// Instead of serving, print the next live message of the consumer at this address, such as `http://consumer-service`, and
-    /// exit; with exit code 1 if none arrives within a minute.
-    #[arg(long, value_name = "URL", value_parser = read_one::server)]
-    pub read_one: Option<String>,
+    #[command(flatten)]
+    pub read_one: ReadOne,
 }
 
 impl Config {

@@ -40,7 +40,7 @@ use crate::app::App;
 pub use crate::config::Config;
 use crate::kafka::{Reader, Topic};
 use crate::metrics::Metrics;
-pub use crate::read_one::read_one;
+pub use crate::read_one::{ReadOne, ServerUrl, read_one};
 use crate::transports::rooms::{self, Rooms};
 
 /// The sockets of a consumer.

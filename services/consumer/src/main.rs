@@ -9,8 +9,8 @@ fn main() -> ExitCode {
     let config: Config = config::parse();
     let common = config.common.clone();
     launch(&common, |shutdown| async move {
-        if let Some(server) = &config.read_one {
-            println!("{}", consumer::read_one(server).await?);
+        if let Some(server) = &config.read_one.read_one {
+            println!("{}", consumer::read_one(server, &config.read_one).await?);
             return Ok(());
         }
         let listeners = Listeners {

@@ -85,6 +85,16 @@ impl Image {
     pub fn reference(&self) -> String {
         format!("{}:{}", self.repository, self.tag)
     }
+
+    /// The values of the chart: it is in the cluster already, and whatever a registry has under this name is somebody else's.
+    pub fn values(&self) -> [String; 3] {
+        let image = format!("{}.image", self.service);
+        [
+            format!("--set={image}.repository={}", self.repository),
+            format!("--set-string={image}.tag={}", self.tag),
+            format!("--set={image}.pullPolicy=Never"),
+        ]
+    }
 }
 
 /// What to build.

@@ -261,12 +261,7 @@ impl Release<'_> {
             helm.args(["--values", &values]);
         }
         for image in self.images {
-            let service = image.service;
-            helm.arg(format!(
-                "--set={service}.image.repository={}",
-                image.repository
-            ));
-            helm.arg(format!("--set-string={service}.image.tag={}", image.tag));
+            helm.args(image.values());
         }
         helm.args(services::everything().map(|value| format!("--set={value}")));
         helm.args(self.kafka.iter().flat_map(|kafka| kafka.values()));

@@ -69,9 +69,7 @@ impl<'a> Installed<'a> {
             helm.arg(format!("--set-string=configmap.data.{option}"));
         }
         for image in images {
-            let values = format!("{}.image", image.service);
-            helm.arg(format!("--set={values}.repository={}", image.repository));
-            helm.arg(format!("--set-string={values}.tag={}", image.tag));
+            helm.args(image.values());
         }
         run(&mut helm)?;
         Ok(installed)
