@@ -92,22 +92,25 @@ impl Value {
         self.path.join(".")
     }
 
-    /// What it is for: its own comment; or that of the map around it; or that of the same value of an earlier service. `enabled` needs
-    /// none if what it enables has one.
+    /// What it is for: its own comment; that of the same key of an earlier service; that of the map around it; or what an earlier
+    /// service has instead. `enabled` needs none if what it enables has one.
     pub fn sentence(&self, top: &Value) -> anyhow::Result<String> {
         let is_service = |name: &String| services::names().any(|service| service == name);
-        let (service, rest) = self.path.split_first().context("a value has a path")?;
+        let (first, rest) = self.path.split_first().context("a value has a path")?;
+        let before = top.values.iter().take_while(|of| of.path[0] != *first);
+        let services = before.filter(|of| is_service(&of.path[0]));
+        let same: Vec<&Value> = services
+            .filter_map(|of| top.get(&[&of.path, rest].concat()))
+            .collect();
         let mut sentences = vec![self.comment.clone()];
+        if is_service(first) || rest.len() > 1 {
+            sentences.extend(same.iter().map(|of| of.comment.clone()));
+        }
         for depth in (2..self.path.len()).rev() {
             sentences.extend(top.get(&self.path[..depth]).map(|map| map.comment.clone()));
         }
-        if is_service(service) {
-            let services = top.values.iter().filter(|of| is_service(&of.path[0]));
-            for earlier in services.take_while(|of| of.path[0] != *service) {
-                if let Some(same) = top.get(&[&earlier.path, rest].concat()) {
-                    sentences.extend(same.sentence(top).ok());
-                }
-            }
+        if is_service(first) {
+            sentences.extend(same.iter().filter_map(|of| of.sentence(top).ok()));
         }
         if rest == ["enabled"] {
             let about = top.get(&self.path[..1]).map_or("", |of| &of.comment);
