@@ -83,6 +83,11 @@ async fn connect(
     ServerUrl { address, tls }: &ServerUrl,
     options: &ReadOne,
 ) -> anyhow::Result<String> {
+    if *tls && options.read_one_ca.is_none() {
+        bail!(
+            "--read-one with https:// needs --read-one-ca, a file with the certificates to trust"
+        );
+    }
     let token = options.read_one_token.as_deref().map(token).transpose()?;
     let socket = TcpStream::connect(address)
         .await
@@ -93,15 +98,12 @@ async fn connect(
         request += &format!("Authorization: Bearer {token}\r\n");
     }
     request += "\r\n";
-    match (tls, &options.read_one_ca) {
-        (false, _) => read(address, socket, &request).await,
-        (true, Some(ca)) => {
+    match options.read_one_ca.as_deref().filter(|_| *tls) {
+        Some(ca) => {
             let stream = tls::connect(address, ca, socket).await?;
             read(address, stream, &request).await
         }
-        (true, None) => bail!(
-            "--read-one with https:// needs --read-one-ca, a file with the certificates to trust"
-        ),
+        None => read(address, socket, &request).await,
     }
 }
 

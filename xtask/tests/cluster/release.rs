@@ -60,6 +60,7 @@ impl Release {
             };
             helm.arg(format!("--set={service}.image.repository={repository}"));
             helm.arg(format!("--set-string={service}.image.tag={tag}"));
+            helm.arg(format!("--set={service}.image.pullPolicy=Never"));
         }
         helm.args(["--wait", "--timeout", "2m"]);
         output(&mut helm).unwrap_or_else(|error| panic!("{error}"));
