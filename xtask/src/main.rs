@@ -3,6 +3,7 @@
 // Without the feature "cluster", some shared code is unused.
 #![cfg_attr(not(feature = "cluster"), allow(dead_code))]
 
+mod chart;
 mod check;
 mod command;
 mod environments;
@@ -36,6 +37,8 @@ enum Command {
     Kafka,
     #[cfg(feature = "cluster")]
     Token(token::Args),
+    /// Write what is generated from `helm/values.yaml`: the schema, the defaults, and the table in `helm/README.md`.
+    Chart,
     Check(check::Args),
 }
 
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Kafka => kafka::run(),
         #[cfg(feature = "cluster")]
         Command::Token(args) => token::run(&args),
+        Command::Chart => chart::run(),
         Command::Check(args) => check::run(&args),
     };
     result.unwrap_or_else(|error| {

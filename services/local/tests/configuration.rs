@@ -1,5 +1,5 @@
-//! `docs/configuration.md` lists the options of the programs and the chart: its tables are compared with them, and a failing test
-//! prints the lines that belong there.
+//! `docs/configuration.md` lists the options of the programs: its tables are compared with them, and a failing test prints the lines
+//! that belong there.
 
 use std::fs;
 use std::path::Path;
@@ -40,20 +40,6 @@ fn the_options_of_local_that_differ_are_on_the_page() {
     is_on_the_page("## Local", &own(&local::Config::command()));
 }
 
-/// What each value is for stands on the page alone.
-#[test]
-fn the_values_of_the_chart_are_on_the_page_with_their_defaults() {
-    let page = rows("## Values of the chart");
-    let described: Vec<String> = leaves(&read("helm/values.yaml"))
-        .into_iter()
-        .map(|start| {
-            let row = page.iter().find(|row| row.starts_with(&start));
-            row.cloned().unwrap_or(format!("{start} ? |"))
-        })
-        .collect();
-    is_on_the_page("## Values of the chart", &described);
-}
-
 #[test]
 fn what_configmap_data_takes_are_options_and_on_the_page() {
     let names = configmap_data();
@@ -62,7 +48,7 @@ fn what_configmap_data_takes_are_options_and_on_the_page() {
     for name in &names {
         assert!(
             name == TIME_ZONE || variables.contains(name),
-            "helm/values.schema.json allows {name} in configmap.data, which no service reads"
+            "helm/schema.yaml allows {name} in configmap.data, which no service reads"
         );
     }
     let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
@@ -250,31 +236,4 @@ fn described(arg: &Arg) -> String {
         }
     }
     words
-}
-
-/// ``| `key.of.value` | `default` |`` for each value at the end of a branch. The file is YAML of the plain kind: maps in
-/// block style, one line for each scalar, list or empty map.
-fn leaves(yaml: &str) -> Vec<String> {
-    let mut path: Vec<&str> = Vec::new();
-    let mut leaves = Vec::new();
-    for line in yaml.lines() {
-        let text = line.trim_start();
-        if text.is_empty() || text.starts_with('#') {
-            continue;
-        }
-        let (key, value) = text
-            .split_once(':')
-            .expect("a line of values.yaml is `key: value`");
-        path.truncate((line.len() - text.len()) / 2);
-        path.push(key);
-        let value = value.trim();
-        if !value.is_empty() {
-            leaves.push(format!(
-                "| `{}` | {} |",
-                path.join("."),
-                code(value.trim_matches('"'))
-            ));
-        }
-    }
-    leaves
 }

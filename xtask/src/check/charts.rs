@@ -1,19 +1,26 @@
 //! The chart and the manifests: linted, tested, rendered in every variant, and validated. Needs no cluster.
 
 mod checkers;
+mod gitops;
+mod platforms;
 mod rendered;
+mod version;
 
 use std::fs;
+use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
-use self::checkers::{duplicate, findings, go_tool, python};
+use self::checkers::{duplicate, finds_nothing, go_tool, judged, python, shown};
+use self::platforms::platforms;
 pub use self::rendered::Rendered;
 use self::rendered::values;
+use self::version::version;
 use super::TestEnv;
 use super::tally::Tally;
-use crate::command::{command, output, run, show, status, stream};
-use crate::{environments, services, tools};
+use crate::command::{command, output, run};
+use crate::{chart, environments, services, tools};
 
 const KUBE_SCORE: &str = "github.com/zegl/kube-score/cmd/kube-score@v1.20.0";
 /// The newest that `go install` accepts: later ones have a `replace` directive.
@@ -25,19 +32,52 @@ const PASSED: Tally = Tally {
     left_out: 0,
 };
 
+type Step = fn(&Rendered) -> anyhow::Result<Tally>;
+
+/// They run at the same time; the longest ones begin first.
+const STEPS: [(&str, Step); 15] = [
+    ("unit tests", unit_tests),
+    ("checkov", checkov),
+    ("schemas", schemas),
+    ("alerts", alerts),
+    ("helm 3", gitops::same_again),
+    ("reused values", gitops::reused_values),
+    ("umbrella chart", gitops::dependency),
+    ("lint", lint),
+    ("kube-score", kube_score),
+    ("generated", generated),
+    ("version", version),
+    ("GitOps", gitops::depends_on_nothing_else),
+    ("platforms", platforms),
+    ("manual", manual),
+    ("package", package),
+];
+
 pub fn charts(_: &TestEnv) -> anyhow::Result<Tally> {
-    const STEPS: [fn(&Rendered) -> anyhow::Result<Tally>; 9] = [
-        lint, unit_tests, dependency, schemas, alerts, manual, checkov, kube_score, package,
-    ];
-    let rendered = Rendered::new()?;
-    let mut tally = Tally::default();
-    for step in STEPS {
-        tally += step(&rendered).unwrap_or_else(|error| {
+    let rendered = &Rendered::new()?;
+    let run = |(name, step): (&'static str, Step)| {
+        let begin = Instant::now();
+        let tally = step(rendered).unwrap_or_else(|error| {
             println!("error: {error:#}");
             Tally::FAILED
         });
+        (name, begin.elapsed().as_secs_f64(), tally)
+    };
+    let ended = thread::scope(|scope| {
+        let threads = STEPS.map(|step| scope.spawn(move || run(step)));
+        threads.map(|thread| thread.join().expect("a step does not panic"))
+    });
+    let mut total = Tally::default();
+    for (name, seconds, tally) in ended {
+        println!("{name:<16}{seconds:>6.1} s   {tally}");
+        total += tally;
     }
-    Ok(tally)
+    Ok(total)
+}
+
+/// The schema of the values and their table are those of `helm/values.yaml`.
+fn generated(_: &Rendered) -> anyhow::Result<Tally> {
+    chart::check().map(|()| PASSED)
 }
 
 fn lint(_: &Rendered) -> anyhow::Result<Tally> {
@@ -50,56 +90,53 @@ fn lint(_: &Rendered) -> anyhow::Result<Tally> {
             "--values",
             &values(&environment.name),
         ]);
-        tally += Tally::of(status(&mut helm)?);
+        tally += judged(&mut helm)?;
     }
     Ok(tally)
 }
 
-/// `helm/tests`: what the templates render, and which values the chart rejects.
+/// `helm/tests`: what the templates render, and which values the chart rejects. It is shared between the processors, because
+/// helm-unittest uses only one.
 fn unit_tests(_: &Rendered) -> anyhow::Result<Tally> {
     let Some(program) = go_tool(HELM_UNITTEST)? else {
         return Ok(Tally::default());
     };
-    let mut tests = command(&program.to_string_lossy(), ["--strict", "helm"]);
-    let mut tally = Tally::default();
-    let status = stream(&mut tests, |line| {
-        if let Some(counted) = counted(line) {
-            tally += counted;
+    let mut suites = Vec::new();
+    for file in fs::read_dir(crate::root().join("helm/tests"))? {
+        let file = file?;
+        let path = format!("tests/{}", file.file_name().to_string_lossy());
+        if path.ends_with("_test.yaml") {
+            suites.push((file.metadata()?.len(), path));
         }
-    })?;
-    ensure!(tally.passed > 0, "helm-unittest ran no test");
-    Ok(tally.ended(status))
-}
-
-/// In a chart that is a dependency, helm adds two values: `global`, and the condition.
-fn dependency(rendered: &Rendered) -> anyhow::Result<Tally> {
-    const CHART: &str = "apiVersion: v2\nname: umbrella\nversion: 1.0.0\n\
-        dependencies: [{name: herald, version: '*', condition: herald.enabled}]\n";
-    let umbrella = rendered.folder.join("umbrella");
-    fs::create_dir_all(umbrella.join("charts"))?;
-    fs::write(umbrella.join("Chart.yaml"), CHART)?;
-    let mut package = command("helm", ["package", "helm", "--destination"]);
-    run(package.arg(umbrella.join("charts")))?;
-    let mut tally = Tally::default();
-    // The feed of foods is a second producer.
-    for (enabled, deployments) in [("true", services::all().len() + 1), ("false", 0)] {
-        let mut helm = command("helm", ["template", "herald"]);
-        helm.arg(&umbrella);
-        helm.args(services::everything().map(|value| format!("--set=herald.{value}")));
-        helm.args([
-            "--set",
-            &format!("global.registry=x,herald.enabled={enabled}"),
-        ]);
-        show(&helm);
-        let text = output(&mut helm)?;
-        let found = text.matches("\nkind: Deployment\n").count();
-        ensure!(
-            found == deployments,
-            "with herald.enabled={enabled} an umbrella chart has {found} Deployments, not {deployments}"
-        );
-        tally += PASSED;
     }
-    Ok(tally)
+    suites.sort();
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let mut shares = vec![(0, Vec::new()); processors];
+    for (size, path) in suites.into_iter().rev() {
+        let smallest = shares.iter_mut().min_by_key(|(size, _)| *size);
+        let (total, paths) = smallest.expect("there is a processor");
+        *total += size;
+        paths.push(path);
+    }
+    let test = |paths: &[String]| -> anyhow::Result<Tally> {
+        let mut tests = command(&program.to_string_lossy(), ["--strict", "helm"]);
+        tests.args(paths.iter().flat_map(|path| ["--file", path]));
+        let (status, text) = shown(&mut tests)?;
+        let counted = text.lines().find_map(counted).unwrap_or_default();
+        ensure!(counted.passed > 0, "helm-unittest ran no test");
+        Ok(counted.ended(status))
+    };
+    thread::scope(|scope| {
+        let shares = shares.iter().filter(|(_, paths)| !paths.is_empty());
+        let threads: Vec<_> = shares
+            .map(|(_, paths)| scope.spawn(move || test(paths)))
+            .collect();
+        let mut tally = Tally::default();
+        for thread in threads {
+            tally += thread.join().expect("a test does not panic")?;
+        }
+        Ok(tally)
+    })
 }
 
 /// Strictly, against the oldest Kubernetes that Chart.yaml allows and the newest that the validator knows.
@@ -120,11 +157,10 @@ fn schemas(rendered: &Rendered) -> anyhow::Result<Tally> {
         validate.args(version).current_dir(&rendered.folder);
         validate.args(rendered.below(&rendered.releases));
         validate.args(rendered.below(&rendered.manifests));
-        let (status, findings) = findings(&mut validate, |line| {
+        // It only warns about an unknown kind.
+        let passed = finds_nothing(&mut validate, |line| {
             line.contains("Couldn't find schema") && CUSTOM.iter().any(|group| line.contains(group))
         })?;
-        // It only warns about an unknown kind.
-        let passed = status.success() && findings == 0;
         tally += if passed { PASSED } else { Tally::FAILED };
     }
     Ok(tally)
@@ -154,7 +190,7 @@ fn alerts(rendered: &Rendered) -> anyhow::Result<Tally> {
             &["test", "rules", test],
         ] {
             let mut promtool = command(&promtool.to_string_lossy(), args);
-            tally += Tally::of(status(promtool.current_dir(&rendered.folder))?);
+            tally += judged(promtool.current_dir(&rendered.folder))?;
         }
     }
     Ok(tally)
@@ -198,8 +234,7 @@ fn checkov(rendered: &Rendered) -> anyhow::Result<Tally> {
     };
     let args = ["--config-file", "helm/ci/checkov.yaml", "--directory"];
     let mut checkov = command(&program.to_string_lossy(), args);
-    let status = status(checkov.arg(rendered.folder.join("releases")))?;
-    Ok(Tally::of(status))
+    judged(checkov.arg(rendered.folder.join("releases")))
 }
 
 /// One file at a time, or kube-score would mix up the resources of the releases.
@@ -220,10 +255,10 @@ fn kube_score(rendered: &Rendered) -> anyhow::Result<Tally> {
     for file in rendered.below(&rendered.releases) {
         let mut score = duplicate(&score);
         score.arg(file).current_dir(&rendered.folder);
-        let (status, _) = findings(&mut score, |line| {
+        let passed = finds_nothing(&mut score, |line| {
             line.starts_with("[OK]") || line.starts_with("[SKIPPED]")
         })?;
-        tally += Tally::of(status);
+        tally += if passed { PASSED } else { Tally::FAILED };
     }
     Ok(tally)
 }
@@ -243,8 +278,11 @@ fn package(rendered: &Rendered) -> anyhow::Result<Tally> {
     }
     let packed = |start: &str| names.iter().any(|name| name.starts_with(start));
     ensure!(
-        packed("herald/templates/tests/") && !packed("herald/tests/") && !packed("herald/ci/"),
-        "helm/.helmignore must keep helm/tests and helm/ci out of the package, and nothing else: {names:?}"
+        packed("herald/templates/tests/")
+            && !packed("herald/tests/")
+            && !packed("herald/ci/")
+            && !packed("herald/schema.yaml"),
+        "helm/.helmignore must keep helm/tests, helm/ci and helm/schema.yaml out of the package, and nothing else: {names:?}"
     );
     Ok(PASSED)
 }
@@ -328,6 +366,7 @@ mod tests {
     }
 
     /// The chart names no user: `runAsNonRoot` then needs a number, and "nonroot" would keep every pod from starting.
+    #[cfg(feature = "cluster")]
     #[test]
     fn the_images_have_a_numeric_user() {
         let user = crate::kubernetes::images::USER

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 
 use crate::command::{command, output, show};
 use crate::{environments, services, tools};
@@ -34,6 +34,8 @@ pub struct Rendered {
     pub folder: PathBuf,
     /// One for each variant of configuration, below `folder`.
     pub releases: Vec<PathBuf>,
+    /// What helm rendered each of them with.
+    pub arguments: Vec<Vec<String>>,
     /// One for each folder of `k8s`, below `folder`; none without kubectl.
     pub manifests: Vec<PathBuf>,
 }
@@ -46,6 +48,7 @@ impl Rendered {
         let mut rendered = Self {
             folder,
             releases: Vec::new(),
+            arguments: Vec::new(),
             manifests: Vec::new(),
         };
         for environment in environments::chosen(&[])? {
@@ -71,10 +74,13 @@ impl Rendered {
                 );
             }
         }
-        for values in files("helm/ci/values")? {
-            let name = values.file_stem().context("a file has a name")?;
+        // Named as chart-testing looks for them.
+        for values in files("helm/ci")? {
             let values = values.to_string_lossy();
-            rendered.release(&name.to_string_lossy(), "herald", &values)?;
+            let name = values.strip_prefix("helm/ci/").unwrap_or(&values);
+            if let Some(name) = name.strip_suffix("-values.yaml") {
+                rendered.release(name, "herald", &values)?;
+            }
         }
         rendered.release("strimzi-in-k8s", "herald", "k8s/strimzi/values.yaml")?;
         rendered.release("scram-in-k8s", "herald", "k8s/strimzi-scram/values.yaml")?;
@@ -102,14 +108,22 @@ impl Rendered {
     }
 
     fn release(&mut self, name: &str, namespace: &str, values: &str) -> anyhow::Result<String> {
-        let args = ["template", name, "helm", "--namespace", namespace];
+        let args = [
+            "template",
+            name,
+            "helm",
+            "--namespace",
+            namespace,
+            "--values",
+            values,
+        ];
         let mut helm = command("helm", args);
-        helm.args(["--values", values]);
         show(&helm);
         let text = output(&mut helm)?;
         let file = self.folder.join("releases").join(format!("{name}.yaml"));
         fs::write(&file, &text)?;
         self.releases.push(file);
+        self.arguments.push(args.map(str::to_owned).to_vec());
         Ok(text)
     }
 }
