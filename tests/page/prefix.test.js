@@ -84,15 +84,16 @@ for (const { name, changes, passes } of PROXIES) {
     for (const slash of ["/", ""]) {
       test(`the page is live at ${PAGE}${slash}`, async (context) => {
         const { page, problems } = await open(context, `${PAGE}${slash}?topic=dev-topic`);
+        const isLive = async () => (await page.locator("#state").textContent()) === "Live";
         await page.waitForURL(`${proxy.url}${PAGE}/?topic=dev-topic`);
         await until("a message is shown", async () => (await texts(page)).some((text) => /Hello world from dev producer/.test(text)));
-        assert.equal(await page.locator("#state").textContent(), "Live");
+        await until("it is live", isLive);
         assert.equal(await page.evaluate(() => getComputedStyle(document.getElementById("scroller")).overflowY), "auto", "its style is loaded");
         if (slash) assert.deepEqual(problems(), []);
         await page.locator("[name=transport][value=websocket]").check({ force: true });
         const shown = (await texts(page)).length;
         await until("more come over WebSocket", async () => (await texts(page)).length > shown + 2);
-        assert.equal(await page.locator("#state").textContent(), "Live");
+        await until("it is live", isLive);
       });
 
       test(`the page of the gateway works at ${EVENTS}${slash}`, async (context) => {
