@@ -99,6 +99,7 @@ for (const { name, changes, passes } of PROXIES) {
       test(`the page of the gateway works at ${EVENTS}${slash}`, async (context) => {
         const { page, problems } = await open(context, EVENTS + slash);
         await page.waitForURL(`${proxy.url}${EVENTS}/`);
+        await until("its script runs", async () => (await page.locator("#session").inputValue()) !== "");
         await page.locator("#connect").click();
         await until("the session is open", async () => (await page.locator("#state").textContent()) === "Open");
         await page.getByRole("button", { name: "Send EVENT" }).click();
