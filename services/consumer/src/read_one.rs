@@ -94,7 +94,10 @@ async fn connect(
         .await
         .with_context(|| format!("cannot connect to {address}"))?;
     // An address instead of the name, which --allowed-hosts may not list. HTTP/1.0: a response without chunks.
-    let mut request = format!("GET {path}/events HTTP/1.0\r\nHost: {}\r\n", socket.peer_addr()?);
+    let mut request = format!(
+        "GET {path}/events HTTP/1.0\r\nHost: {}\r\n",
+        socket.peer_addr()?
+    );
     if let Some(token) = token {
         request += &format!("Authorization: Bearer {token}\r\n");
     }
