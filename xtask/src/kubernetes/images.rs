@@ -253,8 +253,9 @@ mod tests {
         let text = include_str!("../../../.github/workflows/release.yaml");
         let names: Vec<&str> = services::names().collect();
         let each = format!("for service in {}; do", names.join(" "));
-        assert_eq!(text.matches("for service in ").count(), 3);
-        assert_eq!(text.matches(&each).count(), 3, "{each}");
+        let loops = text.matches("for service in ").count();
+        assert!(loops > 0);
+        assert_eq!(text.matches(&each).count(), loops, "{each}");
         for name in names {
             let attested = format!("subject-digest: ${{{{ steps.push.outputs.{name} }}}}\n");
             assert!(text.contains(&attested), "{attested}");
