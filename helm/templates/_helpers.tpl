@@ -68,7 +68,7 @@ producer{{ if .Values.counts.feed.enabled }} foods{{ end }}{{ if .Values.gateway
 {{- define "herald.serviceName" -}}
 {{- $own := include "herald.name" . | replace "." "-" -}}
 {{- /* A Service's name begins with a letter. */}}
-{{- if not (regexMatch "^[a-z]" $own) }}{{ $own = printf "herald-%s" $own }}{{ end -}}
+{{- if not (regexMatch "^[a-z]" $own) }}{{ $own = printf "herald-%s" $own | trunc 63 }}{{ end -}}
 {{ ((index .root.Values .component).service).name | default $own }}
 {{- end }}
 

@@ -29,7 +29,7 @@
 {{- end }}
 {{- if .maxStreamsPerPrincipal }}
 - name: MAX_STREAMS_PER_PRINCIPAL
-  value: {{ .maxStreamsPerPrincipal | toString | quote }}
+  value: {{ .maxStreamsPerPrincipal | int64 | quote }}
 {{- end }}
 {{- end }}
 {{- end }}
