@@ -75,6 +75,23 @@ pub fn output(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Runs commands for each item at the same time; fails with the error of the first item that has one.
+pub fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    run: impl Fn(&T) -> anyhow::Result<R> + Sync,
+) -> anyhow::Result<Vec<R>> {
+    let results: Vec<_> = thread::scope(|scope| {
+        let run = &run;
+        let threads = items.iter().map(|item| scope.spawn(move || run(item)));
+        let threads: Vec<_> = threads.collect();
+        let results = threads.into_iter().map(|thread| thread.join());
+        results
+            .map(|result| result.expect("running a command does not panic"))
+            .collect()
+    });
+    results.into_iter().collect()
+}
+
 /// Runs it without showing it, with a text as its stdin. What it prints to stdout is discarded.
 pub fn with_input(command: &mut Command, input: &str) -> anyhow::Result<Output> {
     command

@@ -19,7 +19,7 @@ use self::rendered::values;
 use self::version::version;
 use super::TestEnv;
 use super::tally::Tally;
-use crate::command::{command, output, run};
+use crate::command::{command, in_parallel, output, run};
 use crate::{chart, environments, services, tools};
 
 const KUBE_SCORE: &str = "github.com/zegl/kube-score/cmd/kube-score@v1.20.0";
@@ -55,18 +55,14 @@ const STEPS: [(&str, Step); 15] = [
 
 pub fn charts(_: &TestEnv) -> anyhow::Result<Tally> {
     let rendered = &Rendered::new()?;
-    let run = |(name, step): (&'static str, Step)| {
+    let ended = in_parallel(&STEPS, |(name, step)| {
         let begin = Instant::now();
         let tally = step(rendered).unwrap_or_else(|error| {
             println!("error: {error:#}");
             Tally::FAILED
         });
-        (name, begin.elapsed().as_secs_f64(), tally)
-    };
-    let ended = thread::scope(|scope| {
-        let threads = STEPS.map(|step| scope.spawn(move || run(step)));
-        threads.map(|thread| thread.join().expect("a step does not panic"))
-    });
+        Ok((*name, begin.elapsed().as_secs_f64(), tally))
+    })?;
     let mut total = Tally::default();
     for (name, seconds, tally) in ended {
         println!("{name:<16}{seconds:>6.1} s   {tally}");
@@ -118,25 +114,20 @@ fn unit_tests(_: &Rendered) -> anyhow::Result<Tally> {
         *total += size;
         paths.push(path);
     }
-    let test = |paths: &[String]| -> anyhow::Result<Tally> {
+    shares.retain(|(_, paths)| !paths.is_empty());
+    let tallies = in_parallel(&shares, |(_, paths)| {
         let mut tests = command(&program.to_string_lossy(), ["--strict", "helm"]);
         tests.args(paths.iter().flat_map(|path| ["--file", path]));
         let (status, text) = shown(&mut tests)?;
         let counted = text.lines().find_map(counted).unwrap_or_default();
         ensure!(counted.passed > 0, "helm-unittest ran no test");
         Ok(counted.ended(status))
-    };
-    thread::scope(|scope| {
-        let shares = shares.iter().filter(|(_, paths)| !paths.is_empty());
-        let threads: Vec<_> = shares
-            .map(|(_, paths)| scope.spawn(move || test(paths)))
-            .collect();
-        let mut tally = Tally::default();
-        for thread in threads {
-            tally += thread.join().expect("a test does not panic")?;
-        }
-        Ok(tally)
-    })
+    })?;
+    let mut tally = Tally::default();
+    for share in tallies {
+        tally += share;
+    }
+    Ok(tally)
 }
 
 /// Strictly, against the oldest Kubernetes that Chart.yaml allows and the newest that the validator knows.
@@ -158,10 +149,9 @@ fn schemas(rendered: &Rendered) -> anyhow::Result<Tally> {
         validate.args(rendered.below(&rendered.releases));
         validate.args(rendered.below(&rendered.manifests));
         // It only warns about an unknown kind.
-        let passed = finds_nothing(&mut validate, |line| {
+        tally += finds_nothing(&mut validate, |line| {
             line.contains("Couldn't find schema") && CUSTOM.iter().any(|group| line.contains(group))
         })?;
-        tally += if passed { PASSED } else { Tally::FAILED };
     }
     Ok(tally)
 }
@@ -255,10 +245,9 @@ fn kube_score(rendered: &Rendered) -> anyhow::Result<Tally> {
     for file in rendered.below(&rendered.releases) {
         let mut score = duplicate(&score);
         score.arg(file).current_dir(&rendered.folder);
-        let passed = finds_nothing(&mut score, |line| {
+        tally += finds_nothing(&mut score, |line| {
             line.starts_with("[OK]") || line.starts_with("[SKIPPED]")
         })?;
-        tally += if passed { PASSED } else { Tally::FAILED };
     }
     Ok(tally)
 }

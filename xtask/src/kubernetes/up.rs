@@ -1,10 +1,9 @@
 //! Brings environments up on minikube, from nothing or from whatever state the cluster is in.
 
 use std::process::ExitCode;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::command::{output, status};
+use crate::command::{in_parallel, output, status};
 use crate::environments::{self, Environment};
 use crate::kubernetes::cluster::{Cluster, wait_for};
 use crate::kubernetes::database;
@@ -147,23 +146,6 @@ fn install(releases: &[Release], cluster: &Cluster) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Runs commands that each take a second or two; fails with the error of the first item that has one.
-fn in_parallel<T: Sync, R: Send>(
-    items: &[T],
-    run: impl Fn(&T) -> anyhow::Result<R> + Sync,
-) -> anyhow::Result<Vec<R>> {
-    let results: Vec<_> = thread::scope(|scope| {
-        let run = &run;
-        let threads = items.iter().map(|item| scope.spawn(move || run(item)));
-        let threads: Vec<_> = threads.collect();
-        let results = threads.into_iter().map(|thread| thread.join());
-        results
-            .map(|result| result.expect("a command does not panic"))
-            .collect()
-    });
-    results.into_iter().collect()
 }
 
 async fn roll_out(environments: &[Environment], cluster: &Cluster) -> anyhow::Result<()> {

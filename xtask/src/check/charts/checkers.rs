@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 
+use super::PASSED;
 use crate::check::python;
 use crate::check::tally::Tally;
 use crate::command::{command, run, typed};
@@ -50,12 +51,17 @@ pub fn duplicate(template: &Command) -> Command {
 
 /// Runs it, and shows it with what it printed in one piece, since others run at the same time.
 pub fn shown(command: &mut Command) -> anyhow::Result<(ExitStatus, String)> {
+    let (status, text) = ran(command)?;
+    print!("$ {}\n{text}", typed(command));
+    Ok((status, text))
+}
+
+fn ran(command: &mut Command) -> anyhow::Result<(ExitStatus, String)> {
     let output = command
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))?;
     let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    print!("$ {}\n{text}", typed(command));
     Ok((output.status, text))
 }
 
@@ -64,17 +70,15 @@ pub fn judged(command: &mut Command) -> anyhow::Result<Tally> {
     shown(command).map(|(status, _)| Tally::of(status))
 }
 
-/// The same for a program whose `expected` lines are not shown; whether there are no others, and it succeeded.
+/// The same for a program whose `expected` lines are not shown; it passes if there are no others, and it succeeded.
 pub fn finds_nothing(
     checker: &mut Command,
     expected: impl Fn(&str) -> bool,
-) -> anyhow::Result<bool> {
-    let output = checker
-        .output()
-        .with_context(|| format!("cannot run {}", checker.get_program().to_string_lossy()))?;
-    let lines = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    let lines: Vec<&str> = lines.lines().filter(|line| !expected(line)).collect();
+) -> anyhow::Result<Tally> {
+    let (status, text) = ran(checker)?;
+    let lines: Vec<&str> = text.lines().filter(|line| !expected(line)).collect();
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
     print!("$ {}\n{text}", typed(checker));
-    Ok(output.status.success() && lines.is_empty())
+    let passed = status.success() && lines.is_empty();
+    Ok(if passed { PASSED } else { Tally::FAILED })
 }
