@@ -27,4 +27,4 @@ pub use origin::{Allow, Hosts, Origins};
 pub use prefix::PathPrefix;
 pub use request_id::{REQUEST_ID, RequestId};
 pub use server::{Connection, Connections};
-pub use tls::{Tls, TlsArgs};
+pub use tls::{Tls, TlsArgs, trusted};

@@ -1,18 +1,15 @@
 //! TLS of a client that knows the consumer's own certificate, or its CA.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
+use herald_runtime::http::trusted;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring::default_provider;
-use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -23,7 +20,7 @@ pub async fn connect(
     ca: &Path,
     socket: TcpStream,
 ) -> anyhow::Result<TlsStream<TcpStream>> {
-    let trusted = Trusted::read(ca).with_context(|| format!("cannot use {}", ca.display()))?;
+    let trusted = Trusted::read(ca)?;
     let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_safe_default_protocol_versions()?
         .dangerous()
@@ -51,16 +48,7 @@ struct Trusted {
 
 impl Trusted {
     fn read(file: &Path) -> anyhow::Result<Self> {
-        let pem = fs::read(file)?;
-        let certificates: Vec<_> =
-            CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>()?;
-        if certificates.is_empty() {
-            bail!("it contains no certificate in PEM");
-        }
-        let mut roots = RootCertStore::empty();
-        for certificate in &certificates {
-            roots.add(certificate.clone())?;
-        }
+        let (certificates, roots) = trusted(file)?;
         let provider = Arc::new(default_provider());
         let cas = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
         Ok(Self { certificates, cas })

@@ -1,16 +1,17 @@
 //! TLS on the ports for clients, with a certificate that can be replaced while they are connected.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::version::TLS13;
-use rustls::{InconsistentKeys, ServerConfig};
+use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -112,6 +113,29 @@ impl Tls {
     pub(super) fn is_http2(stream: &TlsStream<Io>) -> bool {
         stream.get_ref().1.alpn_protocol() == Some(b"h2")
     }
+}
+
+/// The certificates in a file, in PEM, and the CAs that they are.
+///
+/// # Errors
+///
+/// If the file cannot be read, or holds no certificate or one that cannot be a CA's; names the file.
+pub fn trusted(file: &Path) -> anyhow::Result<(Vec<CertificateDer<'static>>, RootCertStore)> {
+    let name = file.display();
+    let pem = fs::read(file).with_context(|| format!("cannot read {name}"))?;
+    let mut roots = RootCertStore::empty();
+    let mut certificates = Vec::new();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.with_context(|| format!("cannot use {name}"))?;
+        let added = roots.add(certificate.clone());
+        added.with_context(|| format!("cannot use {name}"))?;
+        certificates.push(certificate);
+    }
+    ensure!(
+        !roots.is_empty(),
+        "cannot use {name}: it contains no certificate in PEM"
+    );
+    Ok((certificates, roots))
 }
 
 fn config(cert: &[u8], key: &[u8]) -> anyhow::Result<Arc<ServerConfig>> {

@@ -1,6 +1,5 @@
 //! Keys from the address of an issuer: fetched at start, again before they are out of date, and at once when a token names another.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -15,9 +14,7 @@ use hyper::{Request, StatusCode, Uri};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::keys::{Key, of_issuer};
 use crate::Readiness;
 use crate::http::origin::ip_address;
+use crate::http::tls::trusted;
 
 /// The largest response that is read.
 const MAX_BYTES: usize = 256 << 10;
@@ -275,23 +273,10 @@ fn lifetime(headers: &HeaderMap, default: Duration) -> Duration {
 
 /// Trusts the CAs of a file, or else the public ones: the images have no store of them.
 fn tls(ca: Option<&Path>) -> anyhow::Result<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    match ca {
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-        Some(file) => {
-            let name = file.display();
-            let pem = fs::read(file).with_context(|| format!("cannot read {name}"))?;
-            for certificate in CertificateDer::pem_slice_iter(&pem) {
-                let added = certificate.map_err(anyhow::Error::from);
-                let added = added.and_then(|found| Ok(roots.add(found)?));
-                added.with_context(|| format!("cannot use {name}"))?;
-            }
-            ensure!(
-                !roots.is_empty(),
-                "cannot use {name}: it contains no certificate in PEM"
-            );
-        }
-    }
+    let roots = match ca {
+        None => webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect(),
+        Some(file) => trusted(file)?.1,
+    };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
