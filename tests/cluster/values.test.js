@@ -52,14 +52,13 @@ describe("the values of operators", { skip }, () => {
   });
 
   /** Installs a release. Its producer's image is in the cluster, its consumer's in the registry alone. */
-  function install(name, consumer, others = {}) {
+  function install(name, consumer) {
     const values = {
       imagePullSecrets: [{ name: "registry-login" }],
       kafka: { topicName: `operators.${name}`, topicConfig: { "retention.ms": "3600000" } },
       producer: { image: { repository: "herald/producer", tag: images.producer.tag, pullPolicy: "Never" } },
       consumer: { service: { name: "", type: "LoadBalancer" }, ...consumer },
       configmap: { data: { INTERVAL_MIN: "500ms", INTERVAL_MAX: "1s" } },
-      ...others,
     };
     const args = ["--kube-context", "minikube", "install", name, path("helm"), "--namespace", NAMESPACE, "--values", "-"];
     run("helm", args, { input: JSON.stringify(values) });
@@ -97,7 +96,7 @@ describe("the values of operators", { skip }, () => {
   test("a pull secret, a node selector, a variable from a Secret, a LoadBalancer", async () => {
     const header = { name: "CUSTOM_HEADER", valueFrom: { secretKeyRef: { name: "header", key: "header" } } };
     const image = { repository: `${registry.host}/herald/consumer`, tag: images.consumer.tag, pullPolicy: "Always" };
-    install(FIRST, { image, nodeSelector: { [POOL]: "browsers" }, extraEnv: [header], service: { name: "", type: "LoadBalancer" } });
+    install(FIRST, { image, nodeSelector: { [POOL]: "browsers" }, extraEnv: [header] });
     const scheduled = () => pod(FIRST).status.conditions?.find(({ type }) => type === "PodScheduled");
     await until("no node fits", () => scheduled()?.reason === "Unschedulable", 60_000);
     assert.match(scheduled().message, /didn't match Pod's node affinity\/selector/);
@@ -134,9 +133,8 @@ describe("the values of operators", { skip }, () => {
 
   test("a second release in the same namespace, by its image's digest, below a path behind nginx", async (t) => {
     const image = { repository: `${registry.host}/herald/consumer`, digest: registry.digest };
-    install(SECOND, { image, service: { name: "", type: "LoadBalancer" } });
-    const address2 = await address(SECOND);
-    const proxy = await startNginx(t, [address2], {}, "prefix.conf");
+    install(SECOND, { image });
+    const proxy = await startNginx(t, [await address(SECOND)], {}, "prefix.conf");
     assert.equal(await live(`${proxy.url}/tools/herald`, "values-second"), "Customized with a configmap!");
     assert.ok(pod(SECOND).spec.containers[0].image.endsWith(`@${registry.digest}`));
     // And the first one is as it was.
